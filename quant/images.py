@@ -1,0 +1,216 @@
+"""Calibration input: a folder of images, or a JSONL of {"image", "prompt"}, becomes a list of checked samples.
+
+A sample's key is sha256(image file's bytes + NUL + prompt): its identity is its content. Samples are sorted by key and the choice of
+`num_samples` ranks them by sha256(seed:key), so neither the order of files nor their names can change a result. Every image is decoded
+in full here, before any work starts, so that a broken file is found in the first seconds and not in the last hour.
+
+`open_image` gives 8-bit RGB for every mode that a PNG, JPEG, WebP or BMP can have. Left out: embedded colour profiles (the processors
+of the models ignore them too), animation (the first frame counts) and folders inside the folder.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from quant.errors import QuantError, UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the content, whatever the name says
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One calibration input. `key` depends on the image's bytes and the prompt only."""
+
+    image: Path
+    prompt: str
+    key: str
+
+
+def load_samples(source: Path, prompt: str, num_samples: int | None, seed: int) -> tuple[list[Sample], list[str]]:
+    """Read a folder of images, or a JSONL with one {"image": path, "prompt": text} a line ("prompt" may be left out).
+
+    Returns the samples, sorted by key, and notices for the user: what was skipped and why, how many of how many are used.
+    `num_samples` (None: all) picks a subset that depends on the seed and the set of keys alone.
+    Raises UsageError: no such source, no usable image in it, or (with file:line) a line of a JSONL that cannot be used.
+    """
+    source = Path(source)
+    if num_samples is not None and num_samples < 1:
+        raise UsageError(f"num_samples is {num_samples}: it must be at least 1")
+    if os.path.isdir(source):
+        found, notices = _from_folder(source, prompt)
+    elif os.path.isfile(source) and source.suffix.lower() == ".jsonl":
+        found, notices = _from_jsonl(source, prompt), []
+    elif os.path.exists(source):
+        raise UsageError(f"{source}: calibration input is a folder of images or a .jsonl file, and this is neither")
+    else:
+        raise UsageError(f"{source}: no such folder or .jsonl file")
+
+    unique: dict[str, Sample] = {}
+    for sample in found:
+        first = unique.setdefault(sample.key, sample)
+        if first is not sample:
+            notices.append(f"{sample.image.name}: the same image and prompt as {first.image.name}, counted once")
+    if not unique:
+        raise UsageError(f"{source}: no usable image (png, jpg, jpeg, webp or bmp){_reasons(notices)}")
+
+    chosen = sorted(unique)
+    if num_samples is not None and num_samples < len(chosen):
+        chosen = sorted(sorted(chosen, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:num_samples])
+        notices.append(f"using {len(chosen)} of {len(unique)} images, chosen with seed {seed}")
+    elif num_samples is not None and num_samples > len(chosen):
+        notices.append(f"using all {len(chosen)} images: num_samples asks for {num_samples}")
+    return [unique[key] for key in chosen], notices
+
+
+def hash_samples(samples: list[Sample]) -> str:
+    """sha256 (hex) of a set of samples, whatever their order: what the recipe records of the calibration set."""
+    return hashlib.sha256("\n".join(sorted(sample.key for sample in samples)).encode()).hexdigest()
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode a PNG, JPEG, WebP or BMP file of any mode: 8-bit RGB, EXIF rotation applied, transparency laid on white.
+
+    Raises QuantError in one line: not readable, not such an image, truncated, or more pixels than Pillow thinks safe.
+    """
+    return _decode(_read(Path(path)), path)
+
+
+def _read(path: Path) -> bytes:
+    if not os.path.isfile(path):  # a pipe would hang, a folder would give an odd message
+        raise QuantError(f"{path}: " + ("not a regular file" if os.path.exists(path) else "no such file"))
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _decode(data: bytes, name: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image.load()
+            return _rgb(_upright(image))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:  # its text holds both numbers
+        raise QuantError(f"{name}: make it smaller: {_one_line(error)}") from None
+    except Image.UnidentifiedImageError:
+        raise QuantError(f"{name}: not a PNG, JPEG, WebP or BMP image ({len(data)} bytes)") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on bad data
+        raise QuantError(f"{name}: cannot be decoded: {_one_line(error)}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF, which says nothing of the pixels: taken as they stand
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB, 8 bit."""
+    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip at 255 instead of scaling
+        grey = np.asarray(image).astype(np.uint32)  # [H,W], 0..65535
+        image = Image.fromarray(((grey.clip(0, 65535) + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:  # RGBA, LA, PA, or P, L, RGB with a transparent colour
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _sample(path: Path, prompt: str) -> Sample:
+    data = _read(path)
+    _decode(data, path)
+    return Sample(path, prompt, hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest())
+
+
+def _from_folder(folder: Path, prompt: str) -> tuple[list[Sample], list[str]]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
+    samples, notices = [], []
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            notices.append(f"skipped {path.name}: a folder (images are not searched for in folders inside)")
+        elif path.suffix.lower() not in SUFFIXES:
+            notices.append(f"skipped {path.name}: not an image")
+        else:
+            try:
+                samples.append(_sample(path, prompt))
+            except QuantError as error:
+                notices.append("skipped " + str(error).removeprefix(f"{folder}/"))
+    return samples, notices
+
+
+def _from_jsonl(file: Path, prompt: str) -> list[Sample]:
+    root, samples = file.parent.resolve(), []
+    try:
+        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            name, text = _parse(line, prompt)
+            samples.append(_sample(_inside(root, name), text))
+        except QuantError as error:
+            raise UsageError(f"{file}:{number}: " + str(error).removeprefix(f"{root}/")) from None
+    return samples
+
+
+def _parse(line: bytes, prompt: str) -> tuple[str, str]:
+    """One line of a JSONL -> (image, prompt)."""
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise QuantError("not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise QuantError(f"not JSON: {_one_line(error)}") from None
+    if not isinstance(row, dict):
+        raise QuantError(f'expected an object with "image" and "prompt", found {type(row).__name__}')
+    if unknown := sorted(set(row) - {"image", "prompt"}):
+        raise QuantError(f"unknown key {json.dumps(unknown[0])}: only \"image\" and \"prompt\" are known")
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        raise QuantError('"image" must be the path of an image, relative to the folder of this file')
+    if not isinstance(row.setdefault("prompt", prompt), str):
+        raise QuantError(f'"prompt" must be text, found {type(row["prompt"]).__name__}')
+    try:
+        row["prompt"].encode()
+    except UnicodeEncodeError:
+        raise QuantError('"prompt" holds half a surrogate pair, which is no text') from None
+    return row["image"], row["prompt"]
+
+
+def _inside(root: Path, name: str) -> Path:
+    """`root/name`, refused where it is not below root: absolute, by way of .., or through a symbolic link."""
+    if Path(name).is_absolute():
+        raise QuantError(f"image {json.dumps(name)} is an absolute path: give it relative to the folder of this file")
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
+        raise QuantError(f"image {json.dumps(name)}: {_one_line(error)}") from None
+    if not path.is_relative_to(root):
+        raise QuantError(f"image {json.dumps(name)} leaves the folder of this file")
+    return root / name
+
+
+def _reasons(notices: list[str]) -> str:
+    shown = "; ".join(notices[:3])
+    return f": {shown}" + (f"; and {len(notices) - 3} more" if len(notices) > 3 else "") if notices else ": it is empty"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
