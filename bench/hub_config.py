@@ -1,0 +1,204 @@
+"""What a checkpoint of each supported family says in its config.json on the hub, at the published sizes and at tiny ones.
+
+Written in the flat layout of the hub's own files (Qwen2-VL: text keys on the top level; LLaVA-1.5: a text_config that
+leaves out whatever equals LLaMA-7B's defaults), because that is what users download and what servers parse; a config
+saved by an installed transformers looks different. Shapes of tensors follow from these dicts alone (hub_tensors.py).
+
+    SIZES["qwen2vl-2b"].config      a dict, to be copied before it is edited
+    cut(config, 2, 2)               the same model with two blocks in each tower
+
+The tiny sizes keep what kernels and folds depend on: ViT heads of 80 channels (Qwen2-VL), language heads of 128, query
+heads that share a key/value head, and for Qwen2.5-VL window attention beside full attention.
+"""
+
+import copy
+from typing import NamedTuple
+
+QWEN_SPECIAL = 151643  # id of <|endoftext|>, the first of Qwen's fourteen special tokens
+# What transformers' LlamaConfig assumes, and llava-1.5-7b-hf therefore does not state.
+LLAMA_DEFAULTS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+
+
+class Size(NamedTuple):
+    """One checkpoint: its config.json, the largest image its processor keeps, and the hub's limit per weight file."""
+
+    config: dict
+    max_pixels: int | None = 12845056  # None: the family has no such key (LLaVA's CLIP takes one fixed size)
+    shard_bytes: int = 4_000_000_000
+
+
+def _qwen(
+    model_type: str,
+    architecture: str,
+    vision: dict,
+    *,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    vocab: int,
+    tied: bool = False,
+    special: int = QWEN_SPECIAL,
+    positions: int = 32768,
+) -> dict:
+    return {
+        "architectures": [architecture],
+        "attention_dropout": 0.0,
+        "bos_token_id": special,
+        "eos_token_id": special + 2,
+        "vision_start_token_id": special + 9,
+        "vision_end_token_id": special + 10,
+        "vision_token_id": special + 11,
+        "image_token_id": special + 12,
+        "video_token_id": special + 13,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": intermediate,
+        "max_position_embeddings": positions,
+        "max_window_layers": layers,
+        "model_type": model_type,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.41.2",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": vision,
+        # Halves of a 128-channel head turned by time, height and width; they must add up to 64.
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": vocab,
+    }
+
+
+def qwen2_vl(*, hidden: int, depth: int = 32, embed_dim: int = 1280, vision_heads: int = 16, **language) -> dict:
+    """Qwen2-VL. `hidden` is the language width, which the ViT's merger ends in; its vision_config has no `model_type`."""
+    vision = {
+        "depth": depth,
+        "embed_dim": embed_dim,
+        "mlp_ratio": 4,
+        "num_heads": vision_heads,
+        "in_chans": 3,
+        "hidden_size": hidden,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    }
+    return _qwen("qwen2_vl", "Qwen2VLForConditionalGeneration", vision, hidden=hidden, **language)
+
+
+def qwen2_5_vl(
+    *,
+    hidden: int,
+    depth: int = 32,
+    width: int = 1280,
+    vision_intermediate: int = 3420,
+    vision_heads: int = 16,
+    window: int = 112,
+    full_attention: tuple[int, ...] = (7, 15, 23, 31),
+    **language,
+) -> dict:
+    """Qwen2.5-VL. The ViT's own width is called `hidden_size` here, the language width `out_hidden_size`."""
+    vision = {
+        "depth": depth,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "intermediate_size": vision_intermediate,
+        "num_heads": vision_heads,
+        "in_chans": 3,
+        "out_hidden_size": hidden,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": window,
+        "fullatt_block_indexes": list(full_attention),
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    }
+    return _qwen(
+        "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", vision, hidden=hidden, positions=128000, **language
+    )
+
+
+def llava(*, text: dict, vision: dict, base_vocab: int = 32000, vocab: int = 32064) -> dict:
+    """LLaVA-1.5 in float16. `base_vocab` is LLaMA's; <image> and <pad> are the two ids after it."""
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_token_index": base_vocab,
+        "model_type": "llava",
+        "pad_token_id": base_vocab + 1,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            **text,
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            "vocab_size": vocab,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.36.0.dev0",
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "patch_size": 14,
+            "projection_dim": 768,
+            "vocab_size": 32000,
+            **vision,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vocab_size": vocab,
+    }
+
+
+def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
+    """A copy of `config` with this many blocks in each tower; Qwen2.5-VL keeps a block with full attention.
+
+    Of LLaVA-1.5's vision blocks the last has no effect, so one block means a vision tower without any.
+    """
+    config = copy.deepcopy(config)
+    text, vision = config.get("text_config", config), config["vision_config"]
+    text["num_hidden_layers"] = language_blocks
+    vision["depth" if "depth" in vision else "num_hidden_layers"] = vision_blocks
+    if "fullatt_block_indexes" in vision:
+        kept = [i for i in vision["fullatt_block_indexes"] if i < vision_blocks]
+        vision["fullatt_block_indexes"] = kept or [vision_blocks - 1]
+    return config
+
+
+_QWEN_7B = dict(hidden=3584, intermediate=18944, layers=28, heads=28, kv_heads=4, vocab=152064)
+_QWEN_TINY = dict(hidden=256, intermediate=320, layers=2, heads=2, kv_heads=1, vocab=576, special=512)
+_CLIP_L = dict(hidden_size=1024, image_size=336, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24)
+_CLIP_TINY = dict(hidden_size=128, image_size=56, intermediate_size=256, num_attention_heads=2, num_hidden_layers=3)
+_LLAMA_TINY = dict(
+    hidden_size=256, intermediate_size=320, num_attention_heads=2, num_hidden_layers=2, num_key_value_heads=2
+)
+
+SIZES = {
+    "qwen2vl-2b": Size(
+        qwen2_vl(hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True)
+    ),
+    "qwen2vl-7b": Size(qwen2_vl(**_QWEN_7B)),
+    "qwen2vl-72b": Size(qwen2_vl(hidden=8192, intermediate=29568, layers=80, heads=64, kv_heads=8, vocab=152064)),
+    "qwen2_5vl-7b": Size(qwen2_5_vl(**_QWEN_7B)),
+    "llava-7b": Size(llava(text={}, vision=_CLIP_L), max_pixels=None, shard_bytes=5_000_000_000),
+    "qwen2vl-tiny": Size(qwen2_vl(depth=2, embed_dim=160, vision_heads=2, **_QWEN_TINY), max_pixels=112 * 112),
+    "qwen2_5vl-tiny": Size(
+        qwen2_5_vl(
+            depth=3, width=160, vision_intermediate=208, vision_heads=2, window=56, full_attention=(1,), **_QWEN_TINY
+        ),
+        max_pixels=112 * 112,
+    ),
+    "llava-tiny": Size(llava(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512), max_pixels=None),
+}

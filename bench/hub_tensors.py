@@ -1,0 +1,136 @@
+"""Which tensors a checkpoint holds: hub names, shapes and how their random values are drawn, from config.json alone.
+
+    tensors(config) -> [Tensor("visual.patch_embed.proj.weight", (1280, 3, 2, 14, 14), std), ...]
+
+in the order in which the hub's files hold them (vision tower, projector, language model, head). Values are normal with
+a mean and a standard deviation per tensor, chosen so that activations keep the size they have in trained models:
+
+    linear    std = 1 / sqrt(sum_c E[x_c^2]), so that each output has variance 1 for the input it will see
+    norm      weight 1 +- 0.1; those in front of linears also get outlier channels, `gains` below
+    bias      +- 0.1
+
+Outlier channels: in trained models a few channels of a norm's output are 10 to 40 times larger than the rest, in the
+same channels throughout a tower, and that is what makes per-tensor int8 activations hard. `gains(C)` says how large.
+
+Left out: outliers inside v and up, which no group in front of a norm sees, and anything that only training makes.
+"""
+
+import math
+from typing import NamedTuple
+
+from bench.hub_config import LLAMA_DEFAULTS
+
+
+class Tensor(NamedTuple):
+    """One tensor of the checkpoint; value = mean + std * noise, times the gains in outlier channels if `outliers`."""
+
+    name: str
+    shape: tuple[int, ...]
+    std: float
+    mean: float = 0.0
+    outliers: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def gains(channels: int) -> list[float]:
+    """By how much the outlier channels of a norm of this width exceed the others: 3 to 8 factors from 10 to 40."""
+    count = min(8, max(3, channels // 512))
+    return [10.0 * 4.0 ** (i / (count - 1)) for i in range(count)]
+
+
+def _norm_energy(channels: int) -> float:
+    """Sum over the channels of E[x^2] behind a norm with outlier channels."""
+    factors = gains(channels)
+    return channels - len(factors) + sum(g * g for g in factors)
+
+
+def _linear(name: str, out: int, inputs: int, *, bias: bool, behind_norm: int = 0) -> list[Tensor]:
+    """A linear [out, inputs]; `behind_norm` is the width of the outlier norm that it reads (merger: inputs = 4 widths)."""
+    energy = _norm_energy(behind_norm) * inputs / behind_norm if behind_norm else inputs
+    weight = Tensor(f"{name}.weight", (out, inputs), energy**-0.5)
+    return [weight, Tensor(f"{name}.bias", (out,), 0.1)] if bias else [weight]
+
+
+def _norm(name: str, width: int, *, bias: bool, outliers: bool = True) -> list[Tensor]:
+    weight = Tensor(f"{name}.weight", (width,), 0.1, 1.0, outliers)
+    return [weight, Tensor(f"{name}.bias", (width,), 0.1, 0.0, outliers)] if bias else [weight]
+
+
+def _language(prefix: str, head: str, text: dict, *, qkv_bias: bool, tied: bool) -> list[Tensor]:
+    """Embedding, decoder blocks, final norm and head of LLaMA and Qwen2; `text` has their config keys."""
+    width, inner, heads = text["hidden_size"], text["intermediate_size"], text["num_attention_heads"]
+    kv = width // heads * (text.get("num_key_value_heads") or heads)
+    found = [Tensor(f"{prefix}embed_tokens.weight", (text["vocab_size"], width), width**-0.5)]
+    for i in range(text["num_hidden_layers"]):
+        block = f"{prefix}layers.{i}."
+        found += _norm(f"{block}input_layernorm", width, bias=False)
+        for part, out in (("q", width), ("k", kv), ("v", kv)):
+            found += _linear(f"{block}self_attn.{part}_proj", out, width, bias=qkv_bias, behind_norm=width)
+        found += _linear(f"{block}self_attn.o_proj", width, width, bias=False)
+        found += _norm(f"{block}post_attention_layernorm", width, bias=False)
+        for part in ("gate", "up"):
+            found += _linear(f"{block}mlp.{part}_proj", inner, width, bias=False, behind_norm=width)
+        found += _linear(f"{block}mlp.down_proj", width, inner, bias=False)
+    found += _norm(f"{prefix}norm", width, bias=False, outliers=False)
+    return found if tied else found + _linear(head, text["vocab_size"], width, bias=False)
+
+
+def _qwen_vision(vision: dict, language_width: int) -> list[Tensor]:
+    """The ViT and merger of Qwen2-VL (LayerNorm, fc1/fc2) and of Qwen2.5-VL (RMSNorm, gate/up/down)."""
+    gated = "fullatt_block_indexes" in vision
+    width = vision["hidden_size"] if gated else vision["embed_dim"]
+    inner = vision["intermediate_size"] if gated else width * vision["mlp_ratio"]
+    merged = width * vision["spatial_merge_size"] ** 2
+    patch = (3, vision["temporal_patch_size"], vision["patch_size"], vision["patch_size"])
+    found = [Tensor("visual.patch_embed.proj.weight", (width, *patch), math.prod(patch) ** -0.5)]
+    for i in range(vision["depth"]):
+        block = f"visual.blocks.{i}."
+        found += _norm(f"{block}norm1", width, bias=not gated) + _norm(f"{block}norm2", width, bias=not gated)
+        found += _linear(f"{block}attn.qkv", 3 * width, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}attn.proj", width, width, bias=True)
+        for name in ("gate_proj", "up_proj") if gated else ("fc1",):
+            found += _linear(f"{block}mlp.{name}", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.{'down_proj' if gated else 'fc2'}", width, inner, bias=True)
+    found += _norm("visual.merger.ln_q", width, bias=not gated)
+    found += _linear("visual.merger.mlp.0", merged, merged, bias=True, behind_norm=width)
+    return found + _linear("visual.merger.mlp.2", language_width, merged, bias=True)
+
+
+def _clip_vision(prefix: str, vision: dict) -> list[Tensor]:
+    """CLIP's ViT with class token, learned positions, and LayerNorms before and after its blocks."""
+    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    positions = (vision["image_size"] // patch) ** 2 + 1
+    found = [
+        Tensor(f"{prefix}embeddings.class_embedding", (width,), width**-0.5),
+        Tensor(f"{prefix}embeddings.patch_embedding.weight", (width, 3, patch, patch), (3 * patch * patch) ** -0.5),
+        Tensor(f"{prefix}embeddings.position_embedding.weight", (positions, width), width**-0.5),
+        *_norm(f"{prefix}pre_layrnorm", width, bias=True, outliers=False),
+    ]
+    for i in range(vision["num_hidden_layers"]):
+        block = f"{prefix}encoder.layers.{i}."
+        for part in ("k_proj", "v_proj", "q_proj"):
+            found += _linear(f"{block}self_attn.{part}", width, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}self_attn.out_proj", width, width, bias=True)
+        found += _norm(f"{block}layer_norm1", width, bias=True)
+        found += _linear(f"{block}mlp.fc1", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.fc2", width, inner, bias=True)
+        found += _norm(f"{block}layer_norm2", width, bias=True)
+    return found + _norm(f"{prefix}post_layernorm", width, bias=True, outliers=False)
+
+
+def tensors(config: dict) -> list[Tensor]:
+    """Every tensor of the checkpoint that `config` (a hub config.json, see hub_config.py) describes."""
+    if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
+        found = _qwen_vision(config["vision_config"], config["hidden_size"])
+        return found + _language("model.", "lm_head", config, qkv_bias=True, tied=config["tie_word_embeddings"])
+    text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
+    found = _clip_vision("vision_tower.vision_model.", vision)
+    found += _linear("multi_modal_projector.linear_1", text["hidden_size"], vision["hidden_size"], bias=True)
+    found += _linear("multi_modal_projector.linear_2", text["hidden_size"], text["hidden_size"], bias=True)
+    return found + _language(
+        "language_model.model.", "language_model.lm_head", text, qkv_bias=False, tied=config["tie_word_embeddings"]
+    )
