@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from quant.errors import QuantError, UsageError
+from .errors import QuantError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the content, whatever the name says
@@ -101,11 +101,11 @@ def _decode(data: bytes, name: Path) -> Image.Image:
             image.load()
             return _rgb(_upright(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:  # its text holds both numbers
-        raise QuantError(f"{name}: make it smaller: {_one_line(error)}") from None
+        raise QuantError(f"{name}: make it smaller: {one_line(error)}") from None
     except Image.UnidentifiedImageError:
         raise QuantError(f"{name}: not a PNG, JPEG, WebP or BMP image ({len(data)} bytes)") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on bad data
-        raise QuantError(f"{name}: cannot be decoded: {_one_line(error)}") from None
+        raise QuantError(f"{name}: cannot be decoded: {one_line(error)}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -178,7 +178,7 @@ def _parse(line: bytes, prompt: str) -> tuple[str, str]:
     except UnicodeDecodeError:
         raise QuantError("not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise QuantError(f"not JSON: {_one_line(error)}") from None
+        raise QuantError(f"not JSON: {one_line(error)}") from None
     if not isinstance(row, dict):
         raise QuantError(f'expected an object with "image" and "prompt", found {type(row).__name__}')
     if unknown := sorted(set(row) - {"image", "prompt"}):
@@ -201,7 +201,7 @@ def _inside(root: Path, name: str) -> Path:
     try:
         path = (root / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
-        raise QuantError(f"image {json.dumps(name)}: {_one_line(error)}") from None
+        raise QuantError(f"image {json.dumps(name)}: {one_line(error)}") from None
     if not path.is_relative_to(root):
         raise QuantError(f"image {json.dumps(name)} leaves the folder of this file")
     return root / name
@@ -212,5 +212,7 @@ def _reasons(notices: list[str]) -> str:
     return f": {shown}" + (f"; and {len(notices) - 3} more" if len(notices) > 3 else "") if notices else ": it is empty"
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException) -> str:
+    """A library's error as part of a one-line message; with its class where the text alone says little (KeyError: 'x')."""
+    text = " ".join(str(error).split())
+    return text if " " in text else f"{type(error).__name__}: {text}".removesuffix(": ")

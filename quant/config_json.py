@@ -1,0 +1,50 @@
+"""config.json of the export: the source's own, with the keys edited that servers read. Never transformers' save_pretrained: its newer
+layout (rope_parameters, dtype, nested text_config) is misread by older transformers and by the servers.
+"""
+import copy
+import json
+
+import torch
+
+DTYPE_KEYS = ("torch_dtype", "dtype")  # transformers 5 writes the second
+
+
+def dumps(value: dict) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def dtype_name(config: dict) -> str:
+    """ "bfloat16" and the like, from whichever key holds it."""
+    return next((config[key] for key in DTYPE_KEYS if config.get(key)), "float32")
+
+
+def edit(config: dict, *, flat: bool, dtype: torch.dtype, vision_int8: bool) -> dict:
+    """A new dict. flat: lift the language model's keys to the top; vision_int8: MindIE's switch for its int8 vision tower."""
+    edited = copy.deepcopy(config)
+    text = edited.get("text_config", {})
+    edited.pop("quantization_config", None)  # it would hide the description from vLLM-Ascend
+    if flat and text:
+        for key, value in edited.pop("text_config").items():
+            edited.setdefault(key, value)
+        edited["model_type"] = config["model_type"]
+        _old_rope(edited)
+    if "vocab_size" not in edited:
+        edited["vocab_size"] = text.get("vocab_size", 32000)  # LlamaConfig's default, which llava-hf leaves out
+    for key in DTYPE_KEYS:
+        if key in edited or key == "torch_dtype":
+            edited[key] = str(dtype).removeprefix("torch.")
+    edited["quantize"] = "w8a8"
+    edited["vision_config"].pop("quantize", None)
+    if vision_int8:
+        edited["vision_config"]["quantize"] = "w8a8"
+    return edited
+
+
+def _old_rope(config: dict) -> None:
+    """rope_parameters, as transformers 5 has it -> rope_theta and rope_scaling, as servers read them."""
+    rope = config.pop("rope_parameters", None)
+    if not rope:
+        return
+    config.setdefault("rope_theta", rope["rope_theta"])
+    if "mrope_section" in rope:
+        config.setdefault("rope_scaling", {"type": "mrope", "mrope_section": rope["mrope_section"]})

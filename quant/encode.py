@@ -1,0 +1,257 @@
+"""One image and one prompt -> a model's inputs, by the checkpoint's own processor, without torchvision and without a network.
+
+AutoProcessor builds the video processor of Qwen-VL, which wants torchvision, even for images only. Here the processor's class is put
+together from AutoImageProcessor (PIL backend, pinned: the torchvision backend's pixels differ) and AutoTokenizer, and its argument
+check lets the missing video processor pass. Counting image tokens, expanding them and normalizing pixels stay transformers' work.
+
+    text   [chat template with one image, prompt]  ->  input_ids, attention_mask [1,T] (+ mm_token_type_ids [1,T], transformers 5.x)
+    image  RGB  ->  pixel_values: Qwen [patches, 3*2*14*14] with image_grid_thw [1,3]; LLaVA [1,3,H,W]
+
+A new family is one entry in PROCESSING. Left out: video, several images, several turns. transformers is imported when an Encoder is
+made. Written for transformers 4.57 and 5.x; 4.46, which the vendor's library needs, works too.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import QuantError, UsageError
+from .images import Sample, one_line, open_image
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Processing:
+    """How a family's inputs are made."""
+
+    processor: str  # class in transformers
+    image_token: str  # its text; the processor repeats it once for each image feature
+    reserved: tuple[str, ...]  # placeholders that a prompt must not contain
+    chat: str  # documented format of one question about one image, for checkpoints without a template
+    from_config: Callable[[dict], dict]  # config.json -> the processor's arguments that it must agree with
+    free_size: bool  # whether min_pixels and max_pixels mean something
+
+
+def _llava_arguments(config: dict) -> dict:
+    vision = config["vision_config"]
+    return {
+        "patch_size": vision["patch_size"],
+        "vision_feature_select_strategy": config.get("vision_feature_select_strategy", "default"),
+        "num_additional_image_tokens": 1 if vision.get("model_type") == "clip_vision_model" else 0,  # CLIP's class token
+    }
+
+
+_CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
+)
+_QWEN = dict(image_token="<|image_pad|>", reserved=("<|image_pad|>", "<|video_pad|>"), chat=_CHATML, free_size=True)
+
+PROCESSING = {  # config.json's architecture -> how its inputs are made
+    "Qwen2VLForConditionalGeneration": Processing("Qwen2VLProcessor", from_config=lambda config: {}, **_QWEN),
+    "Qwen2_5_VLForConditionalGeneration": Processing("Qwen2_5_VLProcessor", from_config=lambda config: {}, **_QWEN),
+    "LlavaForConditionalGeneration": Processing(
+        "LlavaProcessor",
+        image_token="<image>",
+        reserved=("<image>",),
+        chat="USER: <image>\n{prompt} ASSISTANT:",
+        from_config=_llava_arguments,
+        free_size=False,
+    ),
+}
+
+
+class Encoder:
+    """The processor of the checkpoint in `directory`: `encoder(image, prompt)` gives the model's inputs.
+
+    min_pixels, max_pixels: limits on the resized image's area instead of the checkpoint's own (Qwen only).
+    Raises UsageError: architecture without an entry in PROCESSING, limits that the family has not or that contradict each other.
+    Raises QuantError: a tokenizer or processor file that is missing, damaged, at odds with config.json, or in need of remote code.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        trust_remote_code: bool = False,
+    ):
+        self.directory = Path(directory)
+        config = self._json("config.json", required=True)
+        architecture = (config.get("architectures") or [None])[0]
+        if architecture not in PROCESSING:
+            known = ", ".join(sorted(PROCESSING))
+            raise UsageError(f"{self.directory / 'config.json'}: no inputs are known for architecture {architecture}, only for {known}")
+        self._family = PROCESSING[architecture]
+        limits = {key: value for key, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
+        if limits and not self._family.free_size:
+            raise UsageError(f"{' and '.join(limits)}: {architecture} resizes every image to one size, leave it out")
+
+        self._load(config, limits, trust_remote_code)
+        self._check_image_token(config)
+        self._template, self._template_source = self._find_template()
+
+    def __call__(self, image: "Image.Image", prompt: str) -> dict[str, "torch.Tensor"]:
+        """RGB image, prompt -> model inputs, batch 1, as shown at the top of this file; float32 pixels, int64 ids.
+
+        Raises QuantError: the prompt contains an image placeholder, or the processor refuses the image (such as one 200 times as
+        wide as high).
+        """
+        if used := [token for token in self._family.reserved if token in prompt]:
+            raise QuantError(f"the prompt contains {used[0]}: leave it out, the image is put in by the chat template")
+        text = self._render(self._template, prompt)
+        bos = self.tokenizer.bos_token
+        try:
+            inputs = self._processor(
+                images=[image],
+                text=[text],
+                return_tensors="pt",
+                input_data_format="channels_last",  # else 4.x takes an image 1 or 3 pixels high for channels first
+                add_special_tokens=not (bos and text.startswith(bos)),  # a template may have written <s> itself
+            )
+        except Exception as error:
+            raise QuantError(f"an image of {image.width}x{image.height}: {one_line(error)}") from error
+        return dict(inputs)
+
+    def encode_sample(self, sample: Sample) -> dict[str, "torch.Tensor"]:
+        """Open and encode a sample of images.load_samples; a QuantError names its file."""
+        image = open_image(sample.image)
+        try:
+            return self(image, sample.prompt)
+        except QuantError as error:
+            raise QuantError(f"{sample.image}: {error}") from error.__cause__
+
+    def decode(self, ids) -> str:
+        """Token ids [T] -> text without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def describe(self) -> dict:
+        """What the recipe records: what made the pixels and the text, and what config.json had to fill in."""
+        described = {
+            "processor": self._family.processor,
+            "image_processor": type(self._processor.image_processor).__name__,
+            "image_backend": "pil",
+            "chat_template": self._template_source,
+            "filled_from_config": self._filled,
+        }
+        if self._family.free_size:
+            described["min_pixels"], described["max_pixels"] = _limits(self._processor.image_processor)
+        return described
+
+    # ---- loading
+
+    def _load(self, config: dict, limits: dict, trust_remote_code: bool) -> None:
+        """Sets tokenizer, _processor and _filled."""
+        stored = self._json("processor_config.json")
+        if "image_processor" not in stored and not (self.directory / "preprocessor_config.json").is_file():
+            raise QuantError(f"{self.directory}: preprocessor_config.json is missing")
+        if not any((self.directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+            raise QuantError(f"{self.directory}: no tokenizer.json, vocab.json or tokenizer.model")
+        try:
+            needed = self._family.from_config(config)
+        except KeyError as error:
+            raise QuantError(f"{self.directory / 'config.json'}: {error} is missing, the processor needs it") from None
+        self._filled = sorted(key for key in needed if stored.get(key) is None)
+        arguments = {key: value if key in self._filled else stored[key] for key, value in needed.items()}
+
+        import transformers
+
+        pinned = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+        common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        try:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.directory), **common)
+            image_processor = transformers.AutoImageProcessor.from_pretrained(str(self.directory), **pinned, **common, **limits)
+            image_only = _image_only(getattr(transformers, self._family.processor))
+            self._processor = image_only(image_processor=image_processor, tokenizer=self.tokenizer, **arguments)
+        except Exception as error:  # OSError, ValueError, KeyError and more, by file and version
+            if "trust_remote_code" in str(error):
+                way_out = "its processor needs code of its own: read it, then pass trust_remote_code True"
+                raise QuantError(f"{self.directory}: {way_out}") from error
+            raise QuantError(f"{self.directory}: the processor cannot be built: {one_line(error)}") from error
+        if self._family.free_size:
+            smallest, largest = _limits(image_processor)
+            if not 0 < smallest <= largest:
+                raise UsageError(f"min_pixels {smallest} and max_pixels {largest}: the first must not exceed the second")
+
+    def _check_image_token(self, config: dict) -> None:
+        """Sets image_token_id. The model finds the image's places by config.json's number, the tokenizer writes its own."""
+        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self._family.image_token)
+        expected = config.get("image_token_id", config.get("image_token_index", self.image_token_id))
+        if self.image_token_id is None or self.image_token_id == self.tokenizer.unk_token_id:
+            raise QuantError(f"{self.directory}: the tokenizer does not know {self._family.image_token}")
+        if self.image_token_id != expected:
+            raise QuantError(
+                f"{self.directory}: {self._family.image_token} is {self.image_token_id} for the tokenizer and {expected} in config.json"
+            )
+
+    # ---- chat template
+
+    def _find_template(self) -> tuple[str | None, str]:
+        """-> (template, where it is from); None stands for the family's documented format. A template that has no place
+        for an image (a language model's, left over) is passed over."""
+        passed_over = []
+        for source, template in self._templates():
+            try:
+                count = self._render(template, "x").count(self._family.image_token)
+            except Exception:  # Jinja errors: a text-only template fails on content that is a list
+                count = 0
+            if count == 1:
+                return template, source
+            passed_over.append(source)
+        return None, "built in" + (f" (no place for an image in {', '.join(passed_over)})" if passed_over else "")
+
+    def _templates(self) -> list[tuple[str, str]]:
+        jinja = self.directory / "chat_template.jinja"
+        own = self.tokenizer.chat_template
+        found = [
+            (jinja.name, jinja.read_text(encoding="utf-8") if jinja.is_file() else None),
+            ("chat_template.json", self._json("chat_template.json").get("chat_template")),
+            ("tokenizer_config.json", own.get("default") if isinstance(own, dict) else own),
+        ]
+        return [(source, template) for source, template in found if template]
+
+    def _render(self, template: str | None, prompt: str) -> str:
+        if template is None:
+            return self._family.chat.replace("{prompt}", prompt)
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        return self.tokenizer.apply_chat_template(
+            [turn], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+
+    def _json(self, name: str, required: bool = False) -> dict:
+        path = self.directory / name
+        if not path.is_file():
+            if required:
+                raise QuantError(f"{path}: no such file")
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise QuantError(f"{path}: {one_line(error)}") from None
+        if not isinstance(content, dict):
+            raise QuantError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        return content
+
+
+def _image_only(processor_class: type) -> type:
+    """The processor's class, content without a video processor; of every other argument transformers still checks the class."""
+
+    class ImageOnly(processor_class):
+        def check_argument_for_proper_class(self, argument_name, argument):
+            if argument is not None:
+                return super().check_argument_for_proper_class(argument_name, argument)
+
+    return ImageOnly
+
+
+def _limits(image_processor) -> tuple[int, int]:
+    """(min_pixels, max_pixels): attributes of their own in 4.x, edges of `size` in 5.x."""
+    if getattr(image_processor, "max_pixels", None) is not None:
+        return image_processor.min_pixels, image_processor.max_pixels
+    return image_processor.size["shortest_edge"], image_processor.size["longest_edge"]

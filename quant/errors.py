@@ -1,0 +1,13 @@
+"""The two ways a run can end badly. The message is the one line the user reads; the command line turns it into an exit code."""
+
+
+class QuantError(Exception):
+    """A job or a check failed: exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(QuantError):
+    """The request cannot be carried out as it was put: exit code 2, and nothing was done."""
+
+    exit_code = 2

@@ -1,0 +1,16 @@
+"""architecture (config.json's "architectures") -> Family."""
+from .errors import UsageError
+from .family import Family
+from .llava import LLAVA
+from .qwen2vl import QWEN2_VL
+
+FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_VL, LLAVA)}
+
+
+def family_of(config: dict, where) -> Family:
+    """The family of a checkpoint's config.json. Raises UsageError, listing what is supported, for another architecture."""
+    architectures = config.get("architectures") or ["none"]
+    if architectures[0] not in FAMILIES:
+        supported = ", ".join(f"{family.name} ({name})" for name, family in FAMILIES.items())
+        raise UsageError(f"{where}: architecture {architectures[0]} is not supported; supported are {supported}")
+    return FAMILIES[architectures[0]]

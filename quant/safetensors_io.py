@@ -1,0 +1,148 @@
+"""The safetensors container, as far as streaming needs it and the library does not offer it.
+
+File: 8 bytes little-endian header length N, N bytes of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data.
+Reading goes into fresh memory at the disk's speed (the library memory-maps, so pages once touched count as resident for as long as
+any tensor of the file lives). Writing lays out the header first, from names, dtypes and shapes alone, then takes the tensors in any
+order: a 70 GB export needs memory for one tensor. The library reads what is written here; a test says so, byte for byte.
+"""
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import QuantError
+
+DTYPES = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000  # bytes; the library's own limit
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: file, absolute byte offset, dtype, shape."""
+
+    file: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Tensor name -> TensorInfo. Raises QuantError, naming the file, for a missing, truncated or inconsistent one."""
+    try:
+        with open(file, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > size - 8 or length > MAX_HEADER:
+                raise QuantError(f"{file}: header of {length} bytes in a file of {size}; truncated or not a safetensors file, fetch it again")
+            header = json.loads(stream.read(length))
+    except OSError as err:
+        raise QuantError(f"{file}: {err.strerror}") from None
+    except (ValueError, RecursionError):
+        raise QuantError(f"{file}: the header is not JSON; damaged or not a safetensors file, fetch it again") from None
+    if not isinstance(header, dict):
+        raise QuantError(f"{file}: the header is not a JSON object; damaged, fetch it again")
+    header.pop("__metadata__", None)
+    return {name: _tensor_info(file, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _tensor_info(file: Path, name: str, entry: dict, base: int, size: int) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        well_formed = False
+    if not well_formed:
+        raise QuantError(f"{file}: the header entry of {name} is malformed; damaged, fetch it again")
+    if dtype not in DTYPES:
+        raise QuantError(f"{file}: {name} has dtype {dtype}; supported are {', '.join(DTYPES)}")
+    info = TensorInfo(file, base + begin, DTYPES[dtype], shape)
+    if info.nbytes != end - begin:
+        raise QuantError(f"{file}: {name} of shape {list(shape)} and dtype {dtype} needs {info.nbytes} bytes, the header gives {end - begin}; damaged, fetch it again")
+    if base + end > size:
+        raise QuantError(f"{file}: truncated, {name} ends at byte {base + end} and the file at {size}; fetch it again")
+    return info
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """A fresh tensor, filled from the file. Raises QuantError on a read error or a file that has become shorter."""
+    tensor = torch.empty(info.shape, dtype=info.dtype)
+    if not info.nbytes:
+        return tensor
+    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    try:
+        with open(info.file, "rb", buffering=0) as stream:
+            stream.seek(info.offset)
+            done = 0
+            while done < info.nbytes:
+                count = stream.readinto(view[done:])
+                if not count:
+                    raise QuantError(f"{info.file}: ended at byte {info.offset + done}, {info.offset + info.nbytes} expected; was it changed meanwhile?")
+                done += count
+    except OSError as err:
+        raise QuantError(f"{info.file}: {err.strerror} at byte {info.offset}") from None
+    return tensor
+
+
+class SafetensorsWriter:
+    """One safetensors file of known layout, whose tensors arrive in any order.
+
+    layout: name -> (dtype, shape), in file order. Every tensor must be written exactly once before close().
+    """
+
+    def __init__(self, file: Path, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]):
+        self.file, self.infos, begin, header = file, {}, 0, {"__metadata__": {"format": "pt"}}
+        for name, (dtype, shape) in layout.items():
+            end = begin + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+            begin = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
+        self.infos = {
+            name: TensorInfo(file, 8 + len(text) + header[name]["data_offsets"][0], dtype, tuple(shape)) for name, (dtype, shape) in layout.items()
+        }
+        self.pending, self.size = set(layout), 8 + len(text) + begin
+        self._stream = open(file, "wb", buffering=0)
+        self._put(0, len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Raises QuantError when the tensor is not the one announced, or the disk refuses it."""
+        info = self.infos[name]
+        if (tensor.dtype, tuple(tensor.shape)) != (info.dtype, info.shape):
+            raise QuantError(f"{name}: {tensor.dtype} {list(tensor.shape)} written where {info.dtype} {list(info.shape)} was announced; this is a bug")
+        if name not in self.pending:
+            raise QuantError(f"{name}: written twice; this is a bug")
+        if info.nbytes:
+            self._put(info.offset, memoryview(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
+        self.pending.discard(name)
+
+    def _put(self, offset: int, data) -> None:
+        try:
+            self._stream.seek(offset)
+            view = memoryview(data)
+            while view:
+                view = view[self._stream.write(view) :]
+        except OSError as err:
+            raise QuantError(f"{self.file}: {err.strerror}; {self.size / 1e9:.1f} GB needed for this file") from None
+
+    def close(self) -> None:
+        """Flush to the disk. Raises QuantError when a tensor was never written."""
+        with self._stream as stream:
+            if self.pending:
+                raise QuantError(f"{self.file}: {len(self.pending)} tensors were never written, {sorted(self.pending)[0]} among them; this is a bug")
+            os.fsync(stream.fileno())
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._stream.close()

@@ -1,0 +1,62 @@
+"""What an outlier-suppression method is given and what it answers; the methods themselves are m2.py and m4.py, one `solve` each.
+
+The error by which candidates are judged is the group's own: the rows that were kept of its input, X [T, C], through its linears in float
+and through the same linears as they will be exported,
+    sum_l || X W_l^T - (q_x((X - z) / s) q_w(W_l s)^T + W_l z) ||^2,
+with the quantizers of int8.py and ranges.py. Of large linears OUTPUTS channels, evenly spaced, stand for all; rounding a channel
+does not depend on the others, so each of them is exact.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .int8 import fake_quantize_input, input_scale_offset, quantize_weight, weight_scale
+from .ranges import activation_range
+from .stats import Stats
+
+OUTPUTS = 512  # output channels per linear on which a candidate is tried
+
+
+@dataclass
+class Smoothing:
+    """scale: float32 [C], > 0; shift: float32 [C] or None."""
+
+    scale: Tensor
+    shift: Tensor | None = None
+
+
+@dataclass
+class Problem:
+    """One group, as a method sees it.
+
+    stats: of the input; weights: the linears' folded weights, float32 [O_l, C], all or OUTPUTS of their rows; column_max: float32 [C],
+    the largest |W_oc| over all rows of all linears; share: [C] -> [C], the largest over the columns that must have one scale (grouped-query
+    attention), the identity elsewhere; may_shift: whether the source has a bias that can carry a shift; act_method: ranges.py's.
+    """
+
+    stats: Stats
+    weights: list[Tensor]
+    column_max: Tensor
+    share: Callable[[Tensor], Tensor]
+    may_shift: bool
+    act_method: int
+
+    def error(self, smoothing: Smoothing) -> Tensor:
+        """The formula above, a scalar."""
+        stats = self.stats.smoothed(smoothing.scale, smoothing.shift)
+        weights = [weight * smoothing.scale for weight in self.weights]
+        rounded_x = fake_quantize_input(stats.rows, *input_scale_offset(*activation_range(stats, weights, self.act_method)))
+        total = torch.zeros((), device=rounded_x.device)
+        for weight in weights:
+            scale = weight_scale(weight)
+            rounded_w = quantize_weight(weight, scale).float() * scale
+            # (X - z) / s times W s is X W^T - W z, so the shift's own term cancels from the difference.
+            total += (stats.rows @ weight.T - rounded_x @ rounded_w.T).square().sum()
+        return total
+
+
+def some_outputs(count: int, device) -> Tensor:
+    """At most OUTPUTS evenly spaced indices out of `count`."""
+    return torch.linspace(0, count - 1, min(OUTPUTS, count), device=device).round().long()

@@ -1,0 +1,60 @@
+"""What is remembered of an activation that a group of linears reads: per-channel minimum and maximum over all calibration tokens, and a
+few of its rows.
+
+Everything later is derived from these without another pass over the model: the range of a smoothed input (x - z) / s is exactly
+min_c (lo_c - z_c) / s_c ... max_c (hi_c - z_c) / s_c, and the output error of a candidate is measured on the rows. Minima and maxima do
+not depend on order; rows are drawn per sample by the sample's own seed and joined in the samples' canonical order. So neither the
+order of the images nor their distribution over workers changes a bit.
+
+Left out: histograms and second moments. Both would have to be taken after smoothing, in a second pass; the rows stand in for them.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import QuantError
+
+ROWS = 512  # rows kept over all samples
+
+
+@dataclass
+class Stats:
+    """lo, hi: float32 [C]; rows: float32 [T, C]; count: tokens seen."""
+
+    lo: Tensor
+    hi: Tensor
+    rows: Tensor
+    count: int
+
+    def smoothed(self, scale: Tensor, shift: Tensor | None = None) -> "Stats":
+        """The statistics of (x - shift) / scale; scale, shift float32 [C], scale > 0."""
+        shift = torch.zeros_like(scale) if shift is None else shift
+        return Stats((self.lo - shift) / scale, (self.hi - shift) / scale, (self.rows - shift) / scale, self.count)
+
+
+class Observer:
+    """Collects the Stats of one tensor, sample after sample."""
+
+    def __init__(self, name: str, rows_per_sample: int):
+        self.name, self.rows_per_sample = name, rows_per_sample
+        self.lo = self.hi = None
+        self.rows: list[Tensor] = []
+        self.count = 0
+
+    def update(self, x: Tensor, seed: int) -> None:
+        """x [..., C], any float dtype; seed: the sample's own. Raises QuantError when x holds NaN or Inf."""
+        x = x.reshape(-1, x.shape[-1])
+        lo, hi = x.amin(0).float(), x.amax(0).float()
+        if not torch.isfinite(torch.stack([lo.min(), hi.max()])).all():
+            channel = int((~torch.isfinite(hi - lo)).nonzero()[0])
+            raise QuantError(f"the input of {self.name} holds NaN or Inf in channel {channel}; the checkpoint or the compute dtype {x.dtype} is at fault")
+        self.lo = lo if self.lo is None else torch.minimum(self.lo, lo)
+        self.hi = hi if self.hi is None else torch.maximum(self.hi, hi)
+        picked = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.rows_per_sample]
+        self.rows.append(x[picked.to(x.device)].clone())
+        self.count += len(x)
+
+    def stats(self) -> Stats:
+        """Joins the rows. The samples must have come in their canonical order."""
+        return Stats(self.lo, self.hi, torch.cat(self.rows).float(), self.count)
