@@ -1,4 +1,4 @@
-"""What a checkpoint of each supported family says in its config.json on the hub, at the published sizes and at tiny ones.
+"""What config.json of each supported family says on the hub, at the published sizes and at tiny ones.
 
 Written in the flat layout of the hub's own files (Qwen2-VL: text keys on the top level; LLaVA-1.5: a text_config that
 leaves out whatever equals LLaMA-7B's defaults), because that is what users download and what servers parse; a config
@@ -20,7 +20,7 @@ LLAMA_DEFAULTS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_l
 
 
 class Size(NamedTuple):
-    """One checkpoint: its config.json, the largest image its processor keeps, and the hub's limit per weight file."""
+    """One checkpoint: its config.json, the largest image its processor keeps, the size of a weight file (about)."""
 
     config: dict
     max_pixels: int | None = 12845056  # None: the family has no such key (LLaVA's CLIP takes one fixed size)
@@ -78,7 +78,7 @@ def _qwen(
 
 
 def qwen2_vl(*, hidden: int, depth: int = 32, embed_dim: int = 1280, vision_heads: int = 16, **language) -> dict:
-    """Qwen2-VL. `hidden` is the language width, which the ViT's merger ends in; its vision_config has no `model_type`."""
+    """Qwen2-VL. `hidden` is the language width, in which the ViT's merger ends; vision_config has no `model_type`."""
     vision = {
         "depth": depth,
         "embed_dim": embed_dim,

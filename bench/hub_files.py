@@ -70,9 +70,9 @@ def _fill(vocab: list[str], merges: list[tuple[str, str]], size: int) -> dict[st
     return {token: i for i, token in enumerate(found + [f"<|unused_{i}|>" for i in range(len(found), size)])}
 
 
-def _added(token: str, **changes) -> dict:
-    plain = {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    return {**plain, "special": True, **changes}
+def _added(token: str) -> dict:
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    return {"content": token, **flags}
 
 
 def _tokenizer_json(added: dict[int, dict], vocab: dict[str, int], merges: list[tuple[str, str]], **parts) -> dict:

@@ -49,7 +49,7 @@ def _norm_energy(channels: int) -> float:
 
 
 def _linear(name: str, out: int, inputs: int, *, bias: bool, behind_norm: int = 0) -> list[Tensor]:
-    """A linear [out, inputs]; `behind_norm` is the width of the outlier norm that it reads (merger: inputs = 4 widths)."""
+    """A linear [out, inputs]; `behind_norm`: width of the outlier norm that it reads (merger: inputs = 4 widths)."""
     energy = _norm_energy(behind_norm) * inputs / behind_norm if behind_norm else inputs
     weight = Tensor(f"{name}.weight", (out, inputs), energy**-0.5)
     return [weight, Tensor(f"{name}.bias", (out,), 0.1)] if bias else [weight]

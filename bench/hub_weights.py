@@ -47,7 +47,8 @@ class Noise:
         """The tensor's bytes, in pieces of at most one block."""
         start = zlib.crc32(f"{self.seed} {tensor.name}".encode()) % BLOCK
         if tensor.mean or tensor.outliers:  # a norm: one row, made as a whole
-            values = tensor.mean + np.float32(tensor.std) * self.block.take(range(start, start + tensor.size), mode="wrap")
+            noise = self.block.take(range(start, start + tensor.size), mode="wrap")
+            values = tensor.mean + np.float32(tensor.std) * noise
             if tensor.outliers and self.outliers:
                 values[self._outlier_channels(tensor.size)] *= np.float32(gains(tensor.size))
             yield encode(values, self.dtype)

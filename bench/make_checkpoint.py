@@ -6,7 +6,7 @@
 
 Everything is as in a download: tensor names, dtype, number of weight files, config.json, special tokens at their ids,
 chat template, image processor with its limits, and norms with outlier channels. Only the numbers mean nothing. Written
-as a stream: memory stays at some 200 MB whatever the size. Where: hub_config.py (sizes), hub_tensors.py (names and
+as a stream: memory stays near 100 MB whatever the size. Where: hub_config.py (sizes), hub_tensors.py (names and
 shapes), hub_weights.py (values and files), hub_files.py (everything else).
 """
 
@@ -53,12 +53,12 @@ def bytes_of(size: Size) -> int:
 
 
 def shards_of(size: Size) -> int:
-    """Number of weight files, each at most the limit that the hub's files of this family keep."""
+    """Number of weight files, of about equal size, so that they keep about the size limit of the hub's files."""
     return math.ceil(bytes_of(size) / size.shard_bytes)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Random weights at a published model's true shapes, in the hub's layout.")
+    parser = argparse.ArgumentParser(description="Random weights at a model's true shapes, in the hub's layout.")
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("out", type=Path, metavar="OUT", help="directory to write; must not exist or be empty")
     parser.add_argument("--blocks", type=int, metavar="N", help="cut both towers to N blocks")
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{chosen.out}: exists and is not an empty directory; choose another")
     chosen.out.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(chosen.out).free) < needed:
-        parser.error(f"{chosen.out}: {needed / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free; --blocks makes it smaller")
+        parser.error(f"{chosen.out}: {needed / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free; see --blocks")
     print(summary, flush=True)
     start = time.perf_counter()
     make(chosen.out, size, shards=shards, seed=chosen.seed, report=lambda line: print(line, flush=True))

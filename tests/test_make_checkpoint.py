@@ -1,4 +1,4 @@
-"""bench/make_checkpoint.py: the true sizes' names and shapes against transformers' meta models, files written as a stream.
+"""bench/make_checkpoint.py: true names and shapes held against transformers' meta models, files written as a stream.
 
 Nothing here writes a full size; the largest file is 64 MB.
 """

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tiny import FAMILIES, make, make_images
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-PIL_BACKEND = {"use_fast": False} if transformers.__version__.startswith("4.") else {"backend": "pil"}
+V4 = transformers.__version__.startswith("4.")
+PIL_BACKEND = {"use_fast": False} if V4 else {"backend": "pil"}
 
 
 def load(directory, **arguments):
@@ -43,7 +44,7 @@ def encode(directory, image):
         token = config["image_token_id"]
     ids = tokenizer(text, return_tensors="pt")
     assert int((ids["input_ids"] == token).sum()) == count
-    if "4." != transformers.__version__[:2] and config["model_type"] != "llava":
+    if not V4 and config["model_type"] != "llava":  # 5.x derives the positions of image tokens from this
         ids["mm_token_type_ids"] = (ids["input_ids"] == token).int()
     return {**pixels, **ids}
 
@@ -72,6 +73,19 @@ def test_image_reaches_the_logits(tmp_path, family):
     with torch.no_grad():
         a, b = (model(**encode(source, image)).logits[0, -1] for image in (first, second))
     assert (a - b).norm() / a.norm() > 0.01
+
+
+def test_qwen2_5_vl_attends_in_windows_and_in_full(tmp_path):
+    """Its blocks see different segments of one image, which is what block-by-block replay has to get right."""
+    source = make(tmp_path / "src", "qwen2_5_vl")
+    model, _ = load(source)
+    seen = []
+    for block in model.model.visual.blocks:
+        block.register_forward_pre_hook(lambda _, a, kw: seen.append(kw["cu_seqlens"].tolist()), with_kwargs=True)
+    with torch.no_grad():
+        model(**encode(source, Image.open(make_images(tmp_path / "images", 1) / "image00.png")))
+    windows, full, again = seen
+    assert len(full) == 2 and len(windows) > 3 and windows == again
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
