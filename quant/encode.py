@@ -1,14 +1,15 @@
-"""One image and one prompt -> a model's inputs, by the checkpoint's own processor, without torchvision and without a network.
+"""One image and one prompt -> a model's inputs, by the checkpoint's own processor, without torchvision or a network.
 
-AutoProcessor builds the video processor of Qwen-VL, which wants torchvision, even for images only. Here the processor's class is put
-together from AutoImageProcessor (PIL backend, pinned: the torchvision backend's pixels differ) and AutoTokenizer, and its argument
-check lets the missing video processor pass. Counting image tokens, expanding them and normalizing pixels stay transformers' work.
+Even for images only, AutoProcessor builds the video processor of Qwen-VL, which wants torchvision. Here the processor's
+class gets AutoImageProcessor (PIL backend, pinned: the torchvision backend's pixels differ) and AutoTokenizer, and its
+argument check lets the missing video processor pass. Counting and expanding image tokens, resizing and normalizing stay
+transformers' work.
 
-    text   [chat template with one image, prompt]  ->  input_ids, attention_mask [1,T] (+ mm_token_type_ids [1,T], transformers 5.x)
+    text   chat template(image, prompt)  ->  input_ids, attention_mask [1,T]; Qwen in 5.x also mm_token_type_ids [1,T]
     image  RGB  ->  pixel_values: Qwen [patches, 3*2*14*14] with image_grid_thw [1,3]; LLaVA [1,3,H,W]
 
-A new family is one entry in PROCESSING. Left out: video, several images, several turns. transformers is imported when an Encoder is
-made. Written for transformers 4.57 and 5.x; 4.46, which the vendor's library needs, works too.
+A new family is one entry in PROCESSING. Left out: video, several images, several turns. transformers is imported when
+an Encoder is made. Written for transformers 4.57 and 5.x; 4.46, which the vendor's library needs, works too.
 """
 
 import json
@@ -42,7 +43,7 @@ def _llava_arguments(config: dict) -> dict:
     return {
         "patch_size": vision["patch_size"],
         "vision_feature_select_strategy": config.get("vision_feature_select_strategy", "default"),
-        "num_additional_image_tokens": 1 if vision.get("model_type") == "clip_vision_model" else 0,  # CLIP's class token
+        "num_additional_image_tokens": int(vision.get("model_type") == "clip_vision_model"),  # CLIP's class token
     }
 
 
@@ -70,8 +71,9 @@ class Encoder:
     """The processor of the checkpoint in `directory`: `encoder(image, prompt)` gives the model's inputs.
 
     min_pixels, max_pixels: limits on the resized image's area instead of the checkpoint's own (Qwen only).
-    Raises UsageError: architecture without an entry in PROCESSING, limits that the family has not or that contradict each other.
-    Raises QuantError: a tokenizer or processor file that is missing, damaged, at odds with config.json, or in need of remote code.
+    Raises UsageError: architecture without an entry in PROCESSING; limits that contradict each other or that the family
+    does not have. Raises QuantError: a tokenizer or processor file that is missing, damaged, at odds with config.json,
+    or in need of remote code.
     """
 
     def __init__(
@@ -87,9 +89,12 @@ class Encoder:
         architecture = (config.get("architectures") or [None])[0]
         if architecture not in PROCESSING:
             known = ", ".join(sorted(PROCESSING))
-            raise UsageError(f"{self.directory / 'config.json'}: no inputs are known for architecture {architecture}, only for {known}")
+            raise UsageError(
+                f"{self.directory / 'config.json'}: architecture {architecture} has no encoder, only {known}"
+            )
         self._family = PROCESSING[architecture]
-        limits = {key: value for key, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        limits = {name: limit for name, limit in limits.items() if limit is not None}
         if limits and not self._family.free_size:
             raise UsageError(f"{' and '.join(limits)}: {architecture} resizes every image to one size, leave it out")
 
@@ -100,8 +105,8 @@ class Encoder:
     def __call__(self, image: "Image.Image", prompt: str) -> dict[str, "torch.Tensor"]:
         """RGB image, prompt -> model inputs, batch 1, as shown at the top of this file; float32 pixels, int64 ids.
 
-        Raises QuantError: the prompt contains an image placeholder, or the processor refuses the image (such as one 200 times as
-        wide as high).
+        Raises QuantError: the prompt contains an image placeholder, or the processor refuses the image (Qwen's: when it
+        is over 200 times as wide as high).
         """
         if used := [token for token in self._family.reserved if token in prompt]:
             raise QuantError(f"the prompt contains {used[0]}: leave it out, the image is put in by the chat template")
@@ -166,7 +171,9 @@ class Encoder:
         common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.directory), **common)
-            image_processor = transformers.AutoImageProcessor.from_pretrained(str(self.directory), **pinned, **common, **limits)
+            image_processor = transformers.AutoImageProcessor.from_pretrained(
+                str(self.directory), **pinned, **common, **limits
+            )
             image_only = _image_only(getattr(transformers, self._family.processor))
             self._processor = image_only(image_processor=image_processor, tokenizer=self.tokenizer, **arguments)
         except Exception as error:  # OSError, ValueError, KeyError and more, by file and version
@@ -177,18 +184,17 @@ class Encoder:
         if self._family.free_size:
             smallest, largest = _limits(image_processor)
             if not 0 < smallest <= largest:
-                raise UsageError(f"min_pixels {smallest} and max_pixels {largest}: the first must not exceed the second")
+                raise UsageError(f"min_pixels {smallest}, max_pixels {largest}: the first must not exceed the second")
 
     def _check_image_token(self, config: dict) -> None:
-        """Sets image_token_id. The model finds the image's places by config.json's number, the tokenizer writes its own."""
+        """Sets image_token_id. The tokenizer writes its number, the model looks for config.json's."""
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self._family.image_token)
         expected = config.get("image_token_id", config.get("image_token_index", self.image_token_id))
         if self.image_token_id is None or self.image_token_id == self.tokenizer.unk_token_id:
             raise QuantError(f"{self.directory}: the tokenizer does not know {self._family.image_token}")
         if self.image_token_id != expected:
-            raise QuantError(
-                f"{self.directory}: {self._family.image_token} is {self.image_token_id} for the tokenizer and {expected} in config.json"
-            )
+            numbers = f"{self.image_token_id} for the tokenizer and {expected} in config.json"
+            raise QuantError(f"{self.directory}: {self._family.image_token} is {numbers}")
 
     # ---- chat template
 
@@ -240,7 +246,7 @@ class Encoder:
 
 
 def _image_only(processor_class: type) -> type:
-    """The processor's class, content without a video processor; of every other argument transformers still checks the class."""
+    """The processor's class, content without a video processor; its other arguments are checked as ever."""
 
     class ImageOnly(processor_class):
         def check_argument_for_proper_class(self, argument_name, argument):

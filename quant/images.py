@@ -1,11 +1,12 @@
 """Calibration input: a folder of images, or a JSONL of {"image", "prompt"}, becomes a list of checked samples.
 
-A sample's key is sha256(image file's bytes + NUL + prompt): its identity is its content. Samples are sorted by key and the choice of
-`num_samples` ranks them by sha256(seed:key), so neither the order of files nor their names can change a result. Every image is decoded
-in full here, before any work starts, so that a broken file is found in the first seconds and not in the last hour.
+A sample's key is sha256(image file's bytes + NUL + prompt): its identity is its content. Samples are sorted by key,
+and the choice of `num_samples` ranks them by sha256(seed:key), so neither the order of files nor their names can change
+a result. Every image is decoded in full before any work starts: a broken file is found in the first seconds, not in the
+last hour.
 
-`open_image` gives 8-bit RGB for every mode that a PNG, JPEG, WebP or BMP can have. Left out: embedded colour profiles (the processors
-of the models ignore them too), animation (the first frame counts) and folders inside the folder.
+`open_image` gives 8-bit RGB for every mode that a PNG, JPEG, WebP or BMP can have. Left out: embedded colour profiles
+(the models' processors ignore them too), animation (the first frame counts) and folders inside the folder.
 """
 
 import hashlib
@@ -37,9 +38,9 @@ class Sample:
 def load_samples(source: Path, prompt: str, num_samples: int | None, seed: int) -> tuple[list[Sample], list[str]]:
     """Read a folder of images, or a JSONL with one {"image": path, "prompt": text} a line ("prompt" may be left out).
 
-    Returns the samples, sorted by key, and notices for the user: what was skipped and why, how many of how many are used.
+    Returns the samples, sorted by key, and notices for the user: what was skipped and why, how many of how many count.
     `num_samples` (None: all) picks a subset that depends on the seed and the set of keys alone.
-    Raises UsageError: no such source, no usable image in it, or (with file:line) a line of a JSONL that cannot be used.
+    Raises UsageError: no such source, no usable image in it, or (with file:line) a line of a JSONL that is of no use.
     """
     source = Path(source)
     if num_samples is not None and num_samples < 1:
@@ -63,7 +64,8 @@ def load_samples(source: Path, prompt: str, num_samples: int | None, seed: int) 
 
     chosen = sorted(unique)
     if num_samples is not None and num_samples < len(chosen):
-        chosen = sorted(sorted(chosen, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:num_samples])
+        chosen.sort(key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+        chosen = sorted(chosen[:num_samples])
         notices.append(f"using {len(chosen)} of {len(unique)} images, chosen with seed {seed}")
     elif num_samples is not None and num_samples > len(chosen):
         notices.append(f"using all {len(chosen)} images: num_samples asks for {num_samples}")
@@ -104,7 +106,7 @@ def _decode(data: bytes, name: Path) -> Image.Image:
         raise QuantError(f"{name}: make it smaller: {one_line(error)}") from None
     except Image.UnidentifiedImageError:
         raise QuantError(f"{name}: not a PNG, JPEG, WebP or BMP image ({len(data)} bytes)") from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on bad data
+    except Exception as error:  # on bad data Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error...
         raise QuantError(f"{name}: cannot be decoded: {one_line(error)}") from None
 
 
@@ -182,7 +184,7 @@ def _parse(line: bytes, prompt: str) -> tuple[str, str]:
     if not isinstance(row, dict):
         raise QuantError(f'expected an object with "image" and "prompt", found {type(row).__name__}')
     if unknown := sorted(set(row) - {"image", "prompt"}):
-        raise QuantError(f"unknown key {json.dumps(unknown[0])}: only \"image\" and \"prompt\" are known")
+        raise QuantError(f'unknown key {json.dumps(unknown[0])}: only "image" and "prompt" are known')
     if not isinstance(row.get("image"), str) or not row["image"]:
         raise QuantError('"image" must be the path of an image, relative to the folder of this file')
     if not isinstance(row.setdefault("prompt", prompt), str):
@@ -213,6 +215,6 @@ def _reasons(notices: list[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """A library's error as part of a one-line message; with its class where the text alone says little (KeyError: 'x')."""
+    """A library's error within a one-line message; with its class where its text says little (KeyError: 'x')."""
     text = " ".join(str(error).split())
     return text if " " in text else f"{type(error).__name__}: {text}".removesuffix(": ")

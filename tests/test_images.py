@@ -130,7 +130,9 @@ def test_not_an_image(tmp_path):
         open_image(tmp_path / "pipe.png")
 
 
-@pytest.mark.parametrize("limit", [239, 100])  # 240 pixels: above the limit (a warning of Pillow's), above twice the limit (an error)
+@pytest.mark.parametrize(
+    "limit", [239, 100]
+)  # 240 pixels: above the limit (a warning of Pillow's), above twice the limit (an error)
 def test_decompression_bomb(tmp_path, monkeypatch, limit):
     noise(0).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -158,7 +160,9 @@ def test_folder_reports_what_it_skips(tmp_path):
 def test_key_is_the_content(tmp_path):
     folder_of(tmp_path, ["a.png"])
     (sample,), _ = load_samples(tmp_path, "Was ist das? 图", None, 0)
-    assert sample.key == hashlib.sha256((tmp_path / "a.png").read_bytes() + b"\0" + "Was ist das? 图".encode()).hexdigest()
+    assert (
+        sample.key == hashlib.sha256((tmp_path / "a.png").read_bytes() + b"\0" + "Was ist das? 图".encode()).hexdigest()
+    )
 
 
 def test_names_and_order_do_not_matter(tmp_path):
@@ -195,7 +199,9 @@ def test_duplicates_count_once(tmp_path):
     assert notices == ["b.png: the same image and prompt as a.png, counted once"]
 
 
-@pytest.mark.parametrize("fill", [lambda d: None, lambda d: (d / "a.txt").write_text("x"), lambda d: (d / "a.png").write_text("x")])
+@pytest.mark.parametrize(
+    "fill", [lambda d: None, lambda d: (d / "a.txt").write_text("x"), lambda d: (d / "a.png").write_text("x")]
+)
 def test_no_usable_image(tmp_path, fill):
     fill(tmp_path)
     with pytest.raises(UsageError, match="no usable image"):
@@ -217,7 +223,9 @@ def test_bad_sources(tmp_path):
 def jsonl(tmp_path, *rows):
     folder_of(tmp_path, ["a.png", "b.png"])
     file = tmp_path / "calib.jsonl"
-    file.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows))
+    file.write_bytes(
+        b"\n".join(row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    )
     return file
 
 
@@ -225,9 +233,15 @@ def test_jsonl_with_prompts(tmp_path):
     rows = [{"image": "a.png", "prompt": "读出文字"}, {"image": "b.png"}, b"", {"image": "a.png"}, b"\r"]
     file = jsonl(tmp_path, *rows)
     samples, notices = load_samples(file, "default", None, 0)
-    assert {(s.image.name, s.prompt) for s in samples} == {("a.png", "读出文字"), ("b.png", "default"), ("a.png", "default")}
+    assert {(s.image.name, s.prompt) for s in samples} == {
+        ("a.png", "读出文字"),
+        ("b.png", "default"),
+        ("a.png", "default"),
+    }
     assert notices == []
-    file.write_bytes(b"\xef\xbb\xbf" + b"\n".join(file.read_bytes().split(b"\n")[::-1]))  # a byte order mark, and the other order
+    file.write_bytes(
+        b"\xef\xbb\xbf" + b"\n".join(file.read_bytes().split(b"\n")[::-1])
+    )  # a byte order mark, and the other order
     assert load_samples(file, "default", None, 0)[0] == samples
 
 
@@ -290,4 +304,7 @@ def test_shipped_coco_list_is_attribution_licensed():
     rows = json.loads((PHOTOS / "coco30.json").read_text())
     assert len({row["id"] for row in rows}) == 30
     assert {row["license"] for row in rows} == {4}  # COCO's number for CC BY 2.0
-    assert all(row["coco_url"].endswith(row["file_name"]) and row["flickr_url"] and row["width"] and row["height"] for row in rows)
+    assert all(
+        row["coco_url"].endswith(row["file_name"]) and row["flickr_url"] and row["width"] and row["height"]
+        for row in rows
+    )
