@@ -1,0 +1,4 @@
+"""python -m quant fetch-coco"""
+from ..fetch_coco import add_arguments, run
+
+__all__ = ["add_arguments", "run"]

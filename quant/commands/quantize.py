@@ -1,0 +1,80 @@
+"""python -m quant quantize, and the scripts quant_qwen2vl.py and quant_llava.py: the same flags, the vendor's names and defaults."""
+import argparse
+
+from ..cli import boolean
+from ..config import ALPHA, MAX_SAMPLES, QuantConfig
+from ..errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    paths = parser.add_argument_group("input and output")
+    paths.add_argument("--model_path", required=True, metavar="DIR", help="directory of the float checkpoint; never written to")
+    paths.add_argument("--save_directory", metavar="DIR", help="where the result goes: empty or not there yet (needed unless --dry_run)")
+    paths.add_argument("--calib_images", metavar="PATH", help="folder of images, or .jsonl of {\"image\", \"prompt\"} (default: calibImages/ of this repository)")
+    paths.add_argument("--part_file_size", type=int, metavar="N", help="largest weight file, GiB (default: 4)")
+    paths.add_argument("--mindie_format", action="store_true", help="the file names that older MindIE releases look for; the default layout is for MindIE and vLLM-Ascend")
+    method = parser.add_argument_group("method")
+    method.add_argument("--anti_method", choices=("m2", "m4", "none"), default="m2", help="outlier suppression: m2 Outlier Suppression+, m4 iterative smooth (default: m2)")
+    method.add_argument("--alpha", type=float, metavar="A", help=f"m4's migration strength, between 0 and 1 (default: {ALPHA})")
+    method.add_argument("--act_method", type=int, choices=(1, 2, 3), default=1, help="activation range: 1 min-max, 2 histogram, 3 the better of both (default: 1)")
+    method.add_argument("--disable_names", nargs="*", metavar="PATTERN", help="linears to keep float, names or globs, in place of the family's list; --dry_run shows what matches")
+    method.add_argument("--vision", choices=("int8", "float"), help="the vision tower (default: what the family's servers load)")
+    method.add_argument("--w_bit", type=int, default=8, metavar="8", help="bits of the weights; 8 is what servers load")
+    method.add_argument("--a_bit", type=int, default=8, metavar="8", help="bits of the activations; 8 is what servers load")
+    method.add_argument("--dtype", choices=("bfloat16", "float16"), help="of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one)")
+    samples = parser.add_argument_group("calibration samples")
+    samples.add_argument("--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)")
+    samples.add_argument("--num_samples", type=int, metavar="N", help=f"take N of the images, chosen by the seed (default: all, at most {MAX_SAMPLES})")
+    samples.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to (Qwen; default: the checkpoint's)")
+    samples.add_argument("--min_pixels", type=int, metavar="N", help="smallest area (Qwen; default: the checkpoint's)")
+    samples.add_argument("--seed", type=int, default=0, metavar="N", help="of every choice made at random (default: 0)")
+    job = parser.add_argument_group("job")
+    job.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: the NPU where there is one, else CUDA, else the CPU")
+    job.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
+    job.add_argument("--dry_run", action="store_true", help="print every decision and an estimate of memory, disk and time, and stop")
+    job.add_argument("--log_file", metavar="FILE", help="append what is printed to FILE, with the time")
+    job.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def quant_config(args: argparse.Namespace) -> QuantConfig:
+    """The flags as a QuantConfig. Raises UsageError for what it refuses."""
+    choices = {name: getattr(args, name) for name in QuantConfig.model_fields if getattr(args, name, None) is not None}
+    return QuantConfig(**choices, **({"dev_type": args.device_type} if args.device_type else {}))
+
+
+def run(args: argparse.Namespace, architecture: str | None = None) -> int:
+    """architecture: the one that the calling script is for; None takes any that is supported."""
+    config = quant_config(args)
+    if not args.dry_run and not args.save_directory:
+        raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")
+
+    from ..calibrator import Calibrator, check_output
+    from ..console import Reporter
+    from ..estimate import dry_run
+    from ..summary import header, summary
+
+    reporter = Reporter(args.quiet, args.log_file)
+    calibrator = Calibrator(args.model_path, config, args.calib_images, reporter)
+    if architecture and calibrator.family.architecture != architecture:
+        raise UsageError(f"{args.model_path}: is a {calibrator.family.name} model, this script is for {architecture}; `python -m quant quantize` takes both")
+    if args.dry_run:
+        dry_run(calibrator)
+        return 0
+    target = check_output(args.save_directory, calibrator.checkpoint.dir)
+    header(calibrator)
+    calibrator.run(target.parent)
+    try:
+        calibrator.save(target, ["mindie" if args.mindie_format else "ascendV1"])
+        summary(calibrator, target)
+    finally:
+        calibrator.close()
+    return 0
+
+
+def script(architecture: str, description: str) -> int:
+    """What quant_qwen2vl.py and quant_llava.py do."""
+    from ..cli import guarded
+
+    parser = argparse.ArgumentParser(description=description)
+    add_arguments(parser)
+    return guarded(lambda args: run(args, architecture), parser.parse_args())

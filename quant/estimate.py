@@ -1,0 +1,113 @@
+"""--dry_run: every decision, and what the run will take, before any work.
+
+    memory  libraries + the larger of (what stands outside the blocks, while a tower is entered; two blocks and their int8 copies, the
+            largest linear in float32) + the samples' hidden states
+    disk    the weight files of the result
+    time    multiply-adds of one float pass, one search and two measured samples, at the rate of a short matmul here, + reading and writing
+The rates are measured for a tenth of a second: take the time as a magnitude, not as a promise.
+"""
+import time
+from math import prod
+
+import torch
+
+from .calibrator import Calibrator, peak_memory
+from .console import duration, size
+from .smoothing import OUTPUTS
+from .stats import ROWS
+from .m2 import THRESHOLDS
+from .summary import decisions_table
+from .workload import export_bytes, multiply_adds, tokens
+
+DISK_RATE = 1e9  # bytes/s, assumed: between a SATA SSD and NVMe
+
+
+def dry_run(calibrator: Calibrator) -> None:
+    """Print the decisions, the groups and the estimates."""
+    plan, say = calibrator.plan, calibrator.reporter.line
+    calibrator.prepare()
+    say(f"{calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, on {calibrator.device}; {len(calibrator.samples.keys)} samples")
+    say()
+    say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
+    for line in decisions_table(plan):
+        say("  " + line)
+    say()
+    say(f"smoothed {len(plan.smoothed)} groups by {plan.anti_method}")
+    for line in _groups(calibrator):
+        say("  " + line)
+    say()
+    int8, total = multiply_adds(calibrator)
+    free = _free(calibrator)
+    say(f"int8     {int8 / total:.1%} of the multiply-adds")
+    say(f"memory   about {size(memory(calibrator))}")
+    say(f"disk     {size(export_bytes(calibrator))} for the result, {free}")
+    say(f"time     about {duration(seconds(calibrator))}")
+
+
+def _groups(calibrator: Calibrator) -> list[str]:
+    lines = []
+    if calibrator.plan.anti_method == "none":
+        return lines
+    for tower in calibrator.family.towers:
+        for group in tower.groups:
+            count = sum(calibrator.plan.int8_group(tower, index, group) for index in range(tower.used(calibrator.checkpoint.config)))
+            if group.source and count:
+                lines.append(f"{count:>3} x {tower.prefix}*.{group.source} -> {', '.join(group.linears)}")
+    return lines
+
+
+def _free(calibrator: Calibrator) -> str:
+    return f"besides the source's {size(calibrator.checkpoint.nbytes)}, which stays"
+
+
+def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
+    """Largest block of each tower, and what stands outside ("outside"), in the compute dtype."""
+    sizes: dict[str, int] = {"outside": 0}
+    itemsize = calibrator.compute_dtype.itemsize
+    for tower in calibrator.family.towers:
+        prefix = tower.block(0)
+        sizes[tower.name] = sum(prod(info.shape) * itemsize for name, info in calibrator.checkpoint.tensors.items() if name.startswith(prefix))
+    for name, info in calibrator.checkpoint.tensors.items():
+        if calibrator.family.block_of(name) is None and "lm_head" not in name:
+            sizes["outside"] += prod(info.shape) * itemsize
+    return sizes
+
+
+def memory(calibrator: Calibrator) -> int:
+    """Peak resident bytes to expect."""
+    sizes = _block_bytes(calibrator)
+    largest = max(prod(decision.shape) for decision in calibrator.plan.decisions.values() if calibrator.family.block_of(decision.name))
+    block = max(sizes["vision"], sizes["language"])
+    working = 3 * block + 3 * largest * 4  # this block, the next and the one being written; a linear in float32, scaled and rounded
+    hidden = 0
+    for tower in calibrator.family.towers:
+        width = calibrator.checkpoint.tensors[f"{tower.block(0)}{tower.groups[0].source}.weight"].shape[0]
+        hidden = max(hidden, tokens(calibrator, tower) * width * calibrator.compute_dtype.itemsize)
+    head = next((info.nbytes for name, info in calibrator.checkpoint.tensors.items() if "lm_head" in name), 0)
+    return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block, 2 * head)
+
+
+def seconds(calibrator: Calibrator) -> float:
+    """Wall time to expect."""
+    float_work = search_work = 0
+    searched = calibrator.config.anti_method == "m2"
+    for decision in calibrator.plan.decisions.values():
+        block = calibrator.family.block_of(decision.name)
+        if block and block[1] < block[0].used(calibrator.checkpoint.config):
+            float_work += prod(decision.shape) * tokens(calibrator, block[0])
+            search_work += decision.int8 * searched * THRESHOLDS * 2 * ROWS * min(OUTPUTS, decision.shape[0]) * decision.shape[1]
+    probes = 2 / len(calibrator.samples.keys)
+    arithmetic = float_work * (1 + probes) / _rate(calibrator, calibrator.compute_dtype) + search_work / _rate(calibrator, torch.float32)
+    return arithmetic + (calibrator.checkpoint.nbytes + export_bytes(calibrator)) / DISK_RATE
+
+
+def _rate(calibrator: Calibrator, dtype: torch.dtype) -> float:
+    """Multiply-adds per second of a matmul on the device."""
+    a = torch.randn(512, 1024, device=calibrator.device).to(dtype)
+    b = torch.randn(1024, 1024, device=calibrator.device).to(dtype)
+    a @ b.T
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.1:
+        float((a @ b.T)[0, 0])  # waits for the device
+        rounds += 1
+    return rounds * 512 * 1024 * 1024 / (time.perf_counter() - start)
