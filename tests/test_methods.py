@@ -1,0 +1,173 @@
+"""m2, m4 and the activation ranges against brute-force oracles in numpy, written from the formulas and nothing else."""
+import numpy as np
+import pytest
+import torch
+
+from quant import m2, m4
+from quant.ranges import activation_range
+from quant.smoothing import Problem, Smoothing, some_outputs
+from quant.stats import Observer, Stats
+
+F = np.float32
+
+
+def problem(seed=0, channels=24, outputs=(20, 12), tokens=40, may_shift=False, act_method=1, outliers=3, share=lambda x: x):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(tokens, channels)).astype(F)
+    x[:, :outliers] *= 25
+    x[:, outliers] += 4
+    weights = [torch.tensor(rng.normal(size=(o, channels)).astype(F)) for o in outputs]
+    rows = torch.tensor(x)
+    stats = Stats(rows.amin(0), rows.amax(0), rows, tokens)
+    return Problem(stats, weights, torch.cat(weights).abs().amax(0), share, may_shift, act_method)
+
+
+def oracle_error(x, weights, scale, shift):
+    """Straight from the formula, one scalar at a time where that is bearable."""
+    z = (x - shift) / scale
+    lo, hi = min(z.min(), 0), max(z.max(), 0)
+    step = F(max((F(hi) - F(lo)) / F(255), F(2**-23)))
+    offset = np.clip(-128 - np.round(F(lo) / step), -128, 127)
+    back = (np.clip(np.round(z / step + offset), -128, 127) - offset) * step
+    total = 0.0
+    for weight in weights:
+        folded = weight * scale
+        per_row = np.maximum(np.abs(folded).max(1, keepdims=True) / F(127), F(2**-23))
+        rounded = np.clip(np.round(folded / per_row), -127, 127) * per_row
+        exact = x @ weight.T
+        total += ((exact - (back @ rounded.T + weight @ shift)) ** 2).sum()
+    return total
+
+
+def as_numpy(p):
+    return p.stats.rows.numpy(), [weight.numpy() for weight in p.weights]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_error_is_the_formula(seed):
+    p = problem(seed)
+    x, weights = as_numpy(p)
+    rng = np.random.default_rng(seed + 100)
+    scale, shift = np.exp(rng.normal(size=x.shape[1])).astype(F), rng.normal(size=x.shape[1]).astype(F)
+    ours = p.error(Smoothing(torch.tensor(scale), torch.tensor(shift))).item()
+    assert ours == pytest.approx(oracle_error(x, weights, scale, shift), rel=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("may_shift", [False, True])
+def test_m2_finds_the_best_threshold(seed, may_shift):
+    p = problem(seed, may_shift=may_shift)
+    x, weights = as_numpy(p)
+    errors = []
+    for shift in [np.zeros(x.shape[1], F)] + ([(x.max(0) + x.min(0)) / 2] if may_shift else []):
+        moved = x - shift
+        largest = np.maximum(moved.max(0), -moved.min(0))
+        top, bottom = largest.max(), np.sort(largest)[(len(largest) - 1) // 2]
+        for threshold in np.geomspace(top, bottom, m2.THRESHOLDS):
+            scale = np.ones(x.shape[1], F)
+            for c in range(x.shape[1]):
+                scale[c] = max(1, moved[:, c].max() / threshold, moved[:, c].min() / -threshold)
+            errors.append(oracle_error(x, weights, scale, shift))
+    solved = m2.solve(p)
+    shift = np.zeros(x.shape[1], F) if solved.shift is None else solved.shift.numpy()
+    assert oracle_error(x, weights, solved.scale.numpy(), shift) <= min(errors) * 1.01  # a threshold one bit off can turn a tie over
+    assert min(errors) < 0.7 * errors[0], "the data must have outliers worth suppressing, or this shows nothing"
+    assert (solved.scale >= 1).all()
+
+
+def test_m2_changes_nothing_where_there_is_nothing_to_suppress():
+    rows = torch.ones(10, 8)
+    rows[::2] = -1
+    p = Problem(Stats(rows.amin(0), rows.amax(0), rows, 10), [torch.eye(8)], torch.ones(8), lambda x: x, False, 1)
+    assert torch.equal(m2.solve(p).scale, torch.ones(8))
+    zero = Problem(Stats(torch.zeros(8), torch.zeros(8), torch.zeros(10, 8), 10), [torch.eye(8)], torch.ones(8), lambda x: x, True, 1)
+    assert torch.equal(m2.solve(zero).scale, torch.ones(8)) and m2.solve(zero).shift is None
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5, 0.9, 0.25])
+def test_m4_is_the_formula(alpha):
+    p = problem(1)
+    x, weights = as_numpy(p)
+    a = 0.9 if alpha is None else alpha
+    solved = m4.solve(p, alpha)
+    for c in range(x.shape[1]):
+        largest = max(abs(value) for value in x[:, c])
+        weight = max(abs(w[o, c]) for w in weights for o in range(len(w)))
+        assert solved.scale[c].item() == pytest.approx(float(largest) ** a / float(weight) ** (1 - a), rel=1e-5)
+    assert solved.shift is None
+
+
+def test_m4_leaves_dead_channels_alone():
+    p = problem(2)
+    p.stats.lo[5] = p.stats.hi[5] = 0
+    p.column_max[7] = 0
+    scale = m4.solve(p).scale
+    assert scale[5] == 1 and scale[7] == 1 and torch.isfinite(scale).all() and (scale > 0).all()
+
+
+@pytest.mark.parametrize("method", [m2, m4])
+def test_heads_that_share_a_value_share_its_scale(method):
+    share = lambda x: x.view(2, 3, 4).amax(1, keepdim=True).expand(2, 3, 4).reshape(-1)  # noqa: E731  2 value heads, 3 queries each
+    scale = method.solve(problem(3, share=share)).scale.view(2, 3, 4)
+    assert torch.equal(scale[:, 0], scale[:, 1]) and torch.equal(scale[:, 0], scale[:, 2])
+    assert not torch.equal(scale[0], scale[1])
+
+
+@pytest.mark.parametrize("method", [1, 2, 3])
+def test_ranges_against_brute_force(method):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(8000, 16)).astype(F)
+    x[0, 3] = 12  # one value far out: clipping it pays
+    weight = rng.normal(size=(10, 16)).astype(F)
+    rows = torch.tensor(x)
+    stats = Stats(rows.amin(0), rows.amax(0), rows, 8000)
+    lo, hi = (value.item() for value in activation_range(stats, [torch.tensor(weight)], method))
+    if method == 1:
+        assert (lo, hi) == (x.min(), x.max())
+        return
+    energy = (weight**2).sum(0)
+    both = np.concatenate([x, x.min(0, keepdims=True), x.max(0, keepdims=True)])
+
+    def back(low, high):
+        step = (high - low) / 255
+        offset = np.clip(-128 - np.round(low / step), -128, 127)
+        return (np.clip(np.round(both / step + offset), -128, 127) - offset) * step
+
+    from quant.ranges import CLIPS
+
+    expected = {clip: (((both - back(x.min() * clip, x.max() * clip)) ** 2) * energy).sum() for clip in CLIPS}
+    best = min(expected, key=expected.get)
+    assert best < 1, "clipping must pay on this data, or the test shows nothing"
+    chosen = hi / x.max()
+    assert expected[min(CLIPS, key=lambda clip: abs(clip - chosen))] <= expected[best] * 1.02  # the histogram's bins blur a little
+    if method == 3:
+        measured = {clip: (((both - back(x.min() * clip, x.max() * clip)) @ weight.T) ** 2).sum() for clip in (1.0, best)}
+        assert (chosen < 1) == (measured[best] < measured[1.0])
+
+
+def test_statistics_do_not_depend_on_the_split_into_samples():
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    whole, parts = Observer("l", 60), Observer("l", 60)
+    whole.update(x, 1)
+    for part in (x[40:], x[:40]):
+        parts.update(part[None], 1)
+    a, b = whole.stats(), parts.stats()
+    assert torch.equal(a.lo, b.lo) and torch.equal(a.hi, b.hi) and a.count == b.count == 60
+    scale, shift = torch.rand(8) + 0.5, torch.randn(8)
+    derived = a.smoothed(scale, shift)
+    assert torch.equal(derived.lo, ((x - shift) / scale).amin(0)) and torch.equal(derived.hi, ((x - shift) / scale).amax(0))
+
+
+def test_nan_in_an_activation_is_named():
+    from quant.errors import QuantError
+
+    x = torch.zeros(3, 5)
+    x[1, 4] = float("nan")
+    with pytest.raises(QuantError, match=r"the input of model\.layers\.0\.q holds NaN or Inf in channel 4"):
+        Observer("model.layers.0.q", 4).update(x, 0)
+
+
+def test_large_linears_are_tried_on_some_outputs():
+    assert torch.equal(some_outputs(10, "cpu"), torch.arange(10))
+    picked = some_outputs(100_000, "cpu")
+    assert len(picked) == len(set(picked.tolist())) == 512 and picked[0] == 0 and picked[-1] == 99_999
