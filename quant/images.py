@@ -82,10 +82,11 @@ def open_image(path: Path) -> Image.Image:
 
     Raises QuantError in one line: not readable, not such an image, truncated, or more pixels than Pillow thinks safe.
     """
-    return _decode(_read(Path(path)), path)
+    return decode_image(read_bytes(Path(path)), path)
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Raises QuantError in one line, naming the file."""
     if not os.path.isfile(path):  # a pipe would hang, a folder would give an odd message
         raise QuantError(f"{path}: " + ("not a regular file" if os.path.exists(path) else "no such file"))
     try:
@@ -94,7 +95,8 @@ def _read(path: Path) -> bytes:
         raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _decode(data: bytes, name: Path) -> Image.Image:
+def decode_image(data: bytes, name: Path | str) -> Image.Image:
+    """open_image for bytes at hand; `name` stands for them in errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,8 +132,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _sample(path: Path, prompt: str) -> Sample:
-    data = _read(path)
-    _decode(data, path)
+    data = read_bytes(path)
+    decode_image(data, path)
     return Sample(path, prompt, hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest())
 
 
@@ -167,14 +169,14 @@ def _from_jsonl(file: Path, prompt: str) -> list[Sample]:
             continue
         try:
             name, text = _parse(line, prompt)
-            samples.append(_sample(_inside(root, name), text))
+            samples.append(_sample(inside(root, name), text))
         except QuantError as error:
             raise UsageError(f"{file}:{number}: " + str(error).removeprefix(f"{root}/")) from None
     return samples
 
 
-def _parse(line: bytes, prompt: str) -> tuple[str, str]:
-    """One line of a JSONL -> (image, prompt)."""
+def parse_object(line: bytes) -> dict:
+    """One line of a JSONL -> the object in it. Raises QuantError, without file and line."""
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -183,6 +185,12 @@ def _parse(line: bytes, prompt: str) -> tuple[str, str]:
         raise QuantError(f"not JSON: {one_line(error)}") from None
     if not isinstance(row, dict):
         raise QuantError(f'expected an object with "image" and "prompt", found {type(row).__name__}')
+    return row
+
+
+def _parse(line: bytes, prompt: str) -> tuple[str, str]:
+    """One line of a JSONL -> (image, prompt)."""
+    row = parse_object(line)
     if unknown := sorted(set(row) - {"image", "prompt"}):
         raise QuantError(f'unknown key {json.dumps(unknown[0])}: only "image" and "prompt" are known')
     if not isinstance(row.get("image"), str) or not row["image"]:
@@ -196,7 +204,7 @@ def _parse(line: bytes, prompt: str) -> tuple[str, str]:
     return row["image"], row["prompt"]
 
 
-def _inside(root: Path, name: str) -> Path:
+def inside(root: Path, name: str) -> Path:
     """`root/name`, refused where it is not below root: absolute, by way of .., or through a symbolic link."""
     if Path(name).is_absolute():
         raise QuantError(f"image {json.dumps(name)} is an absolute path: give it relative to the folder of this file")
