@@ -64,6 +64,8 @@ class Family:
     """The vision tower, unless the user says otherwise."""
     vision_int8_refused: str | None
     """Why the vision tower cannot be int8; None where it can."""
+    vision_int8_whole: tuple[str, ...]
+    """Linears of a vision block that MindIE takes in int8 in every block, or else the whole tower in float."""
     flat_config: bool
     """Whether servers read the language model's keys at the top of config.json; the older of the hub's two layouts."""
     prompt: str

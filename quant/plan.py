@@ -123,9 +123,9 @@ def _refuse_half_groups(plan: Plan) -> None:
                 if floats and len(floats) < len(names):
                     rest = " ".join(name for name in names if name not in floats)
                     raise UsageError(f"--disable_names keeps {floats[0]} float but not what reads the same tensor; servers demand one type: add {rest}")
-        if tower.name == "vision":
-            names = [tower.block(index) + linear for index in used for group in tower.groups for linear in group.linears]
-            choosable = [name for name in names if not match(plan.family.must_float, name)]
-            floats = [name for name in choosable if not plan.is_int8(name)]
-            if floats and len(floats) < len(choosable):
-                raise UsageError(f"--disable_names keeps {floats[0]} float and leaves other vision linears int8; MindIE takes all of them in int8 or none: use --vision float")
+    vision = plan.family.towers[0]
+    whole = [vision.block(index) + linear for index in range(vision.used(plan.config)) for linear in plan.family.vision_int8_whole]
+    floats = [name for name in whole if not plan.is_int8(name)]
+    if plan.groups(vision) and floats:
+        linears = ", ".join(plan.family.vision_int8_whole)
+        raise UsageError(f"--disable_names keeps {floats[0]} float and leaves other vision linears int8; MindIE takes {linears} in int8 in every vision block, or the whole tower in float: use --vision float")

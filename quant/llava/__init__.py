@@ -62,6 +62,7 @@ LLAVA = Family(
     recipe_float={"language_model.model.layers.*.mlp.down_proj": "kept float by the published recipes (its input has the largest outliers)"},
     vision="float",
     vision_int8_refused="MindIE loads LLaVA's vision tower in float and computes silently wrong values from int8",
+    vision_int8_whole=(),
     flat_config=False,
     prompt="Describe this image in detail.",
 )

@@ -47,6 +47,7 @@ QWEN2_VL = Family(
     recipe_float={"model.layers.*.mlp.down_proj": "kept float by the published recipes (its input has the largest outliers)"},
     vision="int8",
     vision_int8_refused=None,
+    vision_int8_whole=("attn.qkv", "attn.proj", "mlp.fc1"),
     flat_config=True,
     prompt="Describe this image in detail.",
 )
