@@ -1,0 +1,230 @@
+"""The export on disk: every name, shape, dtype and byte."""
+import json
+import stat
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+
+from quant import Calibrator, QuantConfig, ascend
+from quant.errors import QuantError, UsageError
+from quant.safetensors_io import SafetensorsWriter, read_header, read_tensor
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """family, dtype -> (source, export directory, calibrator); each made once."""
+    cache, root = {}, tmp_path_factory.mktemp("exports")
+    images = tiny.make_images(root / "images", 2)
+
+    def make(family="qwen2_vl", dtype="bfloat16", **choices):
+        key = (family, dtype, *sorted(choices.items()))
+        if key not in cache:
+            source = root / f"{family}-{dtype}"
+            if not source.exists():
+                tiny.make(source, family, dtype=dtype, tied=family == "qwen2_vl")
+                (source / "merges.extra").write_text("kept")
+            calibrator = Calibrator(source, QuantConfig(**{"anti_method": "m4", **choices}), images).run(root)
+            out = root / f"out{len(cache)}"
+            calibrator.save(out)
+            cache[key] = source, out, calibrator
+        return cache[key]
+
+    return make
+
+
+def loaded(directory) -> dict[str, torch.Tensor]:
+    """By the safetensors library, not by our reader."""
+    tensors = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        part = safetensors.torch.load_file(file)
+        assert not part.keys() & tensors.keys()
+        tensors |= part
+    return tensors
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_tensors_are_those_that_servers_demand(made, family, dtype):
+    source, out, calibrator = made(family, dtype)
+    tensors, floats = loaded(out), safetensors.torch.load_file(source / "model.safetensors")
+    model_dtype = torch.bfloat16 if dtype == "float32" else getattr(torch, dtype)
+    int8 = calibrator.plan.int8_names
+    expected = {}
+    for name, tensor in floats.items():
+        linear = name.removesuffix(".weight")
+        if linear == name or linear not in int8:
+            expected[name] = (model_dtype, tuple(tensor.shape))
+            continue
+        o = len(tensor)
+        deq = torch.float32 if model_dtype == torch.bfloat16 else torch.int64
+        for part, kind, shape in [
+            ("weight", torch.int8, tuple(tensor.shape)), ("weight_scale", torch.float32, (o, 1)), ("weight_offset", torch.float32, (o, 1)),
+            ("input_scale", torch.float32, (1,)), ("input_offset", torch.float32, (1,)), ("deq_scale", deq, (o,)), ("quant_bias", torch.int32, (o,)),
+        ]:  # fmt: skip
+            expected[f"{linear}.{part}"] = (kind, shape)
+    assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
+    description = json.loads((out / "quant_model_description.json").read_text())
+    assert (description.pop("version"), description.pop("model_quant_type")) == ("1.0.0", "W8A8")
+    head = "lm_head.weight" if family == "qwen2_vl" else "language_model.lm_head.weight"
+    assert set(description) == set(tensors) | {head}
+    for name, kind in description.items():
+        linear, _, part = name.rpartition(".")
+        assert kind == ("W8A8" if linear in int8 and part != "bias" else "FLOAT"), name
+
+
+def test_deq_scale_holds_the_product_of_the_scales(made):
+    for dtype in ("bfloat16", "float16"):
+        _, out, calibrator = made("qwen2_vl", dtype)
+        tensors = loaded(out)
+        for linear in calibrator.plan.int8_names:
+            stored = tensors[f"{linear}.deq_scale"]
+            if dtype == "float16":
+                assert (stored >= 0).all() and (stored < 2**31).all()
+                stored = stored.to(torch.int32).view(torch.float32)
+            product = tensors[f"{linear}.input_scale"] * tensors[f"{linear}.weight_scale"].flatten()
+            assert torch.equal(stored, product)
+            assert torch.equal(tensors[f"{linear}.input_scale"], tensors[f"{linear}.input_scale"].to(getattr(torch, dtype)).float())
+            assert not tensors[f"{linear}.weight_offset"].any()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_linears_that_read_one_tensor_share_its_scale(made, family):
+    _, out, calibrator = made(family)
+    tensors = loaded(out)
+    language = calibrator.family.towers[1]
+    for index in range(2):
+        for group in language.groups[0::2][:2]:
+            scales = {(tensors[f"{language.block(index)}{name}.input_scale"].item(), tensors[f"{language.block(index)}{name}.input_offset"].item()) for name in group.linears}
+            assert len(group.linears) > 1 and len(scales) == 1
+
+
+def test_read_gives_what_was_written(made, tmp_path):
+    for dtype in ("bfloat16", "float16"):
+        _, out, calibrator = made("qwen2_vl", dtype)
+        export = ascend.read(out)
+        assert set(export.linear_names) == calibrator.plan.int8_names and export.dtype == getattr(torch, dtype)
+        tensors = loaded(out)
+        for name in export.linear_names:
+            written = ascend.linear_tensors(export.linear(name), export.dtype)
+            assert written.keys() == {key for key in tensors if key.rpartition(".")[0] == name}
+            for key, tensor in written.items():
+                assert tensor.dtype == tensors[key].dtype and torch.equal(tensor, tensors[key]), key
+        for name in export.tensors:
+            assert torch.equal(export.load(name), tensors[name])
+
+
+@pytest.mark.parametrize("family,vision", [("qwen2_vl", "int8"), ("qwen2_vl", "float"), ("llava", "float")])
+def test_config_is_the_sources_with_keys_edited(made, family, vision):
+    source, out, _ = made(family, vision=vision)
+    before, after = (json.loads((path / "config.json").read_text()) for path in (source, out))
+    assert after["quantize"] == "w8a8" and after["torch_dtype"] == "bfloat16" and after["vocab_size"]
+    assert after["vision_config"].get("quantize") == ("w8a8" if vision == "int8" else None)
+    assert "quantization_config" not in after and None not in after.values()
+    edited = {"quantize", "torch_dtype", "vocab_size", "vision_config"}
+    assert {key: value for key, value in before.items() if key not in edited} == {key: value for key, value in after.items() if key not in edited}
+    assert before["vision_config"] == {key: value for key, value in after["vision_config"].items() if key != "quantize"}
+    assert list(before) == [key for key in after if key in before]
+
+
+def test_config_saved_by_a_newer_transformers_becomes_flat(made, tmp_path):
+    import transformers
+
+    source, _, _ = made("qwen2_vl")
+    transformers.AutoConfig.from_pretrained(source).save_pretrained(tmp_path / "new")
+    nested = json.loads((tmp_path / "new" / "config.json").read_text())
+    nested["architectures"] = ["Qwen2VLForConditionalGeneration"]
+    assert "text_config" in nested and "hidden_size" not in nested, "transformers no longer nests: look again what it writes"
+    flat = ascend.config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True)
+    original = json.loads((source / "config.json").read_text())
+    for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size", "rope_theta", "model_type", "intermediate_size"):
+        assert flat[key] == original[key], key
+    assert flat["rope_scaling"]["mrope_section"] == original["rope_scaling"]["mrope_section"]
+    assert "text_config" not in flat and flat["torch_dtype"] == "bfloat16"
+
+
+def test_side_files_and_modes(made):
+    source, out, _ = made("qwen2_vl")
+    theirs = {path.name for path in source.iterdir()} - {"model.safetensors", "config.json"}
+    assert theirs and "merges.txt" in theirs
+    for name in theirs:
+        assert (out / name).read_bytes() == (source / name).read_bytes(), name
+    assert stat.S_IMODE(out.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o640}
+    assert {path.name for path in out.iterdir()} - theirs == {
+        "config.json", "quant_model_description.json", "quant_model_weight_w8a8.safetensors", "quant_recipe.json", "quant_run.json",
+    }  # fmt: skip
+
+
+def test_mindie_layout_holds_the_same_tensors(made, tmp_path):
+    _, out, calibrator = made("qwen2_vl")
+    calibrator.save(tmp_path / "mindie", ["mindie"])
+    ours, other = loaded(out), loaded(tmp_path / "mindie")
+    assert ours.keys() == other.keys() and all(torch.equal(ours[name], other[name]) for name in ours)
+    assert not (tmp_path / "mindie" / "quant_model_description.json").exists()
+    old = json.loads((tmp_path / "mindie" / "quant_model_description_w8a8.json").read_text())
+    assert old == json.loads((out / "quant_model_description.json").read_text())
+    config = json.loads((tmp_path / "mindie" / "config.json").read_text())
+    assert config["quantization_config"]["anti_method"] == "m4" and config["quantization_config"]["act_method"] == 1
+    assert config["quantize"] == config["vision_config"]["quantize"] == "w8a8"
+    assert ascend.read(tmp_path / "mindie").kind == "mindie"
+    assert ascend.read(out).kind == "ascendV1" and "quantization_config" not in ascend.read(out).config
+
+
+def test_large_exports_are_sharded_with_an_index(made, tmp_path, monkeypatch):
+    source, out, calibrator = made("qwen2_vl")
+    writer = ascend.ExportWriter(tmp_path / "s", calibrator.checkpoint, calibrator.plan, torch.bfloat16, 900_000)
+    whole = loaded(out)
+    for name in reversed(list(writer.layout)):  # any order will do
+        writer._put(name, whole[name])
+    writer.finish("ascendV1", {})
+    files = sorted(path.name for path in (tmp_path / "s").glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"quant_model_weight_w8a8-00001-of-{len(files):05d}.safetensors"
+    assert all((tmp_path / "s" / name).stat().st_size < 950_000 for name in files)
+    parts = loaded(tmp_path / "s")
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
+    index = json.loads((tmp_path / "s" / "quant_model_weight_w8a8.safetensors.index.json").read_text())
+    assert {name: file for file in files for name in safetensors.torch.load_file(tmp_path / "s" / file)} == index["weight_map"]
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+
+
+def test_safetensors_golden_bytes(tmp_path):
+    layout = {"b": (torch.int8, (3,)), "a": (torch.bfloat16, (1, 2)), "empty": (torch.float32, (0, 4))}
+    writer = SafetensorsWriter(tmp_path / "x.safetensors", layout)
+    writer.write("a", torch.tensor([[1.0, -2.0]], dtype=torch.bfloat16))
+    writer.write("empty", torch.zeros(0, 4))
+    writer.write("b", torch.tensor([1, -1, 127], dtype=torch.int8))
+    writer.close()
+    header = (
+        b'{"__metadata__":{"format":"pt"},"b":{"dtype":"I8","shape":[3],"data_offsets":[0,3]},'
+        b'"a":{"dtype":"BF16","shape":[1,2],"data_offsets":[3,7]},"empty":{"dtype":"F32","shape":[0,4],"data_offsets":[7,7]}}'
+    )
+    header += b" " * (-len(header) % 8)
+    assert (tmp_path / "x.safetensors").read_bytes() == len(header).to_bytes(8, "little") + header + b"\x01\xff\x7f" + b"\x80\x3f\x00\xc0"
+    read = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    assert read["b"].tolist() == [1, -1, 127] and read["a"].tolist() == [[1.0, -2.0]]
+    ours = {name: read_tensor(info) for name, info in read_header(tmp_path / "x.safetensors").items()}
+    assert all(torch.equal(ours[name], read[name]) for name in layout)
+
+
+def test_writer_refuses_what_was_not_announced(tmp_path):
+    writer = SafetensorsWriter(tmp_path / "x.safetensors", {"a": (torch.int8, (3,)), "b": (torch.int8, (3,))})
+    with pytest.raises(QuantError, match=r"a: torch.float32 \[3\] written where torch.int8 \[3\] was announced"):
+        writer.write("a", torch.zeros(3))
+    writer.write("a", torch.zeros(3, dtype=torch.int8))
+    with pytest.raises(QuantError, match="a: written twice"):
+        writer.write("a", torch.zeros(3, dtype=torch.int8))
+    with pytest.raises(QuantError, match="1 tensors were never written, b among them"):
+        writer.close()
+
+
+def test_float16_overflow_is_named():
+    with pytest.raises(QuantError, match=r"norm\.weight reaches 1e\+05, float16 ends at 65504; use --dtype bfloat16"):
+        ascend.to_dtype("norm.weight", torch.tensor([1e5]), torch.float16)
+
+
+def test_two_layouts_in_one_directory_are_refused(made, tmp_path):
+    _, _, calibrator = made("qwen2_vl")
+    with pytest.raises(UsageError, match="one of ascendV1, mindie"):
+        calibrator.save(tmp_path / "x", ["ascendV1", "mindie"])
