@@ -2,9 +2,10 @@
 from .errors import UsageError
 from .family import Family
 from .llava import LLAVA
+from .qwen2_5vl import QWEN2_5_VL
 from .qwen2vl import QWEN2_VL
 
-FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_VL, LLAVA)}
+FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_VL, QWEN2_5_VL, LLAVA)}
 
 
 def family_of(config: dict, where) -> Family:

@@ -11,7 +11,7 @@ from quant.families import family_of
 from quant.samples import prepare
 from quant.skeleton import Skeleton
 
-CASES = [(family, dtype) for family in ("qwen2_vl", "llava") for dtype in ("bfloat16", "float32", "float16")]
+CASES = [(family, dtype) for family in ("qwen2_vl", "qwen2_5_vl", "llava") for dtype in ("bfloat16", "float32", "float16")]
 
 
 def stream(skeleton: Skeleton, samples: list[dict]) -> tuple[dict, list[torch.Tensor]]:
@@ -63,7 +63,7 @@ def test_streamed_equals_whole(tmp_path, family, dtype):
             assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
 def test_names_map_one_to_one(tmp_path, family):
     source = tiny.make(tmp_path / "src", family)
     checkpoint = Checkpoint(source)
