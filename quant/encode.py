@@ -35,7 +35,7 @@ class Processing:
     reserved: tuple[str, ...]  # placeholders that a prompt must not contain
     chat: str  # documented format of one question about one image, for checkpoints without a template
     from_config: Callable[[dict], dict]  # config.json -> the processor's arguments that it must agree with
-    free_size: bool  # whether min_pixels and max_pixels mean something
+    limits: tuple[int, int] | None  # the processor's own (min_pixels, max_pixels); None: every image gets one size
 
 
 def _llava_arguments(config: dict) -> dict:
@@ -51,7 +51,12 @@ _CHATML = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
 )
-_QWEN = dict(image_token="<|image_pad|>", reserved=("<|image_pad|>", "<|video_pad|>"), chat=_CHATML, free_size=True)
+_QWEN = dict(
+    image_token="<|image_pad|>",
+    reserved=("<|image_pad|>", "<|video_pad|>"),
+    chat=_CHATML,
+    limits=(56 * 56, 28 * 28 * 1280),
+)
 
 PROCESSING = {  # config.json's architecture -> how its inputs are made
     "Qwen2VLForConditionalGeneration": Processing("Qwen2VLProcessor", from_config=lambda config: {}, **_QWEN),
@@ -62,7 +67,7 @@ PROCESSING = {  # config.json's architecture -> how its inputs are made
         reserved=("<image>",),
         chat="USER: <image>\n{prompt} ASSISTANT:",
         from_config=_llava_arguments,
-        free_size=False,
+        limits=None,
     ),
 }
 
@@ -93,12 +98,8 @@ class Encoder:
                 f"{self.directory / 'config.json'}: architecture {architecture} has no encoder, only {known}"
             )
         self._family = PROCESSING[architecture]
-        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        limits = {name: limit for name, limit in limits.items() if limit is not None}
-        if limits and not self._family.free_size:
-            raise UsageError(f"{' and '.join(limits)}: {architecture} resizes every image to one size, leave it out")
-
-        self._load(config, limits, trust_remote_code)
+        self._limits = self._find_limits(min_pixels=min_pixels, max_pixels=max_pixels)
+        self._load(config, trust_remote_code)
         self._check_image_token(config)
         self._template, self._template_source = self._find_template()
 
@@ -145,13 +146,35 @@ class Encoder:
             "chat_template": self._template_source,
             "filled_from_config": self._filled,
         }
-        if self._family.free_size:
-            described["min_pixels"], described["max_pixels"] = _limits(self._processor.image_processor)
+        if self._limits:
+            described["min_pixels"], described["max_pixels"] = self._limits
         return described
 
     # ---- loading
 
-    def _load(self, config: dict, limits: dict, trust_remote_code: bool) -> None:
+    def _find_limits(self, **given: int | None) -> tuple[int, int] | None:
+        """(min_pixels, max_pixels): as given, else the checkpoint's. Files of different ages keep them in different
+        places, and each version of transformers overlooks or refuses some: so they are read here and handed on.
+        """
+        if self._family.limits is None:
+            if name := next((name for name, value in given.items() if value is not None), None):
+                raise UsageError(f"{name}: {self._family.processor} resizes every image to one size, leave it out")
+            return None
+        stored = self._json("processor_config.json").get("image_processor") or self._json("preprocessor_config.json")
+        size, found = stored.get("size"), []
+        size = size if isinstance(size, dict) else {}
+        for name, edge, default in zip(given, ("shortest_edge", "longest_edge"), self._family.limits):
+            candidates = (given[name], stored.get(name), size.get(edge), size.get(name), default)
+            found.append(next(value for value in candidates if value is not None))
+        if not all(isinstance(value, int) for value in found):
+            raise QuantError(
+                f"{self.directory}: min_pixels and max_pixels of its processor must be integers, are {found}"
+            )
+        if not 0 < found[0] <= found[1]:
+            raise UsageError(f"min_pixels {found[0]}, max_pixels {found[1]}: the first must not exceed the second")
+        return found[0], found[1]
+
+    def _load(self, config: dict, trust_remote_code: bool) -> None:
         """Sets tokenizer, _processor and _filled."""
         stored = self._json("processor_config.json")
         if "image_processor" not in stored and not (self.directory / "preprocessor_config.json").is_file():
@@ -160,20 +183,21 @@ class Encoder:
             raise QuantError(f"{self.directory}: no tokenizer.json, vocab.json or tokenizer.model")
         try:
             needed = self._family.from_config(config)
-        except KeyError as error:
-            raise QuantError(f"{self.directory / 'config.json'}: {error} is missing, the processor needs it") from None
+        except (KeyError, TypeError) as error:
+            raise QuantError(f"{self.directory / 'config.json'}: the processor needs {error}") from None
         self._filled = sorted(key for key in needed if stored.get(key) is None)
         arguments = {key: value if key in self._filled else stored[key] for key, value in needed.items()}
 
         import transformers
 
         pinned = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+        if self._limits:
+            low, high = self._limits
+            pinned |= {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
         common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.directory), **common)
-            image_processor = transformers.AutoImageProcessor.from_pretrained(
-                str(self.directory), **pinned, **common, **limits
-            )
+            image_processor = transformers.AutoImageProcessor.from_pretrained(str(self.directory), **pinned, **common)
             image_only = _image_only(getattr(transformers, self._family.processor))
             self._processor = image_only(image_processor=image_processor, tokenizer=self.tokenizer, **arguments)
         except Exception as error:  # OSError, ValueError, KeyError and more, by file and version
@@ -181,10 +205,6 @@ class Encoder:
                 way_out = "its processor needs code of its own: read it, then pass trust_remote_code True"
                 raise QuantError(f"{self.directory}: {way_out}") from error
             raise QuantError(f"{self.directory}: the processor cannot be built: {one_line(error)}") from error
-        if self._family.free_size:
-            smallest, largest = _limits(image_processor)
-            if not 0 < smallest <= largest:
-                raise UsageError(f"min_pixels {smallest}, max_pixels {largest}: the first must not exceed the second")
 
     def _check_image_token(self, config: dict) -> None:
         """Sets image_token_id. The tokenizer writes its number, the model looks for config.json's."""
@@ -254,10 +274,3 @@ def _image_only(processor_class: type) -> type:
                 return super().check_argument_for_proper_class(argument_name, argument)
 
     return ImageOnly
-
-
-def _limits(image_processor) -> tuple[int, int]:
-    """(min_pixels, max_pixels): attributes of their own in 4.x, edges of `size` in 5.x."""
-    if getattr(image_processor, "max_pixels", None) is not None:
-        return image_processor.min_pixels, image_processor.max_pixels
-    return image_processor.size["shortest_edge"], image_processor.size["longest_edge"]

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import textwrap
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,5 +225,5 @@ def _reasons(notices: list[str]) -> str:
 
 def one_line(error: BaseException) -> str:
     """A library's error within a one-line message; with its class where its text says little (KeyError: 'x')."""
-    text = " ".join(str(error).split())
+    text = textwrap.shorten(str(error), 300, placeholder=" ...")
     return text if " " in text else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -116,6 +116,31 @@ def test_min_pixels_and_the_checkpoints_own_limits(checkpoints, family):
     assert int(own(picture(500, 500), PROMPT)["image_grid_thw"].prod()) * 196 <= own.describe()["max_pixels"]
 
 
+EDGES = {"shortest_edge": 3136, "longest_edge": 12544}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"min_pixels": 3136, "max_pixels": 12544},  # the hub's
+        {"min_pixels": 3136, "max_pixels": 12544, "size": {"min_pixels": 3136, "max_pixels": 12544}},  # 4.46's
+        {"min_pixels": 3136, "max_pixels": 12544, "size": EDGES},  # 4.57's
+        {"size": EDGES},  # 5.x's
+        {"size": {"min_pixels": 3136, "max_pixels": 12544}},
+        {"max_pixels": 12544, "image_processor_type": "Qwen2VLImageProcessorFast"},
+    ],
+)
+def test_limits_count_wherever_a_version_wrote_them(copy, written):
+    directory = copy("qwen2_vl")
+    edit(directory / "preprocessor_config.json", **{"min_pixels": None, "max_pixels": None, **written})
+    encoder = Encoder(directory)
+    assert (encoder.describe()["min_pixels"], encoder.describe()["max_pixels"]) == (3136, 12544)
+    assert encoder(picture(640, 427), PROMPT)["image_grid_thw"].tolist() == [[1, 6, 8]]
+    assert encoder(picture(28, 28), PROMPT)["image_grid_thw"].tolist() == [[1, 4, 4]]
+    larger = Encoder(directory, max_pixels=50176)
+    assert larger(picture(640, 427), PROMPT)["image_grid_thw"].tolist() == [[1, 12, 18]]
+
+
 def test_llava_equals_transformers_own_processor(checkpoints):
     """LLaVA's whole processor needs no torchvision, so it can be the oracle: template, expansion, pixels."""
     from transformers import AutoProcessor
@@ -253,12 +278,18 @@ def test_config_at_odds_with_the_files(copy):
     edit(directory / "config.json", image_token_index=7)
     refused(f"{config['image_token_index']} for the tokenizer and 7", QuantError, Encoder, directory)
     edit(directory / "config.json", vision_config={"model_type": "clip_vision_model"})
-    refused("'patch_size' is missing", QuantError, Encoder, directory)
+    refused("the processor needs 'patch_size'", QuantError, Encoder, directory)
 
 
 def test_limits_that_make_no_sense(checkpoints):
     refused("max_pixels", UsageError, Encoder, checkpoints["llava"], max_pixels=100_000)
     refused("min_pixels 3136, max_pixels 784", UsageError, Encoder, checkpoints["qwen2_vl"], max_pixels=784)
+
+
+def test_limits_that_are_no_numbers(copy):
+    directory = copy("qwen2_vl")
+    edit(directory / "preprocessor_config.json", max_pixels="many")
+    refused("must be integers, are .3136, 'many'", QuantError, Encoder, directory)
 
 
 def test_remote_code_is_not_run_unasked(copy):
