@@ -7,18 +7,17 @@ the disk is the calibrator's.
     measure   one sample through the block with its QLinears in place -> signal-to-noise of what the block adds to its input
 """
 import hashlib
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import m2, m4
 from .config import QuantConfig
 from .errors import QuantError
 from .family import Group, Tower
 from .fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
-from .int8 import QLinear, quantize_linear
+from .int8 import QLinear, quantize_linear, signal_to_noise
 from .plan import Plan
 from .ranges import activation_range
 from .skeleton import Feed, Skeleton
@@ -166,27 +165,9 @@ class BlockQuantizer:
 
     def measure(self, index: int, linears: list[QLinear], feed: Feed, hidden: Tensor, reference: Tensor) -> float:
         """dB: what the block adds to `hidden` in float, against the error of adding it with `linears` in place."""
-        with replaced(self.skeleton, linears):
+        with self.skeleton.replaced(linears):
             error = feed.calls[index](self.skeleton.block(self.tower, index), hidden) - hidden - reference
         return signal_to_noise(reference, error)
-
-
-def signal_to_noise(signal: Tensor, noise: Tensor) -> float:
-    """10 log10(|signal|^2 / |noise|^2), dB."""
-    return 10 * torch.log10(signal.double().square().sum() / noise.double().square().sum()).item()
-
-
-@contextmanager
-def replaced(skeleton: Skeleton, linears: list[QLinear]):
-    """The linears compute in int8 for the time of the with block."""
-    modules: list[nn.Module] = [skeleton.linear(linear.name) for linear in linears]
-    for module, linear in zip(modules, linears):
-        module.forward = linear
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
 
 
 def _extent(stats: Stats) -> tuple[float, float]:

@@ -113,3 +113,8 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == "cuda" and a.shape[0] <= 16:  # cuBLAS takes no fewer than 17 rows
         return torch._int_mm(torch.cat([a, a.new_zeros(17 - a.shape[0], a.shape[1])]), b.t())[: a.shape[0]]
     return torch._int_mm(a, b.t())
+
+
+def signal_to_noise(signal: Tensor, noise: Tensor) -> float:
+    """10 log10(|signal|^2 / |noise|^2), dB; inf without noise."""
+    return 10 * torch.log10(signal.double().square().sum() / noise.double().square().sum()).item()

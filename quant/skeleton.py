@@ -129,16 +129,30 @@ class Skeleton:
         for tensor in tensors:
             self.set(tensor, self.checkpoint.load(tensor))
         if head:
-            self._tie_head()
+            self.tie_head()
         try:
             yield
         finally:
             self.clear(tensors)
+            if head:
+                self.tie_head()  # else a tied head would keep the embedding in memory
 
-    def _tie_head(self) -> None:
+    def tie_head(self) -> None:
         """A checkpoint without a head shares the embedding's weight."""
         if "lm_head.weight" not in self.names.values():
             self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
+
+    @contextmanager
+    def replaced(self, linears: list) -> Iterator[None]:
+        """Each of `linears`, callables with the hub name of a linear as .name, computes in that linear's place for the time of the with block."""
+        modules = [self.linear(linear.name) for linear in linears]
+        for module, linear in zip(modules, linears):
+            module.forward = linear
+        try:
+            yield
+        finally:
+            for module in modules:
+                del module.forward
 
     # -- entering a tower --------------------------------------------------------------------------------------------------------------
 
