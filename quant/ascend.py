@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import config_json
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint
 from .errors import QuantError, UsageError
 from .int8 import QLinear
 from .plan import Plan
@@ -238,7 +238,7 @@ def read(directory: str | Path) -> Export:
             if name in tensors:
                 raise QuantError(f"{file}: {name} is also in {tensors[name].file.name}; servers refuse it")
             tensors[name] = info
-    return Export(directory, kind, read_json(directory / "config.json"), read_json(directory / DESCRIPTION[kind]), tensors)
+    return Export(directory, kind, config_json.read_json(directory / "config.json"), config_json.read_json(directory / DESCRIPTION[kind]), tensors)
 
 
 def relayout(directory: Path, checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype, kind: str, settings: dict) -> None:

@@ -3,32 +3,19 @@
 What is checked on opening costs header reads only: config.json, the index and the shards it names, that every shard is whole, that no
 name occurs twice, that no path leaves the directory. Tensors are validated as they are read.
 """
-import json
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .config_json import read_json
 from .errors import QuantError, UsageError
 from .safetensors_io import TensorInfo, read_header, read_tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 FLOATS = {torch.bfloat16, torch.float16, torch.float32}
-
-
-def read_json(file: Path) -> dict:
-    """Raises QuantError, naming the file, when it is missing, not JSON, or not an object."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise QuantError(f"{file}: {err.strerror}") from None
-    except (ValueError, RecursionError) as err:
-        raise QuantError(f"{file}: not valid JSON ({err})") from None
-    if not isinstance(value, dict):
-        raise QuantError(f"{file}: holds a JSON {type(value).__name__}, an object was expected")
-    return value
 
 
 class Checkpoint:

@@ -3,10 +3,28 @@ layout (rope_parameters, dtype, nested text_config) is misread by older transfor
 """
 import copy
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from .errors import QuantError
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPE_KEYS = ("torch_dtype", "dtype")  # transformers 5 writes the second
+
+
+def read_json(file: Path) -> dict:
+    """Raises QuantError, naming the file, when it is missing, not JSON, or not an object."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise QuantError(f"{file}: {err.strerror}") from None
+    except (ValueError, RecursionError) as err:
+        raise QuantError(f"{file}: not valid JSON ({err})") from None
+    if not isinstance(value, dict):
+        raise QuantError(f"{file}: holds a JSON {type(value).__name__}, an object was expected")
+    return value
 
 
 def dumps(value: dict) -> str:
@@ -18,7 +36,7 @@ def dtype_name(config: dict) -> str:
     return next((config[key] for key in DTYPE_KEYS if config.get(key)), "float32")
 
 
-def edit(config: dict, *, flat: bool, dtype: torch.dtype, vision_int8: bool) -> dict:
+def edit(config: dict, *, flat: bool, dtype: "torch.dtype", vision_int8: bool) -> dict:
     """A new dict. flat: lift the language model's keys to the top; vision_int8: MindIE's switch for its int8 vision tower."""
     edited = copy.deepcopy(config)
     text = edited.get("text_config", {})

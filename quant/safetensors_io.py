@@ -1,6 +1,5 @@
-"""The safetensors container, as far as streaming needs it and the library does not offer it.
+"""The data of safetensors files, as far as streaming needs it and the library does not offer it; the header is safetensors_header.py's.
 
-File: 8 bytes little-endian header length N, N bytes of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data.
 Reading goes into fresh memory at the disk's speed (the library memory-maps, so pages once touched count as resident for as long as
 any tensor of the file lives). Writing lays out the header first, from names, dtypes and shapes alone, then takes the tensors in any
 order: a 70 GB export needs memory for one tensor. The library reads what is written here; a test says so, byte for byte.
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor
 
 from .errors import QuantError
+from .safetensors_header import read_entries
 
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
     "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000  # bytes; the library's own limit
 
 
 @dataclass(frozen=True)
@@ -40,39 +39,8 @@ class TensorInfo:
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Tensor name -> TensorInfo. Raises QuantError, naming the file, for a missing, truncated or inconsistent one."""
-    try:
-        with open(file, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > size - 8 or length > MAX_HEADER:
-                raise QuantError(f"{file}: header of {length} bytes in a file of {size}; truncated or not a safetensors file, fetch it again")
-            header = json.loads(stream.read(length))
-    except OSError as err:
-        raise QuantError(f"{file}: {err.strerror}") from None
-    except (ValueError, RecursionError):
-        raise QuantError(f"{file}: the header is not JSON; damaged or not a safetensors file, fetch it again") from None
-    if not isinstance(header, dict):
-        raise QuantError(f"{file}: the header is not a JSON object; damaged, fetch it again")
-    header.pop("__metadata__", None)
-    return {name: _tensor_info(file, name, entry, 8 + length, size) for name, entry in header.items()}
-
-
-def _tensor_info(file: Path, name: str, entry: dict, base: int, size: int) -> TensorInfo:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError):
-        well_formed = False
-    if not well_formed:
-        raise QuantError(f"{file}: the header entry of {name} is malformed; damaged, fetch it again")
-    if dtype not in DTYPES:
-        raise QuantError(f"{file}: {name} has dtype {dtype}; supported are {', '.join(DTYPES)}")
-    info = TensorInfo(file, base + begin, DTYPES[dtype], shape)
-    if info.nbytes != end - begin:
-        raise QuantError(f"{file}: {name} of shape {list(shape)} and dtype {dtype} needs {info.nbytes} bytes, the header gives {end - begin}; damaged, fetch it again")
-    if base + end > size:
-        raise QuantError(f"{file}: truncated, {name} ends at byte {base + end} and the file at {size}; fetch it again")
-    return info
+    entries = read_entries(file).items()
+    return {name: TensorInfo(entry.file, entry.offset, DTYPES[entry.dtype], entry.shape) for name, entry in entries}
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
