@@ -124,11 +124,13 @@ class Calibrator:
         return {name: self.checkpoint.load(name) for name in skeleton.block_tensors(tower, index)}
 
     def _report_block(self, name: str, result: BlockResult, seconds: float) -> None:
-        if result.linears:
-            change = f"{result.snr_plain:5.1f} dB" + (f" -> {result.snr:5.1f} dB" if self.config.anti_method != "none" else "")
-        else:
+        if not result.linears:
             change = "float"
-        self.reporter.line(f"{name:<45} {len(result.linears):>2} int8  {change:<21} {seconds:6.2f} s")
+        elif self.config.anti_method == "none":
+            change = f"{result.snr:5.1f} dB"
+        else:
+            change = f"{result.snr_plain:5.1f} -> {result.snr:5.1f} dB"
+        self.reporter.line(f"{name:<43} {len(result.linears):>2} int8  {change:<17} {seconds:7.2f} s")
         self.blocks.append(
             {
                 "block": name,

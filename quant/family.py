@@ -91,6 +91,14 @@ def text(config: dict, key: str, default=None):
     return value
 
 
+def vision(config: dict, key: str, default=None):
+    """A key of vision_config. Raises QuantError when it is not there and has no default."""
+    value = config.get("vision_config", {}).get(key, default)
+    if value is None:
+        raise QuantError(f"config.json: vision_config has no {key}; fetch it again")
+    return value
+
+
 def match(patterns, name: str) -> str | None:
     """The first of `patterns` (names or globs) that matches the linear `name`, or None."""
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)

@@ -11,7 +11,7 @@ def header(calibrator: Calibrator) -> None:
     """What is quantized, how, on what, from which samples."""
     config, plan, say = calibrator.config, calibrator.plan, calibrator.reporter.line
     calibrator.prepare()
-    why = "" if config.dev_type else " (the first of NPU, CUDA, CPU that is there; --device_type chooses)"
+    why = "" if config.dev_type else " (the first usable of NPU, CUDA, CPU; --device_type chooses)"
     say(f"model    {calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, {calibrator.checkpoint.dir}")
     say(f"device   {calibrator.device}{why}")
     say(f"method   {_method(calibrator)}")

@@ -3,11 +3,11 @@
 The features come from the last CLIP block but one (vision_feature_layer -2): the last block has no effect and is carried over unseen.
 """
 from ..errors import UsageError
-from ..family import Family, Group, Tower, text
+from ..family import Family, Group, Tower, text, vision
 
 
 def _vision_blocks_used(config: dict) -> int:
-    layer, blocks = config.get("vision_feature_layer", -2), config["vision_config"]["num_hidden_layers"]
+    layer, blocks = config.get("vision_feature_layer", -2), vision(config, "num_hidden_layers")
     if not isinstance(layer, int):
         raise UsageError(f"vision_feature_layer={layer}: features from several layers are not supported, one layer is")
     return layer + blocks + 1 if layer < 0 else layer  # hidden_states[0] is the input of block 0
@@ -22,10 +22,10 @@ VISION = Tower(
         Group(("mlp.fc1",), source="layer_norm2", kind="norm"),
         Group(("mlp.fc2",)),
     ),
-    blocks=lambda config: config["vision_config"]["num_hidden_layers"],
+    blocks=lambda config: vision(config, "num_hidden_layers"),
     used=_vision_blocks_used,
-    heads=lambda config: (config["vision_config"]["num_attention_heads"],) * 2,
-    tokens=lambda config, inputs: (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2 + 1,  # class token
+    heads=lambda config: (vision(config, "num_attention_heads"),) * 2,
+    tokens=lambda config, inputs: (vision(config, "image_size") // vision(config, "patch_size")) ** 2 + 1,  # class token
 )
 
 # llava-hf's config.json leaves out what equals LlamaConfig's defaults: hence the 32s.

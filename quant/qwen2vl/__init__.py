@@ -2,7 +2,7 @@
 
 MindIE's ViT takes attn.qkv, attn.proj and mlp.fc1 of every block in int8 or none of them; fc2 and the merger are always float there.
 """
-from ..family import Family, Group, Tower, text
+from ..family import Family, Group, Tower, text, vision
 
 VISION = Tower(
     name="vision",
@@ -13,9 +13,9 @@ VISION = Tower(
         Group(("mlp.fc1",), source="norm2", kind="norm"),
         Group(("mlp.fc2",)),  # quick_gelu stands between fc1 and fc2: no scale passes through it
     ),
-    blocks=lambda config: config["vision_config"]["depth"],
-    used=lambda config: config["vision_config"]["depth"],
-    heads=lambda config: (config["vision_config"]["num_heads"],) * 2,
+    blocks=lambda config: vision(config, "depth"),
+    used=lambda config: vision(config, "depth"),
+    heads=lambda config: (vision(config, "num_heads"),) * 2,
     tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
 )
 
