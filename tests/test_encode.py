@@ -171,6 +171,18 @@ def test_the_model_takes_the_inputs(checkpoints, tmp_path, family, old):
     assert logits.shape[:2] == inputs["input_ids"].shape and bool(logits.isfinite().all())
 
 
+def test_processor_config_goes_before_what_config_says(copy):
+    directory = copy("llava")
+    for stored, count, filled in [
+        (3, 18, []),
+        (None, 16, ["num_additional_image_tokens"]),
+    ]:  # 16 patches, one class token
+        edit(directory / "processor_config.json", num_additional_image_tokens=stored)
+        encoder = Encoder(directory)
+        assert image_tokens(encoder, encoder(picture(56, 56), PROMPT)) == count
+        assert encoder.describe()["filled_from_config"] == filled
+
+
 def test_describe_and_decode(checkpoints):
     for family in FAMILIES:
         encoder = Encoder(checkpoints[family])
