@@ -1,0 +1,39 @@
+# make demo   quantize two small models with the shipped photographs     make test          the tests
+# make test-compat   the same tests with transformers 4.57.6             make test-oracle   against the vendor's library
+PYTHON ?= python3
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
+
+.PHONY: demo test test-compat test-oracle bench clean
+
+# An environment is made once for each version of its requirements; torch first, so that nothing else chooses its build.
+define environment
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(1)/bin/pip install --quiet --disable-pip-version-check $(2)
+	@touch $(1)/.made
+endef
+
+.venv/.made: requirements.txt requirements-dev.txt
+	$(call environment,.venv,-r requirements-dev.txt)
+
+.venv-compat/.made: requirements-dev.txt requirements.txt requirements-compat.txt
+	$(call environment,.venv-compat,-r requirements-compat.txt)
+
+.venv-oracle/.made: requirements-oracle.txt
+	$(call environment,.venv-oracle,-r requirements-oracle.txt)
+
+demo: .venv/.made
+	.venv/bin/python examples/demo.py
+
+test: .venv/.made
+	.venv/bin/python -m pytest -q
+
+test-compat: .venv-compat/.made
+	.venv-compat/bin/python -m pytest -q
+
+test-oracle: .venv-oracle/.made .venv/.made
+	QUANT_PYTHON=.venv/bin/python .venv-oracle/bin/python -m pytest -q tests/oracle
+
+clean:
+	rm -rf .venv .venv-compat .venv-oracle out
