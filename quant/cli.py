@@ -11,6 +11,7 @@ from .errors import QuantError
 
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
+    "evaluate": "scores of the float and the int8 model, or of two servers",
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
 

@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -75,6 +75,14 @@ class QuestionSet:
     def digest(self) -> str:
         content = "\n".join(json.dumps([question.key, question.answers]) for question in self.questions)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def some(self, count: int | None, seed: int) -> "QuestionSet":
+        """`count` of the questions, chosen by the seed and their keys alone, in the file's order; all for None."""
+        if count is None:
+            return self
+        ranked = sorted(self.questions, key=lambda question: hashlib.sha256(f"{seed}:{question.key}".encode()).digest())
+        chosen = {question.where for question in ranked[:count]}
+        return replace(self, questions=tuple(question for question in self.questions if question.where in chosen))
 
 
 def load_questions(file: str | Path, image_folder: str | Path | None = None) -> QuestionSet:
