@@ -4,7 +4,7 @@ Most vision blocks attend within windows of 8 x 8 patches, those in fullatt_bloc
 window before the first block and back after the merger, all of which is the model's own forward's work. The decoder is Qwen2-VL's.
 MindIE's ViT takes attn.qkv of every block in int8, or the whole tower in float; attn.proj and gate/up may be either, down_proj must be float.
 """
-from ..family import Family, Group, Tower
+from ..family import Family, Group, Tower, vision
 from ..qwen2vl import LANGUAGE
 
 VISION = Tower(
@@ -16,9 +16,9 @@ VISION = Tower(
         Group(("mlp.gate_proj", "mlp.up_proj"), source="norm2", kind="norm"),
         Group(("mlp.down_proj",), source="mlp.up_proj", kind="up"),
     ),
-    blocks=lambda config: config["vision_config"]["depth"],
-    used=lambda config: config["vision_config"]["depth"],
-    heads=lambda config: (config["vision_config"]["num_heads"],) * 2,
+    blocks=lambda config: vision(config, "depth"),
+    used=lambda config: vision(config, "depth"),
+    heads=lambda config: (vision(config, "num_heads"),) * 2,
     tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
 )
 
