@@ -15,6 +15,19 @@ MAX_SAMPLES = 128  # how many samples a run takes from a larger set unless it is
 # What an exported directory depends on only through its packaging: not part of the fingerprint.
 PACKAGING = {"dev_type", "part_file_size"}
 
+PIXELS_PER_TOKEN = 28 * 28  # of Qwen's vision towers: 2 x 2 patches of 14 x 14 pixels make a visual token
+PRESETS = {  # --preset: choices that go together; what is chosen one by one takes precedence
+    "ocr": {  # pages, forms and signs: small print is enlarged, and 720 x 1280 is kept (1196 tokens)
+        "prompt": (
+            "Return all text of this document as plain text, in reading order.",
+            "What is written in this image?",
+            "List every name and value that this document contains.",
+        ),
+        "min_pixels": 256 * PIXELS_PER_TOKEN,
+        "max_pixels": 1280 * PIXELS_PER_TOKEN,
+    },
+}
+
 
 class QuantConfig(BaseModel):
     """The choices of one quantization run.
@@ -40,8 +53,8 @@ class QuantConfig(BaseModel):
     float32: it is for comparing arithmetic with other implementations, and the command line does not offer it."""
     dev_type: Literal["npu", "cuda", "cpu"] | None = None
     """None takes the first of NPU, CUDA, CPU that is there."""
-    prompt: str | None = None
-    """Asked of every calibration image that brings no prompt of its own. None takes the family's."""
+    prompt: str | tuple[str, ...] | None = None
+    """Asked of every calibration image that brings no prompt of its own; of several, the image chooses. None takes the family's."""
     num_samples: int | None = Field(default=None, gt=0)
     min_pixels: int | None = Field(default=None, gt=0)
     max_pixels: int | None = Field(default=None, gt=0)

@@ -36,9 +36,12 @@ class Sample:
     key: str
 
 
-def load_samples(source: Path, prompt: str, num_samples: int | None, seed: int) -> tuple[list[Sample], list[str]]:
+def load_samples(
+    source: Path, prompt: str | tuple[str, ...], num_samples: int | None, seed: int
+) -> tuple[list[Sample], list[str]]:
     """Read a folder of images, or a JSONL with one {"image": path, "prompt": text} a line ("prompt" may be left out).
 
+    `prompt` is asked of an image that brings none of its own; of several, the image's content chooses one.
     Returns the samples, sorted by key, and notices for the user: what was skipped and why, how many of how many count.
     `num_samples` (None: all) picks a subset that depends on the seed and the set of keys alone.
     Raises UsageError: no such source, no usable image in it, or (with file:line) a line of a JSONL that is of no use.
@@ -132,13 +135,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _sample(path: Path, prompt: str) -> Sample:
+def _sample(path: Path, prompt: str | tuple[str, ...]) -> Sample:
     data = read_bytes(path)
     decode_image(data, path)
+    if not isinstance(prompt, str):
+        prompt = prompt[int(hashlib.sha256(data).hexdigest(), 16) % len(prompt)]
     return Sample(path, prompt, hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest())
 
 
-def _from_folder(folder: Path, prompt: str) -> tuple[list[Sample], list[str]]:
+def _from_folder(folder: Path, prompt: str | tuple[str, ...]) -> tuple[list[Sample], list[str]]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -159,7 +164,7 @@ def _from_folder(folder: Path, prompt: str) -> tuple[list[Sample], list[str]]:
     return samples, notices
 
 
-def _from_jsonl(file: Path, prompt: str) -> list[Sample]:
+def _from_jsonl(file: Path, prompt: str | tuple[str, ...]) -> list[Sample]:
     root, samples = file.parent.resolve(), []
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -169,8 +174,8 @@ def _from_jsonl(file: Path, prompt: str) -> list[Sample]:
         if not line.strip():
             continue
         try:
-            name, text = _parse(line, prompt)
-            samples.append(_sample(inside(root, name), text))
+            name, own = _parse(line)
+            samples.append(_sample(inside(root, name), prompt if own is None else own))
         except QuantError as error:
             raise UsageError(f"{file}:{number}: " + str(error).removeprefix(f"{root}/")) from None
     return samples
@@ -189,20 +194,20 @@ def parse_object(line: bytes) -> dict:
     return row
 
 
-def _parse(line: bytes, prompt: str) -> tuple[str, str]:
-    """One line of a JSONL -> (image, prompt)."""
+def _parse(line: bytes) -> tuple[str, str | None]:
+    """One line of a JSONL -> (image, prompt), None where it has no prompt."""
     row = parse_object(line)
     if unknown := sorted(set(row) - {"image", "prompt"}):
         raise QuantError(f'unknown key {json.dumps(unknown[0])}: only "image" and "prompt" are known')
     if not isinstance(row.get("image"), str) or not row["image"]:
         raise QuantError('"image" must be the path of an image, relative to the folder of this file')
-    if not isinstance(row.setdefault("prompt", prompt), str):
+    if not isinstance(row.get("prompt", ""), str):
         raise QuantError(f'"prompt" must be text, found {type(row["prompt"]).__name__}')
     try:
-        row["prompt"].encode()
+        row.get("prompt", "").encode()
     except UnicodeEncodeError:
         raise QuantError('"prompt" holds half a surrogate pair, which is no text') from None
-    return row["image"], row["prompt"]
+    return row["image"], row.get("prompt")
 
 
 def inside(root: Path, name: str) -> Path:

@@ -199,6 +199,21 @@ def test_duplicates_count_once(tmp_path):
     assert notices == ["b.png: the same image and prompt as a.png, counted once"]
 
 
+def test_of_several_prompts_the_image_chooses(tmp_path):
+    folder_of(tmp_path, [f"{index}.png" for index in range(12)])
+    samples, _ = load_samples(tmp_path, ("one", "two"), None, 0)
+    assert {sample.prompt for sample in samples} == {"one", "two"}
+    asked = {sample.image.read_bytes(): sample.prompt for sample in samples}
+    (tmp_path / "0.png").rename(tmp_path / "z.png")  # the name does not choose, nor what else is there
+    (tmp_path / "1.png").unlink()
+    again, _ = load_samples(tmp_path, ("one", "two"), None, 0)
+    assert all(asked[sample.image.read_bytes()] == sample.prompt for sample in again)
+    file = tmp_path / "calib.jsonl"
+    file.write_text('{"image": "z.png"}\n{"image": "2.png", "prompt": "own"}')
+    found = {sample.image.name: sample.prompt for sample in load_samples(file, ("one", "two"), None, 0)[0]}
+    assert found == {"z.png": asked[(tmp_path / "z.png").read_bytes()], "2.png": "own"}
+
+
 @pytest.mark.parametrize(
     "fill", [lambda d: None, lambda d: (d / "a.txt").write_text("x"), lambda d: (d / "a.png").write_text("x")]
 )

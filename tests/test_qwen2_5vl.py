@@ -2,6 +2,7 @@
 
 That streamed blocks equal the whole model's, bit for bit, is tests/test_skeleton.py's.
 """
+import argparse
 import json
 from collections import Counter
 from fnmatch import fnmatchcase
@@ -10,11 +11,13 @@ import pytest
 import tiny
 import torch
 import transformers
+from PIL import Image
 from torch import nn
 
 from bench import hub_config, hub_tensors
 from quant import Calibrator, QuantConfig, ascend, block
 from quant.checkpoint import Checkpoint
+from quant.commands import quantize
 from quant.errors import UsageError
 from quant.int8 import quantize_linear
 from quant.plan import make_plan
@@ -166,6 +169,27 @@ def test_export_is_what_both_servers_demand(source, images, tmp_path):
     recipe = json.loads((tmp_path / "out" / "quant_recipe.json").read_text())
     assert recipe["encoder"]["min_pixels"] == recipe["config"]["min_pixels"] == 56 * 56
     assert recipe["encoder"]["max_pixels"] == recipe["config"]["max_pixels"] == 84 * 84
+
+
+def test_preset_ocr_asks_for_text_and_keeps_pages_legible(source, tmp_path):
+    def chosen(*flags):
+        parser = argparse.ArgumentParser()
+        quantize.add_arguments(parser)
+        return quantize.quant_config(parser.parse_args(["--model_path", str(source), *flags]))
+
+    preset = chosen("--preset", "ocr")
+    assert len(preset.prompt) > 1 and preset.min_pixels == 256 * 28 * 28 and preset.max_pixels == 1280 * 28 * 28
+    assert chosen().prompt is chosen().min_pixels is chosen().max_pixels is None
+    own = chosen("--preset", "ocr", "--prompt", "Read this.", "--max_pixels", "921600", "--anti_method", "m4")
+    assert (own.prompt, own.min_pixels, own.max_pixels, own.anti_method) == ("Read this.", preset.min_pixels, 921600, "m4")
+    assert len({config.fingerprint() for config in (preset, chosen(), own)}) == 3
+
+    Image.new("RGB", (1280, 720), "white").save(tmp_path / "page.png")
+    [inputs] = prepare(tmp_path, Checkpoint(source), QWEN2_5_VL, preset).inputs
+    assert inputs["image_grid_thw"].tolist() == [[1, 728 // 14, 1288 // 14]]
+    Image.new("RGB", (120, 80), "white").save(tmp_path / "page.png")
+    [inputs] = prepare(tmp_path, Checkpoint(source), QWEN2_5_VL, preset).inputs
+    assert inputs["image_grid_thw"].prod() >= 4 * 256
 
 
 def plan_of(source, **choices):

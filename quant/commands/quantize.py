@@ -2,7 +2,7 @@
 import argparse
 
 from ..cli import boolean
-from ..config import ALPHA, MAX_SAMPLES, QuantConfig
+from ..config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..errors import UsageError
 
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--a_bit", type=int, default=8, metavar="8", help="bits of the activations; 8 is what servers load")
     method.add_argument("--dtype", choices=("bfloat16", "float16"), help="of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one)")
     samples = parser.add_argument_group("calibration samples")
+    samples.add_argument("--preset", choices=PRESETS, help="prompts and image sizes for a kind of images: ocr for documents (Qwen); other flags take precedence")
     samples.add_argument("--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)")
     samples.add_argument("--num_samples", type=int, metavar="N", help=f"take N of the images, chosen by the seed (default: all, at most {MAX_SAMPLES})")
     samples.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to (Qwen; default: the checkpoint's)")
@@ -39,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def quant_config(args: argparse.Namespace) -> QuantConfig:
     """The flags as a QuantConfig. Raises UsageError for what it refuses."""
     choices = {name: getattr(args, name) for name in QuantConfig.model_fields if getattr(args, name, None) is not None}
-    return QuantConfig(**choices, **({"dev_type": args.device_type} if args.device_type else {}))
+    if args.device_type:
+        choices["dev_type"] = args.device_type
+    return QuantConfig(**{**PRESETS.get(args.preset, {}), **choices})
 
 
 def run(args: argparse.Namespace, architecture: str | None = None) -> int:
