@@ -30,11 +30,14 @@ ORDER = {"up": 0, "value": 1, "norm": 2}  # later groups see the earlier folds
 
 @dataclass
 class GroupRange:
-    """A group's input range [lo, hi], before and after smoothing, for the record."""
+    """A group's input before and after smoothing, for the record: its range [lo, hi], and the largest |x| of its median channel, of the
+    channel that 1 % exceed, and of its largest. The last two far above the first are outlier channels."""
 
     linears: list[str]
     before: tuple[float, float]
     after: tuple[float, float]
+    channels_before: tuple[float, float, float]
+    channels_after: tuple[float, float, float]
 
 
 @dataclass
@@ -82,7 +85,9 @@ class BlockQuantizer:
                 self.skeleton.set(name, value)
             result.snr = self.measure(index, result.linears, feeds[0], probe_in, reference)
         result.ranges = [
-            GroupRange([prefix + name for name in group.linears], _extent(stats[group]), _extent(smoothed[group])) for group in groups
+            GroupRange([prefix + name for name in group.linears], *map(_extent, seen), *map(_channels, seen))
+            for group in groups
+            for seen in [(stats[group], smoothed[group])]
         ]
         return result
 
@@ -172,3 +177,7 @@ class BlockQuantizer:
 
 def _extent(stats: Stats) -> tuple[float, float]:
     return stats.lo.min().item(), stats.hi.max().item()
+
+
+def _channels(stats: Stats) -> tuple[float, float, float]:
+    return tuple(torch.maximum(stats.hi, -stats.lo).cpu().quantile(torch.tensor([0.5, 0.99, 1.0])).tolist())
