@@ -3,6 +3,7 @@
 That streamed blocks equal the whole model's, bit for bit, is tests/test_skeleton.py's.
 """
 import argparse
+import copy
 import json
 from collections import Counter
 from fnmatch import fnmatchcase
@@ -22,6 +23,7 @@ from quant.errors import UsageError
 from quant.int8 import quantize_linear
 from quant.plan import make_plan
 from quant.qwen2_5vl import QWEN2_5_VL
+from quant.qwen2vl import QWEN2_VL
 from quant.samples import prepare
 from quant.skeleton import Skeleton
 
@@ -66,10 +68,10 @@ PUBLISHED = {
 }
 
 
-def headers_only(directory, config: dict) -> Checkpoint:
+def headers_only(directory, config: dict, tensors: list) -> Checkpoint:
     """A checkpoint of any size whose weights are a hole in the file: names, dtypes and shapes are all there."""
     header, end = {}, 0
-    for tensor in hub_tensors.tensors(config):
+    for tensor in tensors:
         begin, end = end, end + 2 * tensor.size
         header[tensor.name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
@@ -84,7 +86,7 @@ def headers_only(directory, config: dict) -> Checkpoint:
 def test_every_linear_of_the_published_size_is_decided(tmp_path, size):
     """On the meta device: names are a bijection, shapes agree, and no linear is without a decision and a reason."""
     config = hub_config.qwen2_5_vl(**PUBLISHED[size])
-    checkpoint = headers_only(tmp_path, config)
+    checkpoint = headers_only(tmp_path, config, hub_tensors.tensors(config))
     skeleton = Skeleton(checkpoint, QWEN2_5_VL, torch.bfloat16)
     assert skeleton.names.keys() == checkpoint.tensors.keys()
     tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
@@ -117,6 +119,22 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, size):
         assert decision.int8 == next(int8 for pattern, (_, int8) in expected.items() if fnmatchcase(name, pattern)), name
         assert decision.why and (decision.why == "W8A8") == decision.int8
     assert len(plan.smoothed) == 3 * vision + 3 * language  # norm1, value and norm2; down_proj is float
+
+
+@pytest.mark.parametrize("family", [QWEN2_5_VL, QWEN2_VL], ids=lambda family: family.name)
+def test_config_without_what_equals_the_defaults(tmp_path, family):
+    """Fine-tunes saved by transformers 4.4x, RolmOCR among them, leave out of vision_config whatever the class has as default."""
+    if family is QWEN2_5_VL:
+        config, kept = hub_config.qwen2_5_vl(**PUBLISHED["7B"]), ("hidden_size", "in_chans", "spatial_patch_size", "tokens_per_second")
+    else:
+        config, kept = copy.deepcopy(hub_config.SIZES["qwen2vl-7b"].config), ("in_chans", "spatial_patch_size")
+    tensors = hub_tensors.tensors(config)
+    config["vision_config"] = {key: config["vision_config"][key] for key in kept} | {"model_type": config["model_type"]}
+    checkpoint = headers_only(tmp_path, config, tensors)
+    plan = make_plan(checkpoint, family, QuantConfig())
+    assert len([name for name in plan.int8_names if name.startswith("visual.")]) == 32 * (4 if family is QWEN2_5_VL else 3)
+    assert family.towers[0].heads(config) == (16, 16)
+    assert Skeleton(checkpoint, family, torch.bfloat16).names.keys() == checkpoint.tensors.keys()
 
 
 @pytest.mark.parametrize("method", ["m2", "m4"])

@@ -7,6 +7,7 @@ MindIE's ViT takes attn.qkv of every block in int8, or the whole tower in float;
 from ..family import Family, Group, Tower, vision
 from ..qwen2vl import LANGUAGE
 
+# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and 16.
 VISION = Tower(
     name="vision",
     prefix="visual.blocks.",
@@ -16,9 +17,9 @@ VISION = Tower(
         Group(("mlp.gate_proj", "mlp.up_proj"), source="norm2", kind="norm"),
         Group(("mlp.down_proj",), source="mlp.up_proj", kind="up"),
     ),
-    blocks=lambda config: vision(config, "depth"),
-    used=lambda config: vision(config, "depth"),
-    heads=lambda config: (vision(config, "num_heads"),) * 2,
+    blocks=lambda config: vision(config, "depth", 32),
+    used=lambda config: vision(config, "depth", 32),
+    heads=lambda config: (vision(config, "num_heads", 16),) * 2,
     tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
 )
 

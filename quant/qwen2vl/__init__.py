@@ -4,6 +4,7 @@ MindIE's ViT takes attn.qkv, attn.proj and mlp.fc1 of every block in int8 or non
 """
 from ..family import Family, Group, Tower, text, vision
 
+# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and 16.
 VISION = Tower(
     name="vision",
     prefix="visual.blocks.",
@@ -13,9 +14,9 @@ VISION = Tower(
         Group(("mlp.fc1",), source="norm2", kind="norm"),
         Group(("mlp.fc2",)),  # quick_gelu stands between fc1 and fc2: no scale passes through it
     ),
-    blocks=lambda config: vision(config, "depth"),
-    used=lambda config: vision(config, "depth"),
-    heads=lambda config: (vision(config, "num_heads"),) * 2,
+    blocks=lambda config: vision(config, "depth", 32),
+    used=lambda config: vision(config, "depth", 32),
+    heads=lambda config: (vision(config, "num_heads", 16),) * 2,
     tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
 )
 
