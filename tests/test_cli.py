@@ -150,7 +150,8 @@ DAMAGES = {
     "index of another download": (lambda s: edit_index(s, lambda m: m.update({FC1: "model-00003-of-00003.safetensors"})), r"places visual\.blocks\.1\.mlp\.fc1\.weight in model-00003|index and shards"),
     "index not JSON": (lambda s: (s / "model.safetensors.index.json").write_text("{"), r"index\.json: not valid JSON"),
     "config not JSON": (lambda s: (s / "config.json").write_text("[1"), r"config\.json: not valid JSON"),
-    "config without depth": (lambda s: (s / "config.json").write_text(json.dumps({**json.loads((s / "config.json").read_text()), "vision_config": {}})), r"config\.json: vision_config has no depth"),
+    "config without depth": (lambda s: (s / "config.json").write_text((s / "config.json").read_text().replace("num_hidden_layers", "layers")), r"config\.json: has no num_hidden_layers"),
+    "config of another depth": (lambda s: (s / "config.json").write_text(json.dumps({**json.loads((s / "config.json").read_text()), "vision_config": {}})), r"tensor visual\.blocks\.2\.attn\.qkv\.weight is missing"),
 }  # fmt: skip
 
 
