@@ -26,6 +26,7 @@ from .questions import Question, QuestionSet
 from .recipe import RECIPE, RUN_LOG
 from .scoring import LEVEL, Difference, compare, is_right, published, table
 
+BULKY = {".safetensors", ".bin", ".pt", ".pth"}
 GIVE_UP = 5  # questions in a row without an answer: the server is gone, not the question hard
 
 
@@ -43,23 +44,16 @@ class LocalModel:
         source = ascend.read(directory) if int8 else Checkpoint(directory)
         self.directory, self.int8, self.max_new_tokens = source.dir, int8, max_new_tokens
         self.max_pixels, self.device, self.trust_remote_code = max_pixels, pick_device(device), trust_remote_code
-        self.weights = sorted({info.file for info in source.tensors.values()})
         self.loaded = None
 
     def describe(self) -> dict:
-        """What answers depend on. Weight files stand in by name, size and time, all others by their content."""
+        """What answers depend on."""
         import torch
         import transformers
 
-        digest = hashlib.sha256()
-        for file in sorted(self.directory.iterdir()):
-            if file.is_file() and file.name not in (RECIPE, RUN_LOG):  # which no model reads
-                state = file.stat()
-                known = f"{state.st_size} {state.st_mtime_ns}".encode() if file in self.weights else file.read_bytes()
-                digest.update(f"{file.name}\0".encode() + hashlib.sha256(known).digest())
         return {
             "arithmetic": "int8" if self.int8 else "float",
-            "files": digest.hexdigest(),
+            "files": files_digest(self.directory),
             "max_new_tokens": self.max_new_tokens,
             "max_pixels": self.max_pixels,
             "device": self.device,
@@ -85,6 +79,17 @@ class LocalModel:
             inputs = {name: value.to(self.device) for name, value in inputs.items()}
             tokens = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, **NEUTRAL)
         return encoder.decode(tokens[0, inputs["input_ids"].shape[1] :])
+
+
+def files_digest(directory: Path) -> str:
+    """sha256 over a model's files: weights by name, size and time, all others by their content, but for the records that no model reads."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.name not in (RECIPE, RUN_LOG):
+            state = file.stat()
+            known = f"{state.st_size} {state.st_mtime_ns}".encode() if file.suffix in BULKY else file.read_bytes()
+            digest.update(f"{file.name}\0".encode() + hashlib.sha256(known).digest())
+    return digest.hexdigest()
 
 
 # generation_config.json may set what only sampling uses, which generate() warns of on every call.
