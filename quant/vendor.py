@@ -94,7 +94,7 @@ def vendor_export(
     directory = Path(tempfile.mkdtemp(prefix="msmodelslim-", dir=work)).resolve()
     try:
         with contained(directory, log), torch.inference_mode(False), torch.no_grad():
-            model = load_model(checkpoint, plan, inputs, dtype, device, config.trust_remote_code)
+            model = load_model(checkpoint, plan, dtype, device, config.trust_remote_code)
             try:
                 run(model, plan, config, inputs, device, directory, notice)
             except Exception as error:  # whatever it raises, it wraps in a bare Exception
@@ -106,7 +106,7 @@ def vendor_export(
 
 
 def load_model(
-    checkpoint: Checkpoint, plan: Plan, inputs: list[dict], dtype: torch.dtype, device: str, trust_remote_code: bool
+    checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype, device: str, trust_remote_code: bool
 ) -> nn.Module:
     """The whole model, with the few settings that the library and this version of transformers need to see.
 
@@ -133,9 +133,7 @@ def load_model(
         head.weight = nn.Parameter(embedding.weight.clone(), requires_grad=False)
     if hasattr(model.config, "text_config"):
         model.config.llm_config = model.config.text_config
-    if hasattr(model.config, "image_seq_length"):  # with fewer image tokens than this the prompt counts as not yet expanded
-        token = model.config.image_token_index
-        model.config.image_seq_length = min(int((sample["input_ids"] == token).sum()) for sample in inputs)
+        model.config.image_seq_length = 0  # a prompt with fewer image tokens than this would count as not yet expanded
     return model.eval()
 
 
