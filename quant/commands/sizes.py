@@ -1,0 +1,53 @@
+"""python -m quant sizes: resized size, patches, visual tokens and the sequence length to deploy with, for images of a given size."""
+import argparse
+import re
+
+from ..cli import boolean
+
+
+def image_size(words: str) -> tuple[int, int]:
+    """ "720x1280" -> (720, 1280): height, width."""
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", words)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{words!r} is not HEIGHTxWIDTH in pixels, such as 720x1280")
+    return int(match[1]), int(match[2])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model_path", metavar="DIR", help="directory of the checkpoint, or of what was exported from it; no weights are read")
+    parser.add_argument("--image", type=image_size, nargs="+", required=True, metavar="HxW", help="height x width in pixels, such as 720x1280; several may be given")
+    parser.add_argument("--min_pixels", type=int, metavar="N", help="smallest area an image is resized to (Qwen; default: the checkpoint's)")
+    parser.add_argument("--max_pixels", type=int, metavar="N", help="largest area (Qwen; default: the checkpoint's)")
+    parser.add_argument("--prompt", metavar="TEXT", help="what is asked of the image; its tokens count (default: the family's)")
+    parser.add_argument("--max_new_tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
+    parser.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ..config_json import read_json
+    from ..families import family_of
+    from ..sizes import Measure
+
+    family = family_of(read_json(Path(args.model_path) / "config.json"), args.model_path)
+    measure = Measure(
+        args.model_path,
+        args.prompt or family.prompt,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        trust_remote_code=args.trust_remote_code,
+    )
+    sizes = [measure(height, width) for height, width in args.image]
+    print(f"model     {family.name}")
+    if measure.limits:
+        print(f"limits    min_pixels {measure.limits[0]}, max_pixels {measure.limits[1]}")
+    print(f"text      {measure.text} tokens of chat template and prompt")
+    print(f"sequence  input + {args.max_new_tokens} new tokens")
+    print(f"\n{'height x width':<16}{'resized':<14}{'patches':>8}{'visual':>8}{'input':>8}{'sequence':>10}  pixel_values")
+    for size in sizes:
+        row = f"{size.image[0]} x {size.image[1]}".ljust(16) + f"{size.resized[0]} x {size.resized[1]}".ljust(14)
+        print(row + f"{size.patches:>8}{size.visual:>8}{size.input:>8}{size.input + args.max_new_tokens:>10}  {list(size.pixel_values)}")
+    longest = max(size.input for size in sizes)
+    print(f"\nmaxInputTokenLen and maxPrefillTokens at least {longest}; maxSeqLen (max_model_len) at least {longest + args.max_new_tokens}")
+    return 0
