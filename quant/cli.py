@@ -12,8 +12,8 @@ from .errors import QuantError
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
     "evaluate": "scores of the float and the int8 model, or of two servers",
-    "sizes": "resized size, patches, tokens and sequence length for images of a given size",
-    "embed-tokens": "the embedding table as a file of its own, for split deployments",
+    "sizes": "tokens and sequence length for images of a given size",
+    "embed-tokens": "the embedding table as a file, for split deployments",
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
 

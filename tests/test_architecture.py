@@ -61,7 +61,7 @@ def test_arrows_run_downward():
     assert seen - {"__main__"} == set(level) - {"__main__"}, "LAYERS names a module that is gone"
 
 
-@pytest.mark.parametrize("script", ["quant/qwen2vl/quant_qwen2vl.py", "quant/llava/quant_llava.py", "-m quant", "-m quant quantize"])
+@pytest.mark.parametrize("script", ["quant/qwen2vl/quant_qwen2vl.py", "quant/qwen2_5vl/quant_qwen2_5vl.py", "quant/llava/quant_llava.py", "-m quant", "-m quant quantize"])
 def test_help_is_fast_and_needs_no_torch(script, tmp_path):
     # An empty torch that fails on import stands before the real one.
     (tmp_path / "torch.py").write_text("raise ImportError('torch was imported for --help')")
