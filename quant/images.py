@@ -68,17 +68,16 @@ def load_samples(
 
     chosen = sorted(unique)
     if num_samples is not None and num_samples < len(chosen):
-        chosen.sort(key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-        chosen = sorted(chosen[:num_samples])
+        chosen = choose(chosen, num_samples, seed)
         notices.append(f"using {len(chosen)} of {len(unique)} images, chosen with seed {seed}")
     elif num_samples is not None and num_samples > len(chosen):
         notices.append(f"using all {len(chosen)} images: num_samples asks for {num_samples}")
     return [unique[key] for key in chosen], notices
 
 
-def hash_samples(samples: list[Sample]) -> str:
-    """sha256 (hex) of a set of samples, whatever their order: what the recipe records of the calibration set."""
-    return hashlib.sha256("\n".join(sorted(sample.key for sample in samples)).encode()).hexdigest()
+def choose(keys: list[str], count: int, seed: int) -> list[str]:
+    """`count` of the keys, sorted: those first in an order that depends on the seed and each key alone."""
+    return sorted(sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:count])
 
 
 def open_image(path: Path) -> Image.Image:

@@ -13,7 +13,7 @@ from .config import MAX_SAMPLES, QuantConfig
 from .encode import Encoder
 from .errors import UsageError
 from .family import Family
-from .images import load_samples, open_image
+from .images import choose, load_samples
 
 CALIB_IMAGES = Path(__file__).resolve().parent.parent / "calibImages"
 
@@ -40,11 +40,11 @@ def prepare(data, checkpoint: Checkpoint, family: Family, config: QuantConfig) -
         return _from_inputs(data)
     samples, notices = load_samples(Path(data or CALIB_IMAGES), config.prompt or family.prompt, config.num_samples, config.seed)
     if config.num_samples is None and len(samples) > MAX_SAMPLES:
-        found = len(samples)
-        samples, _ = load_samples(Path(data), config.prompt or family.prompt, MAX_SAMPLES, config.seed)
-        notices.append(f"using {MAX_SAMPLES} of {found} images, chosen by seed {config.seed}; --num_samples takes more")
+        notices.append(f"using {MAX_SAMPLES} of {len(samples)} images, chosen with seed {config.seed}; --num_samples takes more")
+        chosen = set(choose([sample.key for sample in samples], MAX_SAMPLES, config.seed))
+        samples = [sample for sample in samples if sample.key in chosen]
     encoder = Encoder(checkpoint.dir, min_pixels=config.min_pixels, max_pixels=config.max_pixels, trust_remote_code=config.trust_remote_code)
-    inputs = [encoder(open_image(sample.image), sample.prompt) for sample in samples]
+    inputs = [encoder.encode_sample(sample) for sample in samples]
     return CalibrationSet(inputs, [sample.key for sample in samples], [sample.image.name for sample in samples], encoder.describe(), notices)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from quant import images
 from quant.errors import QuantError, UsageError
-from quant.images import hash_samples, load_samples, open_image
+from quant.images import load_samples, open_image
 
 PHOTOS = Path(__file__).resolve().parent.parent / "calibImages"
 
@@ -177,18 +177,16 @@ def test_names_and_order_do_not_matter(tmp_path):
         there, _ = load_samples(other, "p", count, 7)
         assert [s.key for s in here] == [s.key for s in there] == sorted(s.key for s in here)
         assert [s.image.read_bytes() for s in here] == [s.image.read_bytes() for s in there]
-        assert hash_samples(here) == hash_samples(there[::-1])
 
 
 def test_choice_depends_on_the_seed_and_says_so(tmp_path):
     folder_of(tmp_path, [f"{i}.png" for i in range(12)])
     picks = {seed: load_samples(tmp_path, "p", 4, seed) for seed in range(6)}
     assert all(len(samples) == 4 and "using 4 of 12 images" in notices[-1] for samples, notices in picks.values())
-    assert len({hash_samples(samples) for samples, _ in picks.values()}) > 1
+    assert len({tuple(sample.key for sample in samples) for samples, _ in picks.values()}) > 1
     assert load_samples(tmp_path, "p", 4, 3) == picks[3]
     samples, notices = load_samples(tmp_path, "p", 50, 0)
     assert len(samples) == 12 and "50" in notices[-1] and "12" in notices[-1]
-    assert hash_samples(samples) != hash_samples(samples[1:])
 
 
 def test_duplicates_count_once(tmp_path):
