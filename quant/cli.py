@@ -12,8 +12,10 @@ from .errors import QuantError
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
     "evaluate": "scores of the float and the int8 model, or of two servers",
+    "check": "an export against the rules of MindIE and vLLM-Ascend",
     "sizes": "tokens and sequence length for images of a given size",
     "embed-tokens": "the embedding table as a file, for split deployments",
+    "report": "one HTML page on an export, to be read offline",
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
 

@@ -36,7 +36,7 @@ def dtype_name(config: dict) -> str:
     return next((config[key] for key in DTYPE_KEYS if config.get(key)), "float32")
 
 
-def edit(config: dict, *, flat: bool, dtype: "torch.dtype", vision_int8: bool) -> dict:
+def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: bool) -> dict:
     """A new dict. flat: lift the language model's keys to the top; vision_int8: MindIE's switch for its int8 vision tower."""
     edited = copy.deepcopy(config)
     text = edited.get("text_config", {})

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import from its own layer or from below.
 LAYERS = [
     {"errors"},
-    {"config", "family", "int8", "safetensors_io", "config_json", "console", "images", "device"},
+    {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "console", "images", "device"},
     {"stats", "fold", "checkpoint", "encode", "ranges", "qwen2vl", "llava", "qwen2_5vl"},
     {"smoothing", "families", "plan", "samples", "fetch_coco", "recipe", "questions", "sizes"},
-    {"m2", "m4", "skeleton", "ascend", "scoring", "endpoint"},
+    {"m2", "m4", "skeleton", "ascend", "contracts", "scoring", "endpoint"},
     {"block", "runtime", "embed_tokens"},
     {"calibrator"},
     {"workload"},

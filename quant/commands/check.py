@@ -1,0 +1,89 @@
+"""python -m quant check: an export against the rules of the servers that are to load it."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..contracts.finding import SERVERS
+
+    parser.add_argument("export", metavar="EXPORT", help="an exported directory, of this project or of msmodelslim")
+    parser.add_argument(
+        "--target", choices=(*SERVERS, "all"), default="all", help="the server that is to load it (default: all)"
+    )
+    parser.add_argument(
+        "--hardware", choices=("a2", "a3", "310p"), help="Atlas 800 A2 or A3, Atlas 300I Duo (default: A2 or A3)"
+    )
+    parser.add_argument("--world_size", type=int, default=1, metavar="N", help="NPUs that share the model (default: 1)")
+    parser.add_argument(
+        "--model_path", metavar="DIR", help="the float checkpoint: compare names and side files with it"
+    )
+    parser.add_argument(
+        "--fix",
+        metavar="DIR",
+        help="write a repaired copy there, as far as that goes without the float weights, and check it",
+    )
+    parser.add_argument(
+        "--processor",
+        action="store_true",
+        help="also load the processor, with the installed transformers (some seconds)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when nothing is wrong, 1 when there are findings; warnings alone are 0."""
+    from ..contracts import SERVERS, check
+
+    if args.world_size < 1:
+        raise UsageError(f"--world_size {args.world_size}: at least 1")
+    if args.model_path and not Path(args.model_path).is_dir():
+        raise UsageError(f"--model_path {args.model_path}: no such directory")
+    servers = list(SERVERS) if args.target == "all" else [args.target]
+    directory = Path(args.export)
+    if args.fix:
+        from ..contracts.repair import repair
+
+        for line in repair(directory, Path(args.fix), Path(args.model_path) if args.model_path else None):
+            print(line)
+        directory = Path(args.fix)
+    findings = check(directory, servers, args.hardware, args.world_size, args.model_path)
+    if args.processor:
+        load_processor(directory)
+    for line in render(findings):
+        print(line)
+    errors = sum(finding.level == "error" for finding in findings)
+    place = " and ".join(SERVERS[server] for server in servers)
+    print(
+        f"{directory}: {errors} errors, {len(findings) - errors} warnings for {place}"
+        if findings
+        else f"{directory}: nothing wrong for {place}"
+    )
+    return 1 if errors else 0
+
+
+SHOWN = 3  # findings of one rule that are printed in full
+
+
+def render(findings: list) -> list[str]:
+    """The findings as lines, those of a rule with one way out together."""
+    from ..contracts import SERVERS
+
+    lines = []
+    for rule, fix in dict.fromkeys((finding.rule, finding.fix) for finding in findings):
+        alike = [finding for finding in findings if (finding.rule, finding.fix) == (rule, fix)]
+        lines.append(f"{alike[0].level}: {rule}")
+        lines += [f"  {finding.where} {finding.what}" for finding in alike[:SHOWN]]
+        if len(alike) > SHOWN:
+            lines.append(f"  and {len(alike) - SHOWN} more")
+        lines += [f"  {SERVERS[server]}: {effect}" for server, effect in alike[0].effects.items()]
+        lines.append(f"  fix: {fix}")
+    return lines
+
+
+def load_processor(directory: Path) -> None:
+    """Raises QuantError when the processor does not load."""
+    from ..encode import Encoder
+
+    Encoder(directory)
