@@ -4,6 +4,7 @@ File: 8 bytes little-endian header length N, N bytes of JSON {name: {"dtype", "s
 the data. Nothing but the header is read, so this takes milliseconds for a file of any size; every number in it is checked
 against the file before it is believed. safetensors_io.py reads and writes the data.
 """
+
 import json
 import math
 import os
