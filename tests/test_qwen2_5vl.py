@@ -5,8 +5,10 @@ That streamed blocks equal the whole model's, bit for bit, is tests/test_skeleto
 import argparse
 import copy
 import json
+import re
 from collections import Counter
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 import tiny
@@ -27,7 +29,8 @@ from quant.qwen2vl import QWEN2_VL
 from quant.samples import prepare
 from quant.skeleton import Skeleton
 
-VISION, LANGUAGE = QWEN2_5_VL.towers
+ROOT = Path(__file__).parent.parent
+VISION = QWEN2_5_VL.towers[0]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, size):
 
 @pytest.mark.parametrize("family", [QWEN2_5_VL, QWEN2_VL], ids=lambda family: family.name)
 def test_config_without_what_equals_the_defaults(tmp_path, family):
-    """Fine-tunes saved by transformers 4.4x, RolmOCR among them, leave out of vision_config whatever the class has as default."""
+    """Fine-tunes saved by transformers 4.4x leave out of vision_config whatever equals the default of its class."""
     if family is QWEN2_5_VL:
         config, kept = hub_config.qwen2_5_vl(**PUBLISHED["7B"]), ("hidden_size", "in_chans", "spatial_patch_size", "tokens_per_second")
     else:
@@ -227,3 +230,16 @@ def test_mindies_rules_for_the_vision_tower(source):
     }
     assert not any(name.startswith("visual.") for name in plan_of(source, vision="float").int8_names)
     assert not any(name.startswith("visual.") for name in plan_of(source, disable_names=["visual.*"]).int8_names)
+
+
+def test_the_page_on_families_quotes_the_description():
+    """docs/add_a_family.md walks through the description line by line: what it quotes is what is there."""
+    text = (ROOT / "docs" / "add_a_family.md").read_text()
+    quoted = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    source = (ROOT / "quant" / "qwen2_5vl" / "__init__.py").read_text()
+    assert len(quoted) == 5
+    assert all(part in source for part in quoted)
+    lines = [len((ROOT / "quant" / "qwen2_5vl" / name).read_text().splitlines()) for name in ("__init__.py", "quant_qwen2_5vl.py")]
+    assert f"{lines[0]} lines of description and {lines[1]} of script" in text and lines[0] < 80
+    for name in re.findall(r"`(?:test_\w+\.py: )(test_\w+)`", text):
+        assert any(f"def {name}(" in file.read_text() for file in (ROOT / "tests").glob("test_*.py")), name
