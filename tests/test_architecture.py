@@ -11,15 +11,16 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import from its own layer or from below.
 LAYERS = [
     {"errors"},
-    {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "console", "images", "device"},
+    {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "console", "images", "device", "output"},
     {"stats", "fold", "checkpoint", "encode", "ranges", "qwen2vl", "llava", "qwen2_5vl"},
     {"smoothing", "families", "plan", "samples", "fetch_coco", "recipe", "questions", "sizes"},
-    {"m2", "m4", "skeleton", "ascend", "contracts", "scoring", "endpoint"},
+    {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint"},
     {"block", "runtime", "embed_tokens"},
     {"calibrator"},
     {"workload"},
     {"summary"},
     {"estimate", "evaluate"},
+    {"report"},
     {"commands", "cli"},
     {"__main__"},
 ]

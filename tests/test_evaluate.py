@@ -152,7 +152,7 @@ def command(data, servers, *words):
 def test_two_servers(data, servers, capsys):
     assert main(command(data, servers, "--json", str(data.parent / "out.json"))) == 1
     printed = capsys.readouterr().out
-    assert "part 1" in printed and "Right" in printed and "2 lost, 0 gained" in printed and "more than the 1 points" in printed
+    assert "part 1" in printed and "Right" in printed and "2 lost, 0 gained" in printed and "a larger drop than --max_drop 1\n" in printed
     assert "'3?'  wanted 'answer 3.':  'answer 3.' -> 'no idea'" in printed
     summary = json.loads((data.parent / "out.json").read_text())
     assert summary["difference"]["points"] == -10 and not summary["passed"]

@@ -116,7 +116,7 @@ def lines(summary: dict) -> list[str]:
             f"difference {difference['points']:+.2f} points, {100 * difference['level']:.0f} % interval {low:+.2f} to {high:+.2f} (paired bootstrap); "
             f"{difference['lost']} lost, {difference['gained']} gained"
         )
-        text.append(f"verdict    {'more than' if difference['exceeded'] else 'within'} the {difference['max_drop']:g} points that --max_drop allows")
+        text.append(f"verdict    {'a larger drop than' if difference['exceeded'] else 'within'} --max_drop {difference['max_drop']:g}")
     for side in sides:
         if side["troubles"]:
             text.append(f"{side['name']:<10} " + ", ".join(f"{count} x {kind}" for kind, count in side["troubles"].items()) + "; tried again where that can help")

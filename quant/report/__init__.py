@@ -1,0 +1,46 @@
+"""python -m quant report: one HTML file that shows what was quantized, how, how well, and on what; it needs no network and no other file.
+
+    facts.py     what is on disk -> Facts               markup.py    HTML that cannot be broken by what it quotes
+    sections.py  Facts -> the parts of the page          plots.py     inline SVG
+    style.css, script.js                                 put into the page
+"""
+from pathlib import Path
+
+from . import sections
+from .facts import Facts, gather
+from .markup import Markup, el
+
+PARTS = (
+    ("Summary", sections.summary),
+    ("Accuracy", sections.accuracy),
+    ("Error per block", sections.errors),
+    ("Activation ranges", sections.ranges),
+    ("Every linear's decision", sections.layers),
+    ("Calibration images", sections.images),
+    ("Timings", sections.timings),
+)
+
+
+def page(facts: Facts) -> str:
+    """The whole HTML document."""
+    here = Path(__file__).parent
+    style, script = (Markup((here / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
+    parts = [part(facts) for _, part in PARTS]
+    names = [str(part).partition('id="')[2].partition('"')[0] for part in parts]
+    title = f"{facts.family.name}, W8A8"
+    # Nothing may be fetched, whatever slips in: what the page needs is in it.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{title}: {facts.export.dir.name}"),
+        el("style", style),
+    )
+    top = el("header", el("h1", title), el("p", el("code", facts.export.dir.resolve())), el("nav", [el("a", label, href=f"#{name}") for (label, _), name in zip(PARTS, names)]))
+    body = el("body", top, el("main", parts), el("footer", "Hover over a plot for its numbers."), el("script", script))
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+__all__ = ["Facts", "gather", "page"]

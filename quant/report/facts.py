@@ -1,0 +1,145 @@
+"""What a report is made of, read from disk: the export itself, the records beside it, what verify and evaluate wrote, small copies of the images.
+
+Only the export must be there. An export by another tool has no quant_recipe.json and quant_run.json; what they would tell is left out, and the
+report says so.
+"""
+import base64
+import io
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from PIL import Image
+
+from .. import ascend
+from ..checkpoint import read_json
+from ..errors import QuantError, UsageError
+from ..evaluate import files_digest
+from ..families import family_of
+from ..family import Family
+from ..images import load_samples, open_image
+from ..recipe import RECIPE, RUN_LOG
+from ..samples import CALIB_IMAGES
+
+THUMBNAIL = (160, 120)  # pixels an image is made to fit
+MOST_THUMBNAILS = 128
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear as it was exported. weights: (smallest, largest) scale of its rows; None where it is float."""
+
+    name: str
+    shape: tuple[int, int]
+    int8: bool
+    why: str
+    input_scale: float | None = None
+    input_offset: int | None = None
+    weights: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """files: the digest of the export's files, as evaluate knows them; thumbnails: sample key -> data: URL."""
+
+    export: ascend.Export
+    files: str
+    family: Family
+    recipe: dict
+    run: dict
+    layers: list[Layer]
+    verify: dict | None
+    evaluation: dict | None
+    thumbnails: dict[str, str]
+
+    def blocks(self, tower: str) -> list[dict]:
+        """quant_run.json's entries of a tower, each with its "index"."""
+        prefix = next(entry.prefix for entry in self.family.towers if entry.name == tower)
+        return [{**entry, "index": int(entry["block"][len(prefix) :])} for entry in self.run.get("blocks", []) if entry["block"].startswith(prefix)]
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(info.nbytes for info in self.export.tensors.values())
+
+    @property
+    def bytes_16bit(self) -> int:
+        """What the model takes with every weight in 16 bits."""
+        parts = ascend.INT8_PARTS[1:]  # those that come with a weight in int8
+        int8 = {f"{layer.name}.{part}" for layer in self.layers if layer.int8 for part in parts}
+        return sum(2 * prod(info.shape) for name, info in self.export.tensors.items() if name not in int8)
+
+
+def gather(directory: str | Path, verify: str | None, evaluation: str | None, images: str | None) -> Facts:
+    """Raises UsageError for a directory that is no export, QuantError for a record that cannot be read."""
+    export = ascend.read(directory)
+    family = family_of(export.config, export.dir)
+    recipe, run = (read_json(export.dir / name) if (export.dir / name).is_file() else {} for name in (RECIPE, RUN_LOG))
+    return Facts(
+        export=export,
+        files=files_digest(export.dir),
+        family=family,
+        recipe=recipe,
+        run=run,
+        layers=_layers(export, recipe),
+        verify=_result(verify, "verify", VERIFY_KEYS),
+        evaluation=_result(evaluation, "evaluate", ("data", "sides", "passed")),
+        thumbnails=_thumbnails(images, recipe, family),
+    )
+
+
+VERIFY_KEYS = ("passed",)
+
+
+def _result(file: str | None, command: str, keys: tuple[str, ...]) -> dict | None:
+    if file is None:
+        return None
+    if not Path(file).is_file():
+        raise UsageError(f"{file}: no such file; `python -m quant {command} --json FILE` writes it")
+    result = read_json(Path(file))
+    if missing := [key for key in keys if key not in result]:
+        raise QuantError(f"{file}: has no {missing[0]}; `python -m quant {command} --json FILE` writes what is expected here")
+    return result
+
+
+def _layers(export: ascend.Export, recipe: dict) -> list[Layer]:
+    """Every linear, blocks in the order of the data first, then the rest."""
+    int8, reasons = dict.fromkeys(export.linear_names), recipe.get("float", {})
+    layers = []
+    for name in [*int8, *_float_linears(export, reasons)]:
+        shape = export.tensors[f"{name}.weight"].shape
+        if name not in int8:
+            layers.append(Layer(name, shape, False, reasons.get(name, NOT_RECORDED)))
+            continue
+        rows = export.load(f"{name}.weight_scale").float()
+        scale, offset = (export.load(f"{name}.{part}").float().item() for part in ("input_scale", "input_offset"))
+        layers.append(Layer(name, shape, True, "W8A8", scale, round(offset), (rows.min().item(), rows.max().item())))
+    return layers
+
+
+def _float_linears(export: ascend.Export, reasons: dict) -> list[str]:
+    """Those that the recipe names; without a recipe, matrices that are neither embeddings nor int8."""
+    if reasons:
+        return [name for name in reasons if f"{name}.weight" in export.tensors]
+    names = (name.removesuffix(".weight") for name, info in export.tensors.items() if name.endswith(".weight") and len(info.shape) == 2)
+    return [name for name in names if name not in set(export.linear_names) and "embed" not in name]
+
+
+def _thumbnails(images: str | None, recipe: dict, family: Family) -> dict[str, str]:
+    """Small JPEGs of the samples that are found, by content, in `images` or among the photographs shipped here."""
+    wanted = {sample["sha256"] for sample in recipe.get("samples", [])}
+    source = Path(images or CALIB_IMAGES)
+    if not wanted or not (images or source.is_dir()):
+        return {}
+    config = recipe.get("config", {})
+    prompt = config.get("prompt") or family.prompt
+    samples, _ = load_samples(source, prompt if isinstance(prompt, str) else tuple(prompt), None, 0)
+    found = [sample for sample in samples if sample.key in wanted][:MOST_THUMBNAILS]
+    return {sample.key: _thumbnail(open_image(sample.image)) for sample in found}
+
+
+def _thumbnail(image: Image.Image) -> str:
+    image.thumbnail(THUMBNAIL)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

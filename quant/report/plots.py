@@ -1,0 +1,234 @@
+"""Plots as inline SVG: one panel, blocks from left to right, values upward. Colours and fonts are the page's (style.css), so a panel is right
+in the light and in the dark, and small enough that its text stays legible when a phone shows it one to a row.
+
+Value axes are linear, or "spread": y = asinh(v / c), linear where |v| << c and logarithmic beyond, for values of both signs that differ by
+orders of magnitude. Each mark has a <title>, which browsers show on hover and screen readers read.
+"""
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .markup import Markup, el
+
+WIDTH, HEIGHT = 420, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 32  # margins of the plotting area
+MAP_LEFT, MAP_ROW = 118, 22
+EDGE = 24  # on both sides of an interval
+TICKS = 5
+
+
+@dataclass(frozen=True)
+class Range:
+    """A group's input in one block. typical: the largest |x| of its median channel."""
+
+    block: int
+    before: tuple[float, float]
+    after: tuple[float, float]
+    typical: float | None
+
+
+@dataclass(frozen=True)
+class Errors:
+    """A block's signal-to-noise in dB. plain: rounded without smoothing; chosen: as exported."""
+
+    block: int
+    plain: float | None
+    chosen: float | None
+
+
+def range_panel(ranges: Sequence[Range], smoothed: bool) -> Markup:
+    """Pale bars from lo to hi before smoothing, solid ones after; a tick where an ordinary channel ends."""
+    extremes = [value for entry in ranges for value in (*entry.before, *entry.after)]
+    axis = spread_axis(min(extremes + [0.0]), max(extremes + [0.0]))
+    across = Across([entry.block for entry in ranges])
+    marks = []
+    for entry in ranges:
+        told = [f"block {entry.block}", f"before {span(entry.before)}" if smoothed else None, f"{'after' if smoothed else 'range'} {span(entry.after)}"]
+        if entry.typical is not None:
+            told.append(f"median channel ±{number(entry.typical)}")
+        x, width = across(entry.block), across.width
+        bars = [_bar(x, width * 0.8, entry.before, axis, "before")] if smoothed else []
+        bars.append(_bar(x, width * 0.4, entry.after, axis, "after"))
+        if entry.typical is not None:
+            bars += [_tick(x, width * 0.8, axis(sign * entry.typical)) for sign in (1, -1)]
+        marks.append(_hover(x, width, ", ".join(word for word in told if word), bars))
+    return _panel("Range of activations by block", axis, across, marks)
+
+
+def error_panel(errors: Sequence[Errors], streamed: Sequence[tuple[int, float]] = ()) -> Markup:
+    """Per block a dot for plain rounding and one for what was exported, joined; `streamed`, as a line, the error that has built up by then."""
+    shown = [value for entry in errors for value in (entry.plain, entry.chosen) if finite(value)] + [value for _, value in streamed]
+    axis = linear_axis(min(shown + [20.0]), max(shown + [30.0]))
+    across = Across([entry.block for entry in errors])
+    marks: list[Markup] = []
+    if streamed:
+        path = " ".join(f"{'L' if i else 'M'}{across(block):.1f} {axis(value):.1f}" for i, (block, value) in enumerate(streamed))
+        marks.append(el("path", d=path, class_="streamed"))
+    built_up = dict(streamed)
+    for entry in errors:
+        x, parts, told = across(entry.block), [], [f"block {entry.block}"]
+        if finite(entry.plain) and finite(entry.chosen):
+            parts.append(el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=f"{axis(entry.plain):.1f}", y2=f"{axis(entry.chosen):.1f}", class_="joint"))
+        for value, kind, word in ((entry.plain, "before", "plain rounding"), (entry.chosen, "after", "exported")):
+            if finite(value):
+                parts.append(el("circle", cx=f"{x:.1f}", cy=f"{axis(value):.1f}", r=f"{min(4, max(2, across.width * 0.3)):.1f}", class_=kind))
+                told.append(f"{word} {value:.1f} dB")
+        if entry.block in built_up:
+            told.append(f"built up {built_up[entry.block]:.1f} dB")
+        marks.append(_hover(x, across.width, ", ".join(told), parts))
+    return _panel("Signal-to-noise by block, dB", axis, across, marks)
+
+
+def bar_panel(label: str, bars: Sequence[tuple[int, float, str]], kind: str = "after") -> Markup:
+    """bars: (block, value >= 0, what to tell)."""
+    axis = linear_axis(0.0, max([value for _, value, _ in bars] + [1e-9]))
+    across = Across([block for block, _, _ in bars])
+    marks = [_hover(across(block), across.width, told, [_bar(across(block), across.width * 0.7, (0.0, value), axis, kind)]) for block, value, told in bars]
+    return _panel(label, axis, across, marks)
+
+
+def layer_map(rows: Sequence[str], cells: dict[tuple[str, int], tuple[float, str]], kind: str) -> Markup:
+    """A row per linear of a block, a column per block. cells: (row, block) -> (0 to 1: how strongly it is coloured, what to tell)."""
+    across = Across([block for _, block in cells], left=MAP_LEFT)
+    height, marks = TOP + MAP_ROW * len(rows) + BOTTOM, []
+    for number_, row in enumerate(rows):
+        y = TOP + MAP_ROW * number_
+        marks.append(el("text", row, x=MAP_LEFT - 8, y=y + MAP_ROW / 2, dy="0.32em", class_="value"))
+        for (name, block), (strength, told) in cells.items():
+            if name == row:
+                gap = min(1.5, across.width * 0.15)
+                place = dict(x=f"{across(block) - across.width / 2 + gap:.1f}", y=y + 1.5, width=f"{across.width - 2 * gap:.1f}", height=MAP_ROW - 3)
+                cell = [el("rect", class_="blank", **place), el("rect", class_=kind, fill_opacity=f"{strength:.3f}", **place)]
+                marks.append(el("g", el("title", told), cell, class_="mark"))
+    return el("svg", marks, _block_names(across, height), viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label="Linears by block")
+
+
+def interval_panel(points: float, low: float, high: float, max_drop: float) -> Markup:
+    """A difference in points with its confidence interval, from left to right; what lies beyond -max_drop is shaded."""
+    left, right = min(low, points, -max_drop) - 0.5, max(high, points, 0.0) + 0.5
+    axis, height, y = linear_axis(left, right), 74, 26
+    x = lambda value: EDGE + (value - axis.low) / (axis.high - axis.low) * (WIDTH - 2 * EDGE)
+    marks = [el("rect", el("title", f"more than {max_drop:g} points lost"), x=EDGE, y=4, width=f"{x(-max_drop) - EDGE:.1f}", height=44, class_="beyond")]
+    for tick in axis.ticks:
+        marks.append(el("line", x1=f"{x(tick):.1f}", x2=f"{x(tick):.1f}", y1=4, y2=48, class_="zero" if tick == 0 else "grid"))
+        marks.append(el("text", f"{tick:+g}" if tick else "0", x=f"{x(tick):.1f}", y=66, class_="block"))
+    marks.append(el("line", x1=f"{x(-max_drop):.1f}", x2=f"{x(-max_drop):.1f}", y1=4, y2=48, class_="limit"))
+    bar = el("line", x1=f"{x(low):.1f}", x2=f"{x(high):.1f}", y1=y, y2=y, class_="interval")
+    dot = el("circle", cx=f"{x(points):.1f}", cy=y, r=6, class_="after")
+    marks.append(el("g", el("title", f"{points:+.2f} points, interval {low:+.2f} to {high:+.2f}"), bar, dot))
+    return el("svg", marks, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label="Difference of the scores with its confidence interval")
+
+
+# ---- axes
+
+
+class Across:
+    """Block index -> x."""
+
+    def __init__(self, blocks: Sequence[int], left: int = LEFT):
+        self.left, self.first, self.last = left, min(blocks, default=0), max(blocks, default=0)
+        self.width = (WIDTH - left - RIGHT) / (self.last - self.first + 1)
+
+    def __call__(self, block: int) -> float:
+        return self.left + (block - self.first + 0.5) * self.width
+
+    def ticks(self) -> list[int]:
+        count = self.last - self.first + 1
+        step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count) if count / step <= 9)
+        return [block for block in range(self.first, self.last + 1) if block % step == 0]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Value -> y in the panel, and the values to label."""
+
+    place: Callable[[float], float]
+    low: float
+    high: float
+    ticks: list[float]
+
+    def __call__(self, value: float) -> float:
+        low, high = self.place(self.low), self.place(self.high)
+        share = (self.place(min(max(value, self.low), self.high)) - low) / (high - low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
+def linear_axis(low: float, high: float) -> Axis:
+    """Round ticks that enclose [low, high]."""
+    if high <= low:
+        high = low + 1.0
+    raw = (high - low) / (TICKS - 1)
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Axis(lambda value: value, first * step, last * step, [number * step for number in range(first, last + 1)])
+
+
+def spread_axis(low: float, high: float) -> Axis:
+    """Around 0, for low <= 0 <= high: asinh(v / c) with c a thirtieth of the largest value."""
+    if low == high:  # nothing but zeros
+        low, high = -1.0, 1.0
+    largest = max(-low, high)
+    ticks, power = [0.0], math.floor(math.log10(largest))
+    for exponent in (power - 1, power):
+        ticks += [sign * factor * 10.0**exponent for factor in ((1, 3) if exponent < power else (1, 2, 5)) for sign in (1, -1)]
+    ticks = _apart([tick for tick in sorted(ticks, key=abs, reverse=True) if low <= tick <= high], largest)
+    return Axis(lambda value: math.asinh(30 * value / largest), low * 1.02, high * 1.02, ticks)
+
+
+def _apart(ticks: list[float], largest: float) -> list[float]:
+    """Those of `ticks` whose labels do not run into one that came before, 0 always."""
+    kept = [0.0]
+    for tick in ticks:
+        if all(abs(math.asinh(30 * tick / largest) - math.asinh(30 * other / largest)) > 0.9 for other in kept):
+            kept.append(tick)
+    return sorted(kept)
+
+
+# ---- marks
+
+
+def _panel(label: str, axis: Axis, across: Across, marks: list[Markup]) -> Markup:
+    grid = []
+    for tick in axis.ticks:
+        y = f"{axis(tick):.1f}"
+        grid.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="zero" if tick == 0 else "grid"))
+        grid.append(el("text", number(tick), x=LEFT - 6, y=y, dy="0.32em", class_="value"))
+    return el("svg", grid, _block_names(across, HEIGHT), marks, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
+
+
+def _block_names(across: Across, height: int) -> list[Markup]:
+    y = height - BOTTOM + 18
+    names = [el("text", block, x=f"{across(block):.1f}", y=y, class_="block") for block in across.ticks()]
+    return [el("text", "block", x=across.left - 8, y=y, class_="value"), *names]
+
+
+def _bar(x: float, width: float, values: tuple[float, float], axis: Axis, kind: str) -> Markup:
+    top, bottom = axis(max(values)), axis(min(values))
+    return el("rect", x=f"{x - width / 2:.1f}", y=f"{top:.1f}", width=f"{width:.1f}", height=f"{max(bottom - top, 0.5):.1f}", class_=kind)
+
+
+def _tick(x: float, width: float, y: float) -> Markup:
+    return el("line", x1=f"{x - width / 2:.1f}", x2=f"{x + width / 2:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="typical")
+
+
+def _hover(x: float, width: float, told: str, marks: list[Markup]) -> Markup:
+    """Marks of one block with a title; an unseen rectangle makes the whole column sensitive."""
+    area = el("rect", x=f"{x - width / 2:.1f}", y=TOP, width=f"{width:.1f}", height=HEIGHT - TOP - BOTTOM, class_="area")
+    return el("g", el("title", told), area, marks, class_="mark")
+
+
+# ---- numbers
+
+
+def finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float) -> str:
+    """Three digits that matter: 0.0123, 1.5, 1200, 1.2e+06."""
+    return f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e5 else f"{value:.0f}"
+
+
+def span(values: tuple[float, float]) -> str:
+    return f"{number(values[0])} to {number(values[1])}"

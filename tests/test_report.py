@@ -1,0 +1,248 @@
+"""The report as a reader meets it: in headless Chromium, with what is in it checked against the files that it is made from."""
+import json
+import math
+import shutil
+
+import pytest
+from browser import Browser
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make, make_images
+
+from quant import Calibrator, QuantConfig
+from quant.ascend import read
+from quant.cli import main
+from quant.evaluate import Answers, files_digest, summarize
+from quant.questions import Question, QuestionSet
+from quant.report.markup import Markup, el
+from quant.report.plots import linear_axis, spread_axis
+
+HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """out/: a small export; images/; evaluation.json: 40 questions, 3 lost and 1 gained; what models said is hostile."""
+    root = tmp_path_factory.mktemp("report")
+    images = make_images(root / "images", 3)
+    source = make(root / "src", "qwen2_vl", blocks=(2, 3))
+    Calibrator(source, QuantConfig(anti_method="m2"), images).run().save(root / "out")
+    questions = tuple(Question(str(i), f"data.jsonl:{i + 1}", b"", "What is written?", (f"answer {i}.",), ("even", "odd")[i % 2], False) for i in range(40))
+    right = [f"answer {i}." for i in range(40)]
+    float_said, int8_said = right[:], right[:]
+    float_said[5] = HOSTILE
+    for i in (7, 8, 9):
+        int8_said[i] = HOSTILE
+    sides = [
+        Answers("float", {"arithmetic": "float"}, float_said, {}, 4.0, {}),
+        Answers("int8", {"arithmetic": "int8", "files": files_digest(root / "out")}, int8_said, {}, 5.0, {}),
+    ]
+    summary = summarize(QuestionSet(root / "data.jsonl", False, questions), sides, exact=False, max_drop=1, seed=0)
+    (root / "evaluation.json").write_text(json.dumps(summary))
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    file = folder / "report.html"
+    assert main(["report", str(folder / "out"), "--evaluation", str(folder / "evaluation.json"), "--images", str(folder / "images"), "--output", str(file)]) == 0
+    return file
+
+
+@pytest.fixture(scope="module")
+def desktop(report):
+    with Browser(1200, 900) as browser:
+        browser.open(report)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def phone_at_night(report):
+    with Browser(360, 780, dark=True, touch=True) as browser:
+        browser.open(report)
+        yield browser
+
+
+def texts(browser, selector):
+    return browser.run(f"return [...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent.trim())")
+
+
+def test_no_errors_and_nothing_of_what_it_quotes_runs(desktop, phone_at_night):
+    for browser in (desktop, phone_at_night):
+        assert browser.console() == []
+        assert browser.run("return document.title") == "Qwen2-VL, W8A8: out"
+    assert desktop.run("return document.scripts.length") == 1
+    assert HOSTILE in texts(desktop, "#accuracy td")
+
+
+def test_sections_and_their_links(desktop):
+    names = desktop.run("return [...document.querySelectorAll('main > section')].map(e => e.id)")
+    assert names == ["summary", "accuracy", "errors", "ranges", "layers", "images", "timings"]
+    assert desktop.run("return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href').slice(1))") == names
+
+
+def test_nothing_comes_from_elsewhere(report, desktop):
+    assert desktop.run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+    text = report.read_text()
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+
+
+def test_every_linear_is_there_with_its_decision(folder, desktop):
+    export = read(folder / "out")
+    recipe = json.loads((folder / "out" / "quant_recipe.json").read_text())
+    rows = desktop.run("return [...document.querySelectorAll('.layers tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+    said = {row[0]: row for row in rows}
+    assert len(rows) == len(said) and set(said) == set(export.linear_names) | set(recipe["float"])
+    for name in export.linear_names:
+        assert said[name][2] == "int8"
+        assert float(said[name][4]) == pytest.approx(export.load(f"{name}.input_scale").item(), rel=0.01)
+        assert int(said[name][5]) == export.load(f"{name}.input_offset").item()
+    for name, why in recipe["float"].items():
+        assert said[name][2:4] == ["float", why]
+    assert texts(desktop, "#layers summary") == ["Vision tower: 6 int8, 2 float", "Language model: 18 int8, 3 float", "Outside the blocks: 0 int8, 3 float"]
+    strong = desktop.run("return [...document.querySelectorAll('#layers svg rect.after')].map(r => r.getAttribute('fill-opacity'))")
+    assert strong.count("1.000") == 24 and strong.count("0.000") == 5
+
+
+def test_plots_show_the_run(folder, desktop):
+    run = json.loads((folder / "out" / "quant_run.json").read_text())
+    told = texts(desktop, "#ranges svg title")
+    assert len(told) == sum(len(block["ranges"]) for block in run["blocks"]) == 15
+    low, high = run["blocks"][0]["ranges"][0]["before"]
+    assert any(f"before {low:.3g} to {high:.3g}" in text for text in told)
+    assert [text.partition(",")[0] for text in texts(desktop, "#errors svg title")] == ["block 0", "block 1", "block 0", "block 1", "block 2"]
+    # In the plot the pale bar encloses the solid one wherever smoothing narrowed the range.
+    heights = desktop.run("return [...document.querySelectorAll('#ranges .mark')].map(g => [...g.querySelectorAll('.before, .after')].map(r => r.getBoundingClientRect().height))")
+    narrowed = [entry["after"][1] - entry["after"][0] < entry["before"][1] - entry["before"][0] for block in run["blocks"] for entry in block["ranges"]]
+    assert sum(narrowed) > 10 and sum(before > after for before, after in heights) == sum(narrowed)
+    circles = desktop.run("return [...document.querySelectorAll('#errors .mark')].map(g => [...g.querySelectorAll('circle')].map(c => +c.getAttribute('cy')))")
+    for block, (plain, chosen) in zip(run["blocks"], circles):
+        assert (plain > chosen) == (block["snr_plain_db"] < block["snr_db"])  # y runs downward
+
+
+def test_scores_and_flips(desktop):
+    rows = desktop.run("return [...document.querySelectorAll('.scores tr')].map(r => [...r.cells].map(c => c.textContent))")
+    assert rows == [["Right answers", "float", "int8", "change", "of"], ["even", "20", "19", "−1", "20"], ["odd", "19", "18", "−1", "20"], ["Right", "39", "37", "−2", "40"]]
+    assert len(texts(desktop, ".flips tbody tr")) == 4
+    tile = desktop.run("return document.querySelector('.tile.bad').textContent")
+    assert "97.5 → 92.5 %" in tile and "−5.00 points, more than the 1 allowed" in tile
+    assert "not of this directory" not in desktop.run("return document.body.textContent")
+
+
+def test_images_are_shown(desktop):
+    desktop.run("document.querySelector('#images').scrollIntoView()")
+    sizes = desktop.run("return [...document.images].map(i => [i.naturalWidth, i.src.slice(0, 22)])")
+    assert len(sizes) == 3 and all(width > 0 and start == "data:image/jpeg;base64" for width, start in sizes)
+
+
+def test_the_filter_narrows_the_tables(desktop):
+    desktop.run("const f = document.getElementById('filter'); f.value = 'o_PROJ'; f.dispatchEvent(new Event('input'))")
+    assert len(desktop.run("return [...document.querySelectorAll('.layers tbody tr')].filter(r => r.offsetParent).map(r => r.cells[0].textContent)")) == 3
+    desktop.run("const f = document.getElementById('filter'); f.value = ''; f.dispatchEvent(new Event('input'))")
+    assert desktop.run("return [...document.querySelectorAll('#layers tbody tr')].filter(r => r.hidden).length") == 0
+
+
+def test_legible_on_a_phone(phone_at_night):
+    assert phone_at_night.run("return document.documentElement.scrollWidth") == 360
+    sizes = phone_at_night.run(
+        "return [...document.querySelectorAll('svg text')].map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)"
+    )
+    assert min(sizes) > 8.5
+    outside = phone_at_night.run(
+        "return [...document.querySelectorAll('svg text')].filter(t => { const b = t.getBoundingClientRect(), s = t.ownerSVGElement.getBoundingClientRect();"
+        " return b.left < s.left - 1 || b.right > s.right + 1 }).map(t => t.textContent)"
+    )
+    assert outside == []
+
+
+CONTRAST = """
+const rgb = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.slice(0, 3) };
+const light = c => { const [r, g, b] = rgb(c).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
+                     return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (c !== 'rgba(0, 0, 0, 0)') return c } };
+const worst = {};
+for (const e of document.querySelectorAll('p, td, th, h1, h2, h3, strong, a, code, dt, dd, span, summary, svg text, figcaption')) {
+  const style = getComputedStyle(e), a = light(e instanceof SVGElement ? style.fill : style.color), b = light(ground(e));
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), name = e.tagName + '.' + (e.getAttribute('class') || '');
+  worst[name] = Math.min(worst[name] || 99, ratio);
+}
+return Object.entries(worst).filter(([, ratio]) => ratio < 4.5)
+"""
+
+
+def test_text_stands_out_by_day_and_by_night(desktop, phone_at_night):
+    assert desktop.run(CONTRAST) == [] and phone_at_night.run(CONTRAST) == []
+    grounds = [browser.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)") for browser in (desktop, phone_at_night)]
+    assert min(grounds[0]) > 200 and max(grounds[1]) < 60
+
+
+# ---- without some of it
+
+
+def test_the_directory_is_left_as_it_is_and_missing_parts_are_told(folder, tmp_path):
+    before = files_digest(folder / "out")
+    names = sorted(path.name for path in (folder / "out").iterdir())
+    assert main(["report", str(folder / "out"), "--output", str(tmp_path / "r.html")]) == 0
+    assert files_digest(folder / "out") == before and sorted(path.name for path in (folder / "out").iterdir()) == names
+    text = (tmp_path / "r.html").read_text()
+    assert "Not evaluated." in text and "3 of 3 were not found" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_an_export_by_another_tool(folder, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "out")
+    for name in ("quant_recipe.json", "quant_run.json"):
+        (tmp_path / "out" / name).unlink()
+    assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "r.html")]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "made by another tool" in text and text.count("Not recorded") == 4
+    assert text.count('class="chip int8"') == 24 and "visual.merger.mlp.0" in text
+
+
+def test_scores_of_other_files_are_marked(folder, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert main(["report", str(tmp_path / "out"), "--evaluation", str(folder / "evaluation.json"), "--output", str(tmp_path / "r.html")]) == 0
+    assert "not of this directory&#x27;s files" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("words, code, message", [
+    (["nowhere"], 2, "not an Ascend export"),
+    (["OUT", "--evaluation", "nowhere.json"], 2, "nowhere.json: no such file; `python -m quant evaluate --json FILE` writes it"),
+    (["OUT", "--evaluation", "OUT/config.json"], 1, "config.json: has no data"),
+    (["OUT", "--images", "nowhere"], 2, "nowhere: no such folder"),
+    (["OUT", "--output", "nowhere/r.html"], 1, "--output nowhere/r.html: No such file or directory"),
+])
+def test_requests_that_cannot_be_met(folder, words, code, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *(word.replace("OUT", str(folder / "out")) for word in words)]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+# ---- the pieces
+
+
+def test_markup_is_escaped():
+    assert el("td", "a<b", Markup("<i></i>"), None, [1, "&"], class_='x"y', hidden=True, id=None) == '<td class="x&quot;y" hidden>a&lt;b<i></i>1&amp;</td>'
+
+
+numbers = st.floats(-1e6, 1e6)
+
+
+@given(low=numbers, span=st.floats(1e-3, 1e6))
+def test_linear_axis(low, span):
+    axis = linear_axis(low, low + span)
+    assert axis.low <= low + 1e-6 * span and axis.high >= low + span - 1e-6 * span
+    assert 3 <= len(axis.ticks) <= 8
+    places = [axis(tick) for tick in axis.ticks]
+    assert places == sorted(places, reverse=True) and len({round(place) for place in places}) == len(places)
+
+
+@given(low=st.floats(-1e5, 0), high=st.floats(0, 1e5))
+def test_spread_axis(low, high):
+    axis = spread_axis(low, high)
+    assert 0 in axis.ticks and all(axis.low <= tick <= axis.high for tick in axis.ticks)
+    places = [axis(tick) for tick in axis.ticks]
+    assert all(math.isfinite(place) for place in places) and all(a - b >= 12 for a, b in zip(places, places[1:]))
