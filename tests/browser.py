@@ -31,6 +31,13 @@ class Browser:
         self.base = f"http://127.0.0.1:{next(found[1] for found in started if found)}"
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND"]
         options = {"binary": chromium, "args": arguments}
+        try:
+            self._begin(options, width, height, dark, touch)
+        except BaseException:
+            self.driver.kill()
+            raise
+
+    def _begin(self, options: dict, width: int, height: int, dark: bool, touch: bool) -> None:
         session = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}})
         self.base += f"/session/{session['sessionId']}"
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)

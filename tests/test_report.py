@@ -130,8 +130,7 @@ def test_scores_and_flips(desktop):
 
 
 def test_images_are_shown(desktop):
-    desktop.run("document.querySelector('#images').scrollIntoView()")
-    sizes = desktop.run("return [...document.images].map(i => [i.naturalWidth, i.src.slice(0, 22)])")
+    sizes = desktop.run("return Promise.all([...document.images].map(i => i.decode().then(() => [i.naturalWidth, i.src.slice(0, 22)])))")
     assert len(sizes) == 3 and all(width > 0 and start == "data:image/jpeg;base64" for width, start in sizes)
 
 

@@ -292,7 +292,7 @@ def images(facts: Facts) -> Markup:
     items = []
     for sample in samples:
         thumbnail = facts.thumbnails.get(sample["sha256"])
-        picture = el("img", src=thumbnail, alt="", loading="lazy") if thumbnail else el("div", "not at hand", class_="absent")
+        picture = el("img", src=thumbnail, alt="") if thumbnail else el("div", "not at hand", class_="absent")
         items.append(el("li", picture, el("span", sample["name"]), el("code", sample["sha256"][:12])))
     missing = len(samples) - sum(sample["sha256"] in facts.thumbnails for sample in samples)
     note = hint(f"{missing} of {len(samples)} were not found; ", el("code", "--images PATH"), " names where they are.") if missing else None
