@@ -1,6 +1,7 @@
 """The embedding table as a file of its own, for deployments that run vision tower and language model as two parts.
 
-Such a deployment looks tokens up by itself, puts the visual features in the place of the image tokens, and hands the language model the sum:
+Such a deployment looks tokens up by itself, puts the visual features in the place of the image tokens, and hands the language model the
+result:
 
     embedding of token t = hidden numbers from byte t * hidden * itemsize on          file: [vocabulary, hidden], row-major, little-endian
 
@@ -100,7 +101,8 @@ def _check_out(out: Path, description: Path, source: Path) -> None:
     if source.resolve() in out.resolve().parents:
         raise UsageError(f"{out}: lies inside the source {source}, which is never written to; choose a place outside it")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise UsageError(f"{out.parent}: {'cannot be written to' if out.parent.is_dir() else 'no such directory'}; OUT names a file in a place that can be written to")
+        what = "cannot be written to" if out.parent.is_dir() else "no such directory"
+        raise UsageError(f"{out.parent}: {what}; OUT names a file in a place that can be written to")
 
 
 def _check_space(out: Path, info: TensorInfo, dtype: torch.dtype) -> None:

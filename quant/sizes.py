@@ -67,7 +67,15 @@ class Measure:
     Raises what Encoder raises.
     """
 
-    def __init__(self, directory: Path, prompt: str, *, min_pixels: int | None = None, max_pixels: int | None = None, trust_remote_code: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        prompt: str,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        trust_remote_code: bool = False,
+    ):
         encoder = Encoder(directory, min_pixels=min_pixels, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
         self.config, described = read_json(Path(directory) / "config.json"), encoder.describe()
         self.limits = (described["min_pixels"], described["max_pixels"]) if "min_pixels" in described else None

@@ -44,7 +44,7 @@ def loaded(directory) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_tensors_are_those_that_servers_demand(made, family, dtype):
     source, out, calibrator = made(family, dtype)
@@ -67,7 +67,7 @@ def test_tensors_are_those_that_servers_demand(made, family, dtype):
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
     description = json.loads((out / "quant_model_description.json").read_text())
     assert (description.pop("version"), description.pop("model_quant_type")) == ("1.0.0", "W8A8")
-    head = "lm_head.weight" if family == "qwen2_vl" else "language_model.lm_head.weight"
+    head = "language_model.lm_head.weight" if family == "llava" else "lm_head.weight"
     assert set(description) == set(tensors) | {head}
     for name, kind in description.items():
         linear, _, part = name.rpartition(".")
@@ -89,7 +89,7 @@ def test_deq_scale_holds_the_product_of_the_scales(made):
             assert not tensors[f"{linear}.weight_offset"].any()
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
 def test_linears_that_read_one_tensor_share_its_scale(made, family):
     _, out, calibrator = made(family)
     tensors = loaded(out)
@@ -177,7 +177,7 @@ def test_large_exports_are_sharded_with_an_index(made, tmp_path, monkeypatch):
     writer = ascend.ExportWriter(tmp_path / "s", calibrator.checkpoint, calibrator.plan, torch.bfloat16, 900_000)
     whole = loaded(out)
     for name in reversed(list(writer.layout)):  # any order will do
-        writer._put(name, whole[name])
+        writer.put(name, whole[name])
     writer.finish("ascendV1", {})
     files = sorted(path.name for path in (tmp_path / "s").glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"quant_model_weight_w8a8-00001-of-{len(files):05d}.safetensors"

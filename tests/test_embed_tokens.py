@@ -13,7 +13,8 @@ from quant import embed_tokens
 from quant.cli import main
 from quant.errors import QuantError, UsageError
 
-NAMES = {"qwen2_vl": "model.embed_tokens.weight", "qwen2_5_vl": "model.embed_tokens.weight", "llava": "language_model.model.embed_tokens.weight"}
+TABLE = "model.embed_tokens.weight"
+NAMES = {"qwen2_vl": TABLE, "qwen2_5_vl": TABLE, "llava": f"language_model.{TABLE}"}
 
 
 def written(out):
@@ -42,7 +43,7 @@ def test_other_dtypes_round_once(tmp_path, stored, asked):
     source = tiny.make(tmp_path / "src", "qwen2_5_vl", dtype=stored, tied=True)
     embed_tokens.extract(source, tmp_path / "embed.bin", getattr(torch, asked))
     table, described = written(tmp_path / "embed.bin")
-    original = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    original = load_file(source / "model.safetensors")[TABLE]
     assert described["dtype"] == asked and torch.equal(table, original.to(getattr(torch, asked)))
     if asked == "float16":  # as a deployment without torch reads it
         assert np.array_equal(np.fromfile(tmp_path / "embed.bin", "<f2").reshape(576, 256), original.half().numpy())
@@ -67,11 +68,11 @@ def rewrite(source, change):
 
 
 DAMAGES = {
-    "does not fit": (lambda tensors: tensors["model.embed_tokens.weight"][500].fill_(1e6), r"model\.embed_tokens\.weight reaches 9.99e\+05, float16 ends at 65504"),
-    "NaN": (lambda tensors: tensors["model.embed_tokens.weight"][500].fill_(float("nan")), r"holds NaN or Inf between rows 500 and 500"),
-    "missing": (lambda tensors: tensors.pop("model.embed_tokens.weight"), r"tensor model\.embed_tokens\.weight is missing"),
-    "a vector": (lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(7)}), r"shape \[7\], a float matrix was expected"),
-    "integers": (lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(7, 7, dtype=torch.int8)}), r"torch\.int8 .*, a float matrix was expected"),
+    "does not fit": (lambda t: t[TABLE][500].fill_(1e6), r"embed_tokens\.weight reaches 9.99e\+05, float16 ends at 65504"),
+    "NaN": (lambda t: t[TABLE][500].fill_(float("nan")), r"holds NaN or Inf between rows 500 and 500"),
+    "missing": (lambda t: t.pop(TABLE), r"tensor model\.embed_tokens\.weight is missing"),
+    "a vector": (lambda t: t.update({TABLE: torch.zeros(7)}), r"shape \[7\], a float matrix was expected"),
+    "integers": (lambda t: t.update({TABLE: torch.zeros(7, 7).to(torch.int8)}), r"torch\.int8 .*, a float matrix was expected"),
 }
 
 

@@ -14,13 +14,14 @@ def image_size(words: str) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_path", metavar="DIR", help="directory of the checkpoint, or of what was exported from it; no weights are read")
-    parser.add_argument("--image", type=image_size, nargs="+", required=True, metavar="HxW", help="height x width in pixels, such as 720x1280; several may be given")
-    parser.add_argument("--min_pixels", type=int, metavar="N", help="smallest area an image is resized to (Qwen; default: the checkpoint's)")
-    parser.add_argument("--max_pixels", type=int, metavar="N", help="largest area (Qwen; default: the checkpoint's)")
-    parser.add_argument("--prompt", metavar="TEXT", help="what is asked of the image; its tokens count (default: the family's)")
-    parser.add_argument("--max_new_tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
-    parser.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
+    add = parser.add_argument
+    add("model_path", metavar="DIR", help="the checkpoint, or what was exported from it; no weights are read")
+    add("--image", type=image_size, nargs="+", required=True, metavar="HxW", help="height x width, such as 720x1280")
+    add("--min_pixels", type=int, metavar="N", help="smallest area (Qwen; default: the checkpoint's)")
+    add("--max_pixels", type=int, metavar="N", help="largest area (Qwen; default: the checkpoint's)")
+    add("--prompt", metavar="TEXT", help="what is asked of the image; its tokens count (default: the family's)")
+    add("--max_new_tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
+    add("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run the checkpoint's code (default: False)")
 
 
 def run(args: argparse.Namespace) -> int:

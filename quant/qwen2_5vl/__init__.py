@@ -2,7 +2,8 @@
 
 Most vision blocks attend within windows of 8 x 8 patches, those in fullatt_block_indexes over the whole image; the patches are sorted by
 window before the first block and back after the merger, all of which is the model's own forward's work. The decoder is Qwen2-VL's.
-MindIE's ViT takes attn.qkv of every block in int8, or the whole tower in float; attn.proj and gate/up may be either, down_proj must be float.
+MindIE's ViT takes attn.qkv of every block in int8, or the whole tower in float; attn.proj and gate/up may be either, down_proj must be
+float.
 """
 from ..family import Family, Group, Tower, vision
 from ..qwen2vl import LANGUAGE
