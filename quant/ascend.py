@@ -9,7 +9,6 @@ entry per tensor: W8A8 for those of an int8 linear, FLOAT for its bias and all o
 Two layouts of the same tensors. "ascendV1": one directory for MindIE and vLLM-Ascend. "mindie": the names that MindIE releases before
 2.1 look for, and a quantization_config block in config.json; vLLM-Ascend would take that block for another format.
 """
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,15 @@ from . import config_json
 from .checkpoint import Checkpoint
 from .errors import QuantError, UsageError
 from .int8 import QLinear
+from .output import DIR_MODE, FILE_MODE
 from .plan import Plan
 from .safetensors_io import SafetensorsWriter, TensorInfo, read_header, read_tensor
 
 WEIGHTS = "quant_model_weight_w8a8"
 DESCRIPTION = {"ascendV1": "quant_model_description.json", "mindie": "quant_model_description_w8a8.json"}
 INT8_PARTS = ("weight", "weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
+STATIC_KINDS = ("W8A8", "W8A8_MIX")
 METADATA = {"version": "1.0.0", "model_quant_type": "W8A8"}
-DIR_MODE, FILE_MODE = 0o750, 0o640  # MindIE refuses wider ones; narrower ones lock out the user it runs as
 
 
 def deq_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -108,7 +108,7 @@ class ExportWriter:
 
     def put_linear(self, linear: QLinear) -> None:
         for name, tensor in linear_tensors(linear, self.dtype).items():
-            self._put(name, tensor)
+            self.put(name, tensor)
 
     def put_float(self, name: str, tensor: Tensor) -> None:
         """Any tensor that is not part of an int8 linear; floats are rounded to the model's dtype.
@@ -117,9 +117,10 @@ class ExportWriter:
         """
         if tensor.is_floating_point():
             tensor = to_dtype(name, tensor, self.dtype)
-        self._put(name, tensor)
+        self.put(name, tensor)
 
-    def _put(self, name: str, tensor: Tensor) -> None:
+    def put(self, name: str, tensor: Tensor) -> None:
+        """A tensor as it will stand in the file."""
         self.file_of[name].write(name, tensor)
         self.pending.discard(name)
 
@@ -205,8 +206,8 @@ class Export:
 
     @property
     def linear_names(self) -> list[str]:
-        """The int8 linears."""
-        return [name.removesuffix(".weight") for name, kind in self.description.items() if kind == "W8A8" and name.endswith(".weight")]
+        """The int8 linears. W8A8_MIX holds all that static W8A8 does."""
+        return [name.removesuffix(".weight") for name, kind in self.description.items() if kind in STATIC_KINDS and name.endswith(".weight")]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -232,26 +233,13 @@ def read(directory: str | Path) -> Export:
     kind = next((kind for kind, name in DESCRIPTION.items() if (directory / name).is_file()), None)
     if kind is None:
         raise UsageError(f"{directory}: holds neither {' nor '.join(DESCRIPTION.values())}; not an Ascend export")
+    description = config_json.read_json(directory / DESCRIPTION[kind])
+    if other := next((name for name, value in description.items() if name.endswith(".weight") and value not in ("FLOAT", *STATIC_KINDS)), None):
+        raise UsageError(f"{directory}: {other} is {description[other]}; only static W8A8 (and W8A8_MIX, which holds it) can be read back")
     tensors: dict[str, TensorInfo] = {}
     for file in sorted(directory.glob("*.safetensors")):
         for name, info in read_header(file).items():
             if name in tensors:
                 raise QuantError(f"{file}: {name} is also in {tensors[name].file.name}; servers refuse it")
             tensors[name] = info
-    return Export(directory, kind, config_json.read_json(directory / "config.json"), config_json.read_json(directory / DESCRIPTION[kind]), tensors)
-
-
-def relayout(directory: Path, checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype, kind: str, settings: dict) -> None:
-    """Turn a finished export in place into the other layout: the weight files are the same in both."""
-    for name in DESCRIPTION.values():
-        (directory / name).unlink(missing_ok=True)
-    write_beside(directory, checkpoint, plan, export_layout(checkpoint, plan, dtype), dtype, kind, settings)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return Export(directory, kind, config_json.read_json(directory / "config.json"), description, tensors)

@@ -10,7 +10,6 @@ Nothing appears in the output directory before all of it is there: a run streams
 import json
 import resource
 import shutil
-import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -19,22 +18,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import ascend
+from . import ascend, formats, vendor
 from .block import BlockQuantizer, BlockResult
 from .checkpoint import Checkpoint
 from .config import QuantConfig
 from .console import SILENT, Reporter
 from .device import compute_dtype, export_dtype, pick_device
-from .errors import QuantError, UsageError
+from .errors import UsageError
 from .families import family_of
 from .family import Tower
+from .output import appearing, check_output, check_space, make_work_directory
 from .plan import make_plan
 from .recipe import RECIPE, RUN_LOG, recipe, settings
 from .samples import prepare
 from .skeleton import Feed, Skeleton
-
-LAYOUTS = ("ascendV1", "mindie")
-
 
 class Calibrator:
     """Quantizes a checkpoint block after block.
@@ -50,6 +47,8 @@ class Calibrator:
         self.family = family_of(self.checkpoint.config, self.checkpoint.dir)
         self.plan = make_plan(self.checkpoint, self.family, cfg)
         self.device = pick_device(cfg.dev_type)
+        if cfg.engine == "msmodelslim":
+            vendor.check(cfg, self.device)
         self.compute_dtype = compute_dtype(self.checkpoint.dtype, self.device)
         self.export_dtype = export_dtype(self.checkpoint.dtype, cfg.dtype)
         self.samples = None
@@ -70,18 +69,16 @@ class Calibrator:
         where save() moves it: name the parent of the final place, so that moving costs nothing."""
         self.prepare()
         start = time.perf_counter()
-        skeleton = Skeleton(self.checkpoint, self.family, self.compute_dtype, self.device, self.config.trust_remote_code)
         self._discard()
-        work = _make_work_directory(directory)
+        work = make_work_directory(directory)
         writer = None
         try:
             writer = ascend.ExportWriter(work, self.checkpoint, self.plan, self.export_dtype, self.config.part_file_size * 2**30)
-            _check_space(work, writer.nbytes)
-            with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as committer:
-                outputs: dict[str, list[Tensor]] = {}
-                for tower in self.family.towers:
-                    outputs[tower.name] = self._run_tower(skeleton, tower, outputs, writer, reader, committer)
-            writer.copy_pending()
+            check_space(work, writer.nbytes)
+            if self.config.engine == "msmodelslim":
+                self._run_vendor(work, writer)
+            else:
+                self._run_towers(writer)
             self.seconds = time.perf_counter() - start
             writer.finish("ascendV1", settings(self.config))
             self._write_records(work)
@@ -92,6 +89,22 @@ class Calibrator:
             raise
         self._work = work
         return self
+
+    def _run_towers(self, writer: ascend.ExportWriter) -> None:
+        skeleton = Skeleton(self.checkpoint, self.family, self.compute_dtype, self.device, self.config.trust_remote_code)
+        outputs: dict[str, list[Tensor]] = {}
+        with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as committer:
+            for tower in self.family.towers:
+                outputs[tower.name] = self._run_tower(skeleton, tower, outputs, writer, reader, committer)
+        writer.copy_pending()
+
+    def _run_vendor(self, work: Path, writer: ascend.ExportWriter) -> None:
+        """The vendor's numbers in our layout, in which scales are float32."""
+        with vendor.vendor_export(
+            self.checkpoint, self.plan, self.config, self.samples.inputs, self.export_dtype, self.device, work, self.reporter.line, self.reporter.log
+        ) as export:
+            for name, (dtype, _) in writer.layout.items():
+                writer.put(name, export.load(name).to(dtype))
 
     def _run_tower(self, skeleton: Skeleton, tower: Tower, outputs: dict, writer, reader: ThreadPoolExecutor, committer: ThreadPoolExecutor) -> list[Tensor]:
         used = tower.used(self.checkpoint.config)
@@ -149,27 +162,18 @@ class Calibrator:
         for name in (RECIPE, RUN_LOG):
             (work / name).chmod(ascend.FILE_MODE)
 
-    def save(self, directory: str | Path, save_type: list[str] | tuple[str, ...] = ("ascendV1",)) -> None:
-        """Put the result into `directory`, which must be absent or empty. save_type: ["ascendV1"] for MindIE and vLLM-Ascend, or
-        ["mindie"] for the names that older MindIE releases look for. Can be called again for another place or layout."""
-        if len(save_type) != 1 or save_type[0] not in LAYOUTS:
-            raise UsageError(f"save_type={list(save_type)}: one of {', '.join(LAYOUTS)} is needed; two layouts in one directory would hold every tensor twice")
+    def save(self, directory: str | Path, save_type: list[str] | tuple[str, ...] = ("ascendV1",), act: str | None = None) -> None:
+        """Put the result into `directory`, which must be absent or empty. save_type: one of formats.SAVE_TYPES, by default the directory
+        for MindIE and vLLM-Ascend; act: how activations are rounded, by default as is usual for that format. Can be called again for
+        another place or format."""
+        if len(save_type) != 1:
+            raise UsageError(f"save_type={list(save_type)}: one is needed; two formats in one directory would hold every tensor twice")
+        act = formats.resolve(save_type[0], act)
         if self._work is None:
             raise UsageError("nothing to save: call run() first")
         directory = check_output(directory, self.checkpoint.dir)
-        target = Path(tempfile.mkdtemp(prefix=f"{directory.name}.partial-", dir=directory.parent))
-        try:
-            for file in self._work.iterdir():
-                _link_or_copy(file, target / file.name)
-            if save_type[0] != "ascendV1":
-                ascend.relayout(target, self.checkpoint, self.plan, self.export_dtype, save_type[0], settings(self.config))
-            target.chmod(ascend.DIR_MODE)
-            ascend.sync_directory(target)
-            target.rename(directory)
-            ascend.sync_directory(directory.parent)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
+        with appearing(directory) as target:
+            formats.write(ascend.read(self._work), target, save_type[0], act)
 
     def close(self) -> None:
         """Remove the working copy; what was saved stays."""
@@ -194,49 +198,6 @@ def _commit(writer: ascend.ExportWriter, tensors: dict[str, Tensor], result: Blo
     for name, tensor in tensors.items():
         if name not in done:
             writer.put_float(name, result.floats.get(name, tensor))
-
-
-def check_output(directory: str | Path, source: Path) -> Path:
-    """Raises UsageError unless `directory` is absent or empty, outside the source, and can be made."""
-    directory, source = Path(directory).absolute(), source.resolve()
-    resolved = directory.resolve()
-    if resolved == source or source in resolved.parents or resolved in source.parents:
-        raise UsageError(f"{directory}: overlaps the source {source}, which is never written to; choose a place outside it")
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory}: is a file; --save_directory names a directory that is empty or not there yet")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UsageError(f"{directory}: is not empty, {sorted(path.name for path in directory.iterdir())[0]} is in it; servers load every weight file they find, so choose an empty place")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory.parent):
-            pass
-    except OSError as err:
-        raise UsageError(f"{directory.parent}: {err.strerror}; --save_directory must be in a place that can be written to") from None
-    return directory
-
-
-def _make_work_directory(parent: str | Path | None) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix=".quant-work-", dir=parent))
-    except OSError as err:
-        raise UsageError(f"{parent}: {err.strerror}; the result cannot be written there") from None
-
-
-def _check_space(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise QuantError(f"{directory.parent}: {free / 1e9:.2f} GB free, the result takes {needed / 1e9:.2f} GB; choose another --save_directory")
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A weight file is shared where the file system can; a small one is copied, since another layout edits it."""
-    if source.suffix == ".safetensors":
-        try:
-            target.hardlink_to(source)
-            return
-        except OSError:
-            pass
-    shutil.copy2(source, target)
 
 
 def peak_memory() -> int:

@@ -37,6 +37,8 @@ class QuantConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    engine: Literal["native", "msmodelslim"] = "native"
+    """msmodelslim: the vendor's library does the arithmetic, for users who want its numbers and for comparing."""
     w_bit: int = 8
     a_bit: int = 8
     anti_method: Literal["m2", "m4", "none"] = "none"

@@ -262,6 +262,8 @@ def empty_model(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trus
     import transformers
     from accelerate import init_empty_weights
 
+    if not (4, 57) <= tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (6, 0):
+        raise UsageError(f"transformers {transformers.__version__} is installed; 4.57 or a later one below 6 is needed: pip install 'transformers>=4.57,<6'")
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code)
         with init_empty_weights(include_buffers=False):

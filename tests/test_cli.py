@@ -84,6 +84,7 @@ def test_dry_run_decides_and_writes_nothing(world, capsys):
         (["--disable_names", "model.layers.*.self_attn.q_proj"], r"keeps model\.layers\.0\.self_attn\.q_proj float .* add model\.layers\.0\.self_attn\.k_proj model\.layers\.0\.self_attn\.v_proj"),
         (["--disable_names", "visual.blocks.0.attn.qkv"], r"visual\.blocks\.0\.attn\.qkv float .* use --vision float"),
         (["--disable_names", "*"], r"nothing to quantize"),
+        (["--engine", "msmodelslim"], r"--engine msmodelslim: .*requirements-oracle\.txt"),
         (["--device_type", "npu"], r"--device_type npu: no NPU is usable: install CANN"),
         (["--device_type", "cuda"], r"--device_type cuda: no CUDA device is usable"),
     ],

@@ -66,9 +66,10 @@ def test_integer_product_is_exact(rows, seed, extreme):
     generator = np.random.default_rng(seed)
     a = generator.choice([-128, 127], (rows, 4096)) if extreme else generator.integers(-128, 128, (rows, 4096))
     b = generator.choice([-127, 127], (24, 4096)) if extreme else generator.integers(-127, 128, (24, 4096))
-    product = int8.int8_matmul(torch.tensor(a, dtype=torch.int8), torch.tensor(b, dtype=torch.int8))
-    assert product.dtype == torch.int32
-    assert np.array_equal(product.numpy().astype(np.int64), a.astype(np.int64) @ b.astype(np.int64).T)
+    for matmul in (int8.int8_matmul, int8.float_matmul):
+        product = matmul(torch.tensor(a, dtype=torch.int8), torch.tensor(b, dtype=torch.int8))
+        assert product.dtype == torch.int32
+        assert np.array_equal(product.numpy().astype(np.int64), a.astype(np.int64) @ b.astype(np.int64).T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument("--seed", type=int, default=0, metavar="N", help="of every choice made at random (default: 0)")
     job = parser.add_argument_group("job")
     job.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: the NPU where there is one, else CUDA, else the CPU")
+    job.add_argument("--engine", choices=("native", "msmodelslim"), help="msmodelslim: the vendor's library does the arithmetic, if it is installed (default: native)")
     job.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
     job.add_argument("--dry_run", action="store_true", help="print every decision and an estimate of memory, disk and time, and stop")
     job.add_argument("--log_file", metavar="FILE", help="append what is printed to FILE, with the time")
@@ -51,9 +52,10 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     if not args.dry_run and not args.save_directory:
         raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")
 
-    from ..calibrator import Calibrator, check_output
+    from ..calibrator import Calibrator
     from ..console import Reporter
     from ..estimate import dry_run
+    from ..output import check_output
     from ..summary import header, summary
 
     reporter = Reporter(args.quiet, args.log_file)

@@ -1,0 +1,88 @@
+"""--engine msmodelslim from the command line: the library's numbers, untouched, in our layouts."""
+from pathlib import Path
+
+import pytest
+import reference
+import tiny
+import torch
+
+from quant import QuantConfig, ascend
+from quant.cli import main
+from quant.config_json import dtype_name
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A directory with images, and an empty one below it to work in."""
+    tiny.make_images(tmp_path / "images", 2)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path
+
+
+def quantize(place: Path, *flags: str) -> int:
+    paths = {"--model_path": "source", "--calib_images": "images", "--save_directory": "out"}
+    arguments = [part for flag, name in paths.items() for part in (flag, str(place / name))]
+    return main(["quantize", *arguments, "--engine", "msmodelslim", "--device_type", "cpu", *flags])
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "method", "layout"),
+    [("qwen2_vl", "bfloat16", "m2", "ascendV1"), ("qwen2_vl", "float16", "none", "mindie"), ("llava", "float16", "m2", "mindie"), ("llava", "bfloat16", "none", "ascendV1")],
+)
+def test_its_numbers_in_our_layout(place, family, dtype, method, layout):
+    source = tiny.make(place / "source", family, dtype=dtype)
+    before = contents(source)
+    flags = ["--mindie_format"] if layout == "mindie" else []
+    assert quantize(place, "--anti_method", method, *flags) == 0
+
+    ours = ascend.read(place / "out")
+    config = QuantConfig(anti_method=method, dtype=dtype, dev_type="cpu")
+    theirs = reference.run(source, place / "images", config, place / "reference").export(layout)
+    assert ours.kind == layout and dtype_name(ours.config) == dtype
+    assert {**ours.description, "version": None} == {**theirs.description, "version": None}
+    assert set(ours.tensors) == set(theirs.tensors)
+    for name in theirs.tensors:
+        ours_, theirs_ = ours.load(name), theirs.load(name)
+        assert torch.equal(ours_, theirs_.to(ours_.dtype)), name
+        assert theirs_.dtype == ours_.dtype or ours_.dtype == torch.float32, f"{name} has lost bits"
+    assert contents(source) == before
+    assert not list((place / "cwd").iterdir())
+
+
+def test_says_when_a_method_changed_nothing(place, capsys):
+    tiny.make(place / "source", "qwen2_vl")
+    assert quantize(place, "--anti_method", "m4") == 0
+    output = capsys.readouterr()
+    assert "msmodelslim's m4 changed nothing: it found no group in Qwen2-VL" in output.out
+    assert "holds the whole model in memory" in output.out
+    assert "INFO" not in output.out + output.err
+
+
+def test_tells_that_m2_looks_at_one_sample(place, capsys):
+    tiny.make(place / "source", "llava", blocks=(1, 1))
+    assert quantize(place, "--anti_method", "m2", "--log_file", str(place / "log")) == 0
+    told = capsys.readouterr().out
+    assert "from the first of the 2 samples alone" in told
+    assert "msmodelslim's m2 changed" in told
+    assert "Calibration end!" in (place / "log").read_text()
+
+
+def test_tied_head(place):
+    """The library cannot save one by itself."""
+    tiny.make(place / "source", "qwen2_vl", tied=True)
+    assert quantize(place, "--anti_method", "none") == 0
+    assert "lm_head.weight" not in ascend.read(place / "out").tensors
+
+
+def test_its_failure_is_one_line(place, capsys):
+    """It has no m4 for LLaVA."""
+    tiny.make(place / "source", "llava")
+    assert quantize(place, "--anti_method", "m4") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: msmodelslim failed: ") and error.count("\n") == 1
+    assert {path.name for path in place.iterdir()} == {"source", "images", "cwd"}
