@@ -33,6 +33,7 @@ from .recipe import RECIPE, RUN_LOG, recipe, settings
 from .samples import prepare
 from .skeleton import Feed, Skeleton
 
+
 class Calibrator:
     """Quantizes a checkpoint block after block.
 

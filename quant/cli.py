@@ -12,6 +12,7 @@ from .errors import QuantError
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
     "evaluate": "scores of the float and the int8 model, or of two servers",
+    "export": "a finished export in another format, without calibration",
     "check": "an export against the rules of MindIE and vLLM-Ascend",
     "sizes": "tokens and sequence length for images of a given size",
     "embed-tokens": "the embedding table as a file, for split deployments",
