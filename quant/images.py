@@ -147,19 +147,21 @@ def _from_folder(folder: Path, prompt: str | tuple[str, ...]) -> tuple[list[Samp
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
-    samples, notices = [], []
+    samples, notices, others = [], [], []
     for path in entries:
         if path.name.startswith("."):
             continue
         if path.is_dir():
             notices.append(f"skipped {path.name}: a folder (images are not searched for in folders inside)")
         elif path.suffix.lower() not in SUFFIXES:
-            notices.append(f"skipped {path.name}: not an image")
+            others.append(path.name)
         else:
             try:
                 samples.append(_sample(path, prompt))
             except QuantError as error:
                 notices.append("skipped " + str(error).removeprefix(f"{folder}/"))
+    if others:
+        notices.append(f"skipped what is no image by its name: {', '.join(others)}")
     return samples, notices
 
 
