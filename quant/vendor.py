@@ -46,7 +46,7 @@ WAY_OUT = "make an environment of its own with `pip install -r requirements-orac
 
 @dataclass(frozen=True)
 class VendorExport:
-    """What the library wrote. Valid while the directory lives, that is inside `with vendor_export(...)`."""
+    """What the library wrote, and what it left out. Valid inside `with vendor_export(...)`, while the files live."""
 
     tensors: dict[str, TensorInfo]
 
@@ -95,12 +95,14 @@ def vendor_export(
     try:
         with contained(directory, log), torch.inference_mode(False), torch.no_grad():
             model = load_model(checkpoint, plan, dtype, device, config.trust_remote_code)
+            parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
             try:
                 run(model, plan, config, inputs, device, directory, notice)
             except Exception as error:  # whatever it raises, it wraps in a bare Exception
                 raise QuantError(f"msmodelslim failed: {one_line(root_cause(error))}") from error
         del model
-        yield read_export(directory, plan)
+        unseen = {name: info for name, info in checkpoint.tensors.items() if name not in parameters}
+        yield read_export(directory, plan, unseen)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -187,14 +189,18 @@ def fingerprints(model: nn.Module) -> dict[str, int]:
     }
 
 
-def read_export(directory: Path, plan: Plan) -> VendorExport:
-    """Raises QuantError unless the linears that were rounded are those of the plan."""
+def read_export(directory: Path, plan: Plan, unseen: dict[str, TensorInfo]) -> VendorExport:
+    """unseen: tensors of the checkpoint that this transformers keeps no parameter for (rotary inv_freq and the like), to carry over.
+
+    Raises QuantError unless the linears that were rounded are those of the plan.
+    """
     description = json.loads((directory / "quant_model_description.json").read_text())
     rounded = {name.removesuffix(".weight") for name, kind in description.items() if kind == "W8A8" and name.endswith(".weight")}
     if rounded != plan.int8_names:
         odd = sorted(rounded ^ plan.int8_names)
         raise QuantError(f"msmodelslim rounded {len(rounded)} linears, {len(plan.int8_names)} were planned; {odd[0]} is one that differs")
-    return VendorExport({name: info for file in sorted(directory.glob("*.safetensors")) for name, info in read_header(file).items()})
+    written = {name: info for file in sorted(directory.glob("*.safetensors")) for name, info in read_header(file).items()}
+    return VendorExport({**unseen, **written})
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import pytest
 import reference
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from quant import QuantConfig, ascend
 from quant.cli import main
@@ -77,6 +78,15 @@ def test_tied_head(place):
     tiny.make(place / "source", "qwen2_vl", tied=True)
     assert quantize(place, "--anti_method", "none") == 0
     assert "lm_head.weight" not in ascend.read(place / "out").tensors
+
+
+def test_tensors_without_a_parameter_are_carried_over(place):
+    """Checkpoints of older revisions hold buffers that the library does not write."""
+    source, name = tiny.make(place / "source", "llava"), "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors = load_file(source / "model.safetensors")
+    save_file({**tensors, name: torch.ones(64)}, source / "model.safetensors", {"format": "pt"})
+    assert quantize(place, "--anti_method", "none") == 0
+    assert name in ascend.read(place / "out").tensors
 
 
 def test_its_failure_is_one_line(place, capsys):

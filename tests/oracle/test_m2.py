@@ -1,4 +1,8 @@
-"""m2 against msmodelslim's m2: the error of the logits on images that neither was calibrated on, by one evaluator."""
+"""m2 against msmodelslim's m2: the error of the logits on images that neither was calibrated on, by one evaluator.
+
+On one tiny random model the better of the two is partly luck (which values of the held-out images leave the calibrated ranges), so the
+mean over several models counts. Theirs runs with min-max ranges, which are our default, and with the histogram, which is its scripts'.
+"""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +18,8 @@ from quant.families import family_of
 from quant.samples import prepare
 
 CONFIG = {"anti_method": "m2", "act_method": 1, "dtype": "float32", "dev_type": "cpu"}
-CALIBRATION, HELD_OUT = 4, 6  # images
+SEEDS = range(3)  # models
+CALIBRATION, HELD_OUT = 4, 4  # images
 
 
 @dataclass
@@ -22,45 +27,58 @@ class Runs:
     """One checkpoint and one set of images, smoothed and rounded by both."""
 
     checkpoint: Checkpoint
-    theirs: reference.Reference
+    theirs: dict[int, reference.Reference]  # act_method -> run
     ours: ascend.Export
     plain: ascend.Export  # ours without smoothing
     held_out: list[dict]
 
-    def errors(self, export: ascend.Export) -> list[float]:
-        """Per held-out image."""
+    def error(self, export: ascend.Export) -> float:
+        """Mean over the held-out images."""
         exact, rounded = evaluator.float_model(self.checkpoint), evaluator.int8_model(self.checkpoint, export)
-        return [evaluator.relative_error(evaluator.logits(rounded, x), evaluator.logits(exact, x)) for x in self.held_out]
+        errors = [evaluator.relative_error(evaluator.logits(rounded, x), evaluator.logits(exact, x)) for x in self.held_out]
+        return sum(errors) / len(errors)
 
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "llava"])
-def runs(request, tmp_path_factory, native) -> Runs:
-    path: Path = tmp_path_factory.mktemp(request.param)
-    source = tiny.make(path / "source", request.param, dtype="float32")
-    images = tiny.make_images(path / "images", CALIBRATION)
-    job = {"source": str(source), "images": str(images)}
-    native(
-        {**job, "config": CONFIG, "save": {str(path / "m2"): "ascendV1"}},
-        {**job, "config": {**CONFIG, "anti_method": "none"}, "save": {str(path / "none"): "ascendV1"}},
-    )
-    theirs = reference.run(source, images, QuantConfig(**CONFIG), path / "msmodelslim")
-    checkpoint, held_out = Checkpoint(source), tiny.make_images(path / "held_out", HELD_OUT, seed=1)
-    inputs = prepare(held_out, checkpoint, family_of(checkpoint.config, source), QuantConfig(**CONFIG)).inputs
-    return Runs(checkpoint, theirs, ascend.read(path / "m2"), ascend.read(path / "none"), inputs)
+def runs(request, tmp_path_factory, native) -> list[Runs]:
+    paths: list[Path] = [tmp_path_factory.mktemp(f"{request.param}-{seed}") for seed in SEEDS]
+    jobs, config = [], QuantConfig(**CONFIG)
+    for seed, path in enumerate(paths):
+        tiny.make(path / "source", request.param, dtype="float32", seed=seed)
+        tiny.make_images(path / "images", CALIBRATION, seed=10 + seed)
+        tiny.make_images(path / "held_out", HELD_OUT, seed=100 + seed)
+        job = {"source": str(path / "source"), "images": str(path / "images")}
+        jobs.append({**job, "config": CONFIG, "save": {str(path / "m2"): "ascendV1"}})
+        jobs.append({**job, "config": {**CONFIG, "anti_method": "none"}, "save": {str(path / "none"): "ascendV1"}})
+    native(*jobs)
+    result = []
+    for path in paths:
+        checkpoint = Checkpoint(path / "source")
+        held_out = prepare(path / "held_out", checkpoint, family_of(checkpoint.config, path), config).inputs
+        theirs = {
+            act_method: reference.run(checkpoint.dir, path / "images", QuantConfig(**{**CONFIG, "act_method": act_method}), path / f"theirs{act_method}")
+            for act_method in (1, 2)
+        }
+        result.append(Runs(checkpoint, theirs, ascend.read(path / "m2"), ascend.read(path / "none"), held_out))
+    return result
 
 
 def test_evaluator_agrees_with_the_library(runs):
     """Linear by linear: its fake quantization and our integers differ by the rounding of the bias to whole multiples of deq_scale."""
-    rounded = evaluator.int8_model(runs.checkpoint, runs.theirs.export())
-    for name, (lo, hi) in runs.theirs.ranges.items():
-        linear = runs.theirs.model.get_submodule(name)
+    theirs = runs[0].theirs[1]
+    rounded = evaluator.int8_model(runs[0].checkpoint, theirs.export())
+    for name, (lo, hi) in theirs.ranges.items():
+        linear = theirs.model.get_submodule(name)
         x = torch.empty(32, linear.in_features).uniform_(generator=torch.Generator().manual_seed(0)) * (hi - lo) + lo
         with torch.no_grad():
             assert evaluator.relative_error(rounded.get_submodule(name)(x), linear(x)) < 1e-3, name
 
 
 def test_error_on_held_out_images(runs):
-    ours, theirs, plain = (sum(runs.errors(export)) / HELD_OUT for export in (runs.ours, runs.theirs.export(), runs.plain))
-    print(f"{runs.checkpoint.dir}: logits error, plain {plain:.2%}, msmodelslim's m2 {theirs:.2%}, ours {ours:.2%}")
-    assert ours <= theirs
+    rows = [[run.error(export) for export in (run.plain, run.theirs[1].export(), run.theirs[2].export(), run.ours)] for run in runs]
+    for row in rows:
+        print("logits error: plain {:.1%}, msmodelslim's m2 with min-max {:.1%}, with its histogram {:.1%}, our m2 {:.1%}".format(*row))
+    plain, minmax, histogram, ours = torch.tensor(rows).mean(dim=0).tolist()
+    assert ours <= minmax
+    assert ours <= histogram
     assert ours < plain
