@@ -14,6 +14,7 @@ the only right one on vLLM-Ascend, which leaves the offset of this format uninit
 it differs. Left out: reading it back (transformers does), and the shift of an asymmetric activation, which vLLM's kernels take but
 transformers does not.
 """
+
 from pathlib import Path
 
 import torch
@@ -36,14 +37,23 @@ def write(export: Export, directory: Path, act: str) -> None:
     Raises QuantError when a tensor is missing or the disk is full.
     """
     family = family_of(export.config, export.dir)
-    parts = {f"{linear}.{part}" for linear in export.linear_names for part in INT8_PARTS if part not in ("weight", "weight_scale")}
+    parts = {
+        f"{linear}.{part}"
+        for linear in export.linear_names
+        for part in INT8_PARTS
+        if part not in ("weight", "weight_scale")
+    }
     scales = {name for name in parts if act == "static" and name.endswith(".input_scale")}
     files = sorted({info.file for info in export.tensors.values()})
     names: dict[str, str] = {}
     check_space(directory, sum(info.nbytes for name, info in export.tensors.items() if name not in parts))
     for number, file in enumerate(files):
-        target = directory / f"{WEIGHTS}{'' if len(files) == 1 else f'-{number + 1:05d}-of-{len(files):05d}'}.safetensors"
-        inside = [name for name, info in export.tensors.items() if info.file == file and (name not in parts or name in scales)]
+        target = (
+            directory / f"{WEIGHTS}{'' if len(files) == 1 else f'-{number + 1:05d}-of-{len(files):05d}'}.safetensors"
+        )
+        inside = [
+            name for name, info in export.tensors.items() if info.file == file and (name not in parts or name in scales)
+        ]
         layout = {name: _place(export, name, scales) for name in inside}
         writer = SafetensorsWriter(target, layout)
         try:

@@ -13,6 +13,7 @@ the product, so the shift that smoothing folded into it stays right.
 Files are gone through tensor by tensor; those that do not change are shared. Left out: from a dynamic export back to a static one, whose
 scales it no longer has.
 """
+
 from pathlib import Path
 
 from . import ascend, compressed_tensors
@@ -27,7 +28,11 @@ from .safetensors_io import SafetensorsWriter, TensorInfo, read_tensor
 KINDS = {"static": "W8A8", "dynamic": "W8A8_DYNAMIC", "mix": "W8A8_MIX"}
 MINDIE_NAMES = {"static": "w8a8", "dynamic": "w8a8_dynamic", "mix": "w8a8_pdmix"}  # config.json's `quantize`
 DYNAMIC_PARTS = INT8_PARTS[:3]
-SAVE_TYPES = {"ascendV1": ("static", "dynamic", "mix"), "mindie": ("static",), "compressed-tensors": ("dynamic", "static")}
+SAVE_TYPES = {
+    "ascendV1": ("static", "dynamic", "mix"),
+    "mindie": ("static",),
+    "compressed-tensors": ("dynamic", "static"),
+}
 """Format -> how it can round activations, the default first."""
 
 
@@ -72,18 +77,31 @@ def side_files(export: Export) -> list[Path]:
     return [
         file
         for file in sorted(export.dir.iterdir())
-        if file.is_file() and file.name not in skip and file.suffix != ".safetensors" and not file.name.endswith(".index.json")
+        if file.is_file()
+        and file.name not in skip
+        and file.suffix != ".safetensors"
+        and not file.name.endswith(".index.json")
     ]
 
 
 def _write_ascend(export: Export, directory: Path, save_type: str, act: str) -> None:
     int8 = {f"{linear}.{part}": part for linear in export.linear_names for part in INT8_PARTS}
-    kept = {name: info for name, info in export.tensors.items() if act != "dynamic" or int8.get(name, "weight") in DYNAMIC_PARTS}
+    kept = {
+        name: info
+        for name, info in export.tensors.items()
+        if act != "dynamic" or int8.get(name, "weight") in DYNAMIC_PARTS
+    }
     names = _write_weights(export, kept, directory, act)
     if len(set(names.values())) > 1:
         total = sum(info.nbytes for info in kept.values())
-        write_json(directory / f"{_stem(act)}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": names})
-    described = {name: KINDS[act] if name in int8 else kind for name, kind in export.description.items() if name in kept or name not in int8}
+        write_json(
+            directory / f"{_stem(act)}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": names}
+        )
+    described = {
+        name: KINDS[act] if name in int8 else kind
+        for name, kind in export.description.items()
+        if name in kept or name not in int8
+    }
     write_json(directory / DESCRIPTION[save_type], {**described, **ascend.METADATA, "model_quant_type": KINDS[act]})
     write_json(directory / "config.json", _config(export, save_type, act))
 
@@ -99,7 +117,11 @@ def _write_weights(export: Export, kept: dict[str, TensorInfo], directory: Path,
         check_space(directory, sum(info.nbytes for info in kept.values()))
     names = {}
     for number, file in enumerate(files):
-        target = directory / (f"{_stem(act)}.safetensors" if len(files) == 1 else f"{_stem(act)}-{number + 1:05d}-of-{len(files):05d}.safetensors")
+        target = directory / (
+            f"{_stem(act)}.safetensors"
+            if len(files) == 1
+            else f"{_stem(act)}-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        )
         inside = {name: info for name, info in kept.items() if info.file == file}
         if all(name in kept for name, info in export.tensors.items() if info.file == file):
             link_or_copy(file, target)

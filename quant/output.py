@@ -1,4 +1,5 @@
 """Where results go: a place that is checked before any work, and a directory that appears there all at once or not at all."""
+
 import os
 import shutil
 import tempfile
@@ -16,7 +17,9 @@ def check_output(directory: str | Path, source: Path) -> Path:
     directory, source = Path(directory).absolute(), source.resolve()
     resolved = directory.resolve()
     if resolved == source or source in resolved.parents or resolved in source.parents:
-        raise UsageError(f"{directory}: overlaps the source {source}, which is never written to; choose a place outside it")
+        raise UsageError(
+            f"{directory}: overlaps the source {source}, which is never written to; choose a place outside it"
+        )
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory}: is a file; --save_directory names a directory that is empty or not there yet")
     if directory.is_dir() and any(directory.iterdir()):
@@ -29,7 +32,9 @@ def check_output(directory: str | Path, source: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory.parent):
             pass
     except OSError as err:
-        raise UsageError(f"{directory.parent}: {err.strerror}; --save_directory must be in a place that can be written to") from None
+        raise UsageError(
+            f"{directory.parent}: {err.strerror}; --save_directory must be in a place that can be written to"
+        ) from None
     return directory
 
 

@@ -1,7 +1,11 @@
 """python -m quant export: a finished export in another format, without calibrating again."""
+
 import argparse
 
-SERVERS = {("ascendV1", "static"): ("mindie", "vllm-ascend"), ("mindie", "static"): ("mindie",)}  # that a format is checked for
+SERVERS = {
+    ("ascendV1", "static"): ("mindie", "vllm-ascend"),
+    ("mindie", "static"): ("mindie",),
+}  # that a format is checked for
 EPILOG = "compressed-tensors is for vLLM and transformers; dynamic and mix are for vLLM-Ascend. docs/mindie_format.md describes them all."
 
 
@@ -15,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_format(parser) -> None:
     """The flags that choose a format, for the commands that write one."""
     parser.add_argument(
-        "--save_type", choices=("ascendV1", "mindie", "compressed-tensors"), default="ascendV1", help="format (default: ascendV1)"
+        "--save_type",
+        choices=("ascendV1", "mindie", "compressed-tensors"),
+        default="ascendV1",
+        help="format (default: ascendV1)",
     )
     parser.add_argument(
         "--act",
