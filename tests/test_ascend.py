@@ -128,20 +128,46 @@ def test_config_is_the_sources_with_keys_edited(made, family, vision):
     assert list(before) == [key for key in after if key in before]
 
 
-def test_config_saved_by_a_newer_transformers_becomes_flat(made, tmp_path):
-    import transformers
+def nested_by_transformers_5(config: dict) -> dict:
+    """config.json as transformers 5.23 saves a Qwen2-VL: the language model's keys in text_config, rope in rope_parameters."""
+    outer = {"architectures", "model_type", "vision_config", "tie_word_embeddings", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"}
+    text = {key: value for key, value in config.items() if key not in outer | {"rope_theta", "rope_scaling", "torch_dtype"}}
+    rope = {"rope_type": "default", "type": "mrope", "rope_theta": config["rope_theta"], "mrope_section": config["rope_scaling"]["mrope_section"]}
+    text |= {"model_type": "qwen2_vl_text", "dtype": config["torch_dtype"], "rope_parameters": rope}
+    return {key: config[key] for key in config if key in outer} | {"dtype": config["torch_dtype"], "text_config": text}
 
+
+def test_config_saved_by_a_newer_transformers_becomes_flat(made):
     source, _, _ = made("qwen2_vl")
-    transformers.AutoConfig.from_pretrained(source).save_pretrained(tmp_path / "new")
-    nested = json.loads((tmp_path / "new" / "config.json").read_text())
-    nested["architectures"] = ["Qwen2VLForConditionalGeneration"]
-    assert "text_config" in nested and "hidden_size" not in nested, "transformers no longer nests: look again what it writes"
-    flat = ascend.config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True)
     original = json.loads((source / "config.json").read_text())
-    for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size", "rope_theta", "model_type", "intermediate_size"):
+    nested = nested_by_transformers_5(original)
+    assert "hidden_size" not in nested and "rope_theta" not in nested
+    flat = ascend.config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True)
+    for key in original.keys() - {"rope_scaling", "torch_dtype", "vision_config"}:
         assert flat[key] == original[key], key
     assert flat["rope_scaling"]["mrope_section"] == original["rope_scaling"]["mrope_section"]
-    assert "text_config" not in flat and flat["torch_dtype"] == "bfloat16"
+    assert "text_config" not in flat and "rope_parameters" not in flat and flat["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
+def test_a_checkpoint_saved_by_the_installed_transformers(made, tmp_path, family):
+    """A fine-tune that its author saved with save_pretrained gives the same int8 codes as the hub's own files."""
+    import shutil
+
+    import transformers
+
+    source, out, calibrator = made(family)
+    model = getattr(transformers, calibrator.family.architecture).from_pretrained(source, dtype=torch.bfloat16)
+    saved = tmp_path / "saved"
+    shutil.copytree(source, saved)
+    (saved / "model.safetensors").unlink()
+    model.save_pretrained(saved)
+    again = Calibrator(saved, calibrator.config, calibrator.samples.inputs).run(tmp_path)
+    same = Calibrator(source, calibrator.config, calibrator.samples.inputs).run(tmp_path)
+    for one, name in ((again, "again"), (same, "same")):
+        one.save(tmp_path / name)
+    a, b = loaded(tmp_path / "again"), loaded(tmp_path / "same")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_side_files_and_modes(made):
