@@ -7,12 +7,12 @@ with the quantizers of int8.py and ranges.py. Of large linears OUTPUTS channels,
 does not depend on the others, so each of them is exact.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .int8 import fake_quantize_input, input_scale_offset, quantize_weight, weight_scale
+from .int8 import input_scale_offset, int8_matmul, quantize_input, quantize_weight, weight_scale
 from .ranges import activation_range
 from .stats import Stats
 
@@ -42,19 +42,29 @@ class Problem:
     share: Callable[[Tensor], Tensor]
     may_shift: bool
     act_method: int
+    _shift: Tensor | None = None
+    _products: list[Tensor] = field(default_factory=list)
 
     def error(self, smoothing: Smoothing) -> Tensor:
         """The formula above, a scalar."""
         stats = self.stats.smoothed(smoothing.scale, smoothing.shift)
         weights = [weight * smoothing.scale for weight in self.weights]
-        rounded_x = fake_quantize_input(stats.rows, *input_scale_offset(*activation_range(stats, weights, self.act_method)))
-        total = torch.zeros((), device=rounded_x.device)
-        for weight in weights:
+        step, offset = input_scale_offset(*activation_range(stats, weights, self.act_method))
+        q_x = quantize_input(stats.rows, step, offset)
+        total = torch.zeros((), device=q_x.device)
+        for weight, exact in zip(weights, self._exact(smoothing.shift)):
             scale = weight_scale(weight)
-            rounded_w = quantize_weight(weight, scale).float() * scale
-            # (X - z) / s times W s is X W^T - W z, so the shift's own term cancels from the difference.
-            total += (stats.rows @ weight.T - rounded_x @ rounded_w.T).square().sum()
+            q_w = quantize_weight(weight, scale)
+            product = int8_matmul(q_x, q_w).float() - offset * q_w.sum(dim=1, dtype=torch.int32)
+            total += (exact - product * (step * scale.T)).square().sum()
         return total
+
+    def _exact(self, shift: Tensor | None) -> list[Tensor]:
+        """(X - z) W_l^T per linear, [T, O_l]; kept, since the candidates of a method share the shift."""
+        if not self._products or self._shift is not shift:
+            rows = self.stats.rows if shift is None else self.stats.rows - shift
+            self._shift, self._products = shift, [rows @ weight.T for weight in self.weights]
+        return self._products
 
 
 def some_outputs(count: int, device) -> Tensor:
