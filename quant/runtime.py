@@ -37,20 +37,20 @@ class Int8Linear(nn.Module):
     """
 
     def __init__(self, name: str, parts: dict[str, Tensor], dtype: torch.dtype):
+        """parts: the tensors of READ as they are stored."""
         super().__init__()
         self.name, self.dtype = name, dtype
-        for part in READ:
-            self.register_buffer(part, parts[part])
+        self.register_buffer("weight", parts["weight"])
+        self.register_buffer("input_scale", parts["input_scale"].float())
+        self.register_buffer("input_offset", parts["input_offset"].float())
+        self.register_buffer("quant_bias", parts["quant_bias"])
+        self.register_buffer("deq_scale", unpack_deq_scale(parts["deq_scale"]))
 
     @classmethod
     def load(cls, export: Export, name: str) -> "Int8Linear":
         """Raises QuantError when a tensor is missing, or not of the shape and dtype that a server expects."""
         check_parts(export, name)
-        parts = {part: export.load(f"{name}.{part}") for part in READ}
-        parts["deq_scale"] = unpack_deq_scale(parts["deq_scale"])
-        for part in ("input_scale", "input_offset"):
-            parts[part] = parts[part].float()
-        return cls(name, parts, export.dtype)
+        return cls(name, {part: export.load(f"{name}.{part}") for part in READ}, export.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] -> y [..., O] in x's dtype."""
@@ -147,3 +147,11 @@ def _set_generation(model: nn.Module, directory: Path) -> None:
 
     if (directory / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
+
+
+def greedy(model: nn.Module, inputs: dict[str, Tensor], tokens: int) -> Tensor:
+    """The next `tokens` greedy tokens after one sample's inputs, int64 [<= tokens]; fewer where the model ends its answer."""
+    sampling = {"temperature": None, "top_p": None, "top_k": None}  # generation_config.json may set them, and generate() warns of it
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    with torch.inference_mode():
+        return model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **sampling)[0, inputs["input_ids"].shape[1] :].cpu()

@@ -147,7 +147,7 @@ class Skeleton:
         """Each of `linears`, callables with the hub name of a linear as .name, computes in that linear's place for the time of the with block."""
         modules = [self.linear(linear.name) for linear in linears]
         for module, linear in zip(modules, linears):
-            module.forward = linear
+            vars(module)["forward"] = linear  # setattr would take one that is a module for a child
         try:
             yield
         finally:
