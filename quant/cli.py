@@ -11,6 +11,7 @@ from .errors import QuantError
 
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
+    "verify": "an export against its float model: damage, errors, whose fault",
     "evaluate": "scores of the float and the int8 model, or of two servers",
     "export": "a finished export in another format, without calibration",
     "check": "an export against the rules of MindIE and vLLM-Ascend",
