@@ -201,7 +201,8 @@ def test_no_usable_image(world, capsys, tmp_path):
 @pytest.mark.parametrize("where", ["own folder", "anywhere"])
 @pytest.mark.parametrize("family,script", [("qwen2_vl", "quant/qwen2vl/quant_qwen2vl.py"), ("qwen2_5_vl", "quant/qwen2_5vl/quant_qwen2_5vl.py"), ("llava", "quant/llava/quant_llava.py")])
 def test_scripts_run_by_path(tmp_path, family, script, where):
-    source, images = tiny.make(tmp_path / "src", family), tiny.make_images(tmp_path / "images", 1)
+    dtype = "float16" if family == "llava" else "bfloat16"  # as the hub has them
+    source, images = tiny.make(tmp_path / "src", family, dtype=dtype), tiny.make_images(tmp_path / "images", 1)
     file = ROOT / script
     folder, name = (file.parent, file.name) if where == "own folder" else (tmp_path, str(file))
     # Without the vendor's habit of PYTHONPATH, and with the vendor's flags.

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from quant import ascend, formats, runtime
 from quant.calibrator import Calibrator
+from quant.cli import main
 from quant.config import QuantConfig
 from quant.contracts import check
 from quant.errors import UsageError
@@ -275,9 +276,31 @@ def test_the_command(exports, tmp_path):
         0,
         f"result   {tmp_path / 'out'}\ncheck    nothing wrong for vLLM-Ascend\n",
     )
-    done = run(exports("llava"), tmp_path / "again")  # bfloat16, which MindIE's LLaVA does not take
-    assert (
-        done.returncode == 1 and "vision-dtype" in done.stdout and "1 errors for MindIE and vLLM-Ascend" in done.stdout
+    llava = exports("llava")  # bfloat16, which MindIE's LLaVA does not take
+    done = run(llava, tmp_path / "again")
+    assert done.returncode == 1 and "error: vision-dtype" in done.stdout
+    assert done.stderr.startswith(
+        f"error: {tmp_path / 'again'}: is written, but breaks rules of MindIE and vLLM-Ascend: vision-dtype;"
     )
-    done = run(exports("llava"), tmp_path / "again")
+    assert run(llava, tmp_path / "vllm", "--target", "vllm-ascend").returncode == 0
+    done = run(llava, tmp_path / "again")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "is not empty" in done.stderr
+    done = run(llava, tmp_path / "other", "--save_type", "compressed-tensors", "--target", "mindie")
+    assert done.returncode == 2 and "--target mindie" in done.stderr
+
+
+def test_quantize_writes_any_format_and_checks_it(exports, tmp_path, capsys):
+    def quantize(family: str, out: str, *flags: str) -> int:
+        source, images = exports.source(family), exports.images
+        arguments = ["--model_path", source, "--calib_images", images, "--save_directory", tmp_path / out, *flags]
+        return main(["quantize", *map(str, arguments), "--device_type", "cpu"])
+
+    assert quantize("qwen2_vl", "dynamic", "--act", "dynamic") == 0
+    assert "check    nothing wrong for vLLM-Ascend" in capsys.readouterr().out
+    assert (tmp_path / "dynamic" / "quant_model_weight_w8a8_dynamic.safetensors").is_file()
+    assert quantize("qwen2_vl", "mindie", "--save_type", "mindie") == 0
+    assert "check    nothing wrong for MindIE\n" in capsys.readouterr().out
+    assert quantize("llava", "llava", "--quiet") == 1
+    assert "breaks rules of MindIE and vLLM-Ascend: vision-dtype" in capsys.readouterr().err
+    assert quantize("llava", "other", "--mindie_format", "--save_type", "compressed-tensors") == 2
+    assert "two formats" in capsys.readouterr().err and not (tmp_path / "other").exists()

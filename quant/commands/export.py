@@ -1,12 +1,17 @@
 """python -m quant export: a finished export in another format, without calibrating again."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 
-SERVERS = {
-    ("ascendV1", "static"): ("mindie", "vllm-ascend"),
-    ("mindie", "static"): ("mindie",),
-}  # that a format is checked for
-EPILOG = "compressed-tensors is for vLLM and transformers; dynamic and mix are for vLLM-Ascend. docs/mindie_format.md describes them all."
+from ..errors import QuantError, UsageError
+
+TARGETS = {("ascendV1", "static"): "all", ("mindie", "static"): "mindie"}
+"""Format and activations -> the servers that it is for; vLLM-Ascend for the rest, and compressed-tensors has rules of its own."""
+EPILOG = (
+    "compressed-tensors is for vLLM and transformers; dynamic and mix are for vLLM-Ascend."
+    " docs/mindie_format.md describes them all."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,43 +22,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_format(parser) -> None:
-    """The flags that choose a format, for the commands that write one."""
+    """The flags of the commands that write an export: format, activations, and whose rules the result is checked against."""
     parser.add_argument(
         "--save_type",
         choices=("ascendV1", "mindie", "compressed-tensors"),
-        default="ascendV1",
-        help="format (default: ascendV1)",
+        metavar="FORMAT",
+        help="ascendV1, mindie or compressed-tensors (default: ascendV1)",
     )
     parser.add_argument(
         "--act",
         choices=("static", "dynamic", "mix"),
-        help="activations: static per tensor, dynamic per token, mix of both by phase (default: static; compressed-tensors: dynamic)",
+        help="activations: static per tensor, dynamic per token, mix of both by phase (default: static;"
+        " compressed-tensors: dynamic)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=("mindie", "vllm-ascend", "all"),
+        metavar="SERVER",
+        help="mindie, vllm-ascend or all: the server whose rules the result is checked against (default: those that the format is for)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 1 when the result does not keep its servers' rules."""
     from .. import formats
 
-    act = formats.resolve(args.save_type, args.act)
-    target = formats.export(args.export, args.directory, args.save_type, act)
+    save_type, act = chosen(args)
+    target = formats.export(args.export, args.directory, save_type, act)
     print(f"result   {target}")
-    return verdict(target, args.save_type, act)
+    verdict(target, args.target, save_type, act)
+    return 0
 
 
-def verdict(directory, save_type: str, act: str, say=print) -> int:
-    """Check an export for the servers that its format is for; 1 when there are errors."""
-    from ..contracts import SERVERS as NAMES
-    from ..contracts import check
+def chosen(args: argparse.Namespace) -> tuple[str, str]:
+    """Format and activations by the flags. Raises UsageError for what does not go together."""
+    from ..formats import resolve
+
+    save_type = args.save_type or "ascendV1"
+    if getattr(args, "mindie_format", False):
+        if args.save_type not in (None, "mindie"):
+            raise UsageError(f"--mindie_format with --save_type {args.save_type}: they are two formats, leave one out")
+        save_type = "mindie"
+    if save_type == "compressed-tensors" and args.target:
+        raise UsageError(f"--target {args.target}: its rules are those of the Ascend format, not of compressed-tensors")
+    return save_type, resolve(save_type, args.act)
+
+
+def verdict(directory: Path, target: str | None, save_type: str, act: str, say: Callable[[str], None] = print) -> None:
+    """Check what was written, and say what is wrong. Raises QuantError when a server would not serve it."""
+    from ..contracts import SERVERS, check
     from .check import render
 
     if save_type == "compressed-tensors":
-        return 0
-    servers = SERVERS.get((save_type, act), ("vllm-ascend",))
+        return
+    target = target or TARGETS.get((save_type, act), "vllm-ascend")
+    servers = list(SERVERS) if target == "all" else [target]
     findings = check(directory, servers)
     for line in render(findings):
         say(line)
-    errors = sum(finding.level == "error" for finding in findings)
-    names = " and ".join(NAMES[server] for server in servers)
-    say(f"check    {f'{errors} errors' if errors else 'nothing wrong'} for {names}")
-    return 1 if errors else 0
+    names = " and ".join(SERVERS[server] for server in servers)
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        rules = ", ".join(dict.fromkeys(finding.rule for finding in errors))
+        raise QuantError(
+            f"{directory}: is written, but breaks rules of {names}: {rules}; `python -m quant check` tells more, --target chooses the server"
+        )
+    say(f"check    nothing wrong for {names}")

@@ -4,6 +4,7 @@ import argparse
 from ..cli import boolean
 from ..config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..errors import UsageError
+from .export import add_format, chosen, verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     paths.add_argument("--save_directory", metavar="DIR", help="where the result goes: empty or not there yet (needed unless --dry_run)")
     paths.add_argument("--calib_images", metavar="PATH", help="folder of images, or .jsonl of {\"image\", \"prompt\"} (default: calibImages/ of this repository)")
     paths.add_argument("--part_file_size", type=int, metavar="N", help="largest weight file, GiB (default: 4)")
-    paths.add_argument("--mindie_format", action="store_true", help="the file names that older MindIE releases look for; the default layout is for MindIE and vLLM-Ascend")
+    paths.add_argument("--mindie_format", action="store_true", help="the file names that older MindIE releases look for, as --save_type mindie; the default is for MindIE and vLLM-Ascend")
+    add_format(paths)
     method = parser.add_argument_group("method")
     method.add_argument("--anti_method", choices=("m2", "m4", "none"), default="m2", help="outlier suppression: m2 Outlier Suppression+, m4 iterative smooth (default: m2)")
     method.add_argument("--alpha", type=float, metavar="A", help=f"m4's migration strength, between 0 and 1 (default: {ALPHA})")
@@ -58,6 +60,7 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     from ..output import check_output
     from ..summary import header, summary
 
+    save_type, act = chosen(args)
     reporter = Reporter(args.quiet, args.log_file)
     calibrator = Calibrator(args.model_path, config, args.calib_images, reporter)
     if architecture and calibrator.family.architecture != architecture:
@@ -69,10 +72,11 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     header(calibrator)
     calibrator.run(target.parent)
     try:
-        calibrator.save(target, ["mindie" if args.mindie_format else "ascendV1"])
+        calibrator.save(target, [save_type], act)
         summary(calibrator, target)
     finally:
         calibrator.close()
+    verdict(target, args.target, save_type, act, reporter.line)
     return 0
 
 
