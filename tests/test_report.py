@@ -17,16 +17,18 @@ from quant.questions import Question, QuestionSet
 from quant.report.markup import Markup, el
 from quant.report.plots import linear_axis, spread_axis
 
+LENIENT = ["--threshold", "kl=9", "top1=0", "clipped=0.05"]  # random weights answer at random
 HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """out/: a small export; images/; evaluation.json: 40 questions, 3 lost and 1 gained; what models said is hostile."""
+    """out/: a small export; images/; verify.json; evaluation.json: 40 questions, 3 lost and 1 gained; what models said is hostile."""
     root = tmp_path_factory.mktemp("report")
     images = make_images(root / "images", 3)
     source = make(root / "src", "qwen2_vl", blocks=(2, 3))
     Calibrator(source, QuantConfig(anti_method="m2"), images).run().save(root / "out")
+    assert main(["verify", str(root / "out"), "--model_path", str(source), "--images", str(images), "--tokens", "2", "--json", str(root / "verify.json"), "--quiet", *LENIENT]) == 0
     questions = tuple(Question(str(i), f"data.jsonl:{i + 1}", b"", "What is written?", (f"answer {i}.",), ("even", "odd")[i % 2], False) for i in range(40))
     right = [f"answer {i}." for i in range(40)]
     float_said, int8_said = right[:], right[:]
@@ -45,7 +47,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(folder):
     file = folder / "report.html"
-    assert main(["report", str(folder / "out"), "--evaluation", str(folder / "evaluation.json"), "--images", str(folder / "images"), "--output", str(file)]) == 0
+    results = ["--verify", str(folder / "verify.json"), "--evaluation", str(folder / "evaluation.json")]
+    assert main(["report", str(folder / "out"), *results, "--images", str(folder / "images"), "--output", str(file)]) == 0
     return file
 
 
@@ -77,7 +80,7 @@ def test_no_errors_and_nothing_of_what_it_quotes_runs(desktop, phone_at_night):
 
 def test_sections_and_their_links(desktop):
     names = desktop.run("return [...document.querySelectorAll('main > section')].map(e => e.id)")
-    assert names == ["summary", "accuracy", "errors", "ranges", "layers", "images", "timings"]
+    assert names == ["summary", "verification", "accuracy", "errors", "ranges", "clipping", "layers", "images", "timings"]
     assert desktop.run("return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href').slice(1))") == names
 
 
@@ -110,22 +113,41 @@ def test_plots_show_the_run(folder, desktop):
     assert len(told) == sum(len(block["ranges"]) for block in run["blocks"]) == 15
     low, high = run["blocks"][0]["ranges"][0]["before"]
     assert any(f"before {low:.3g} to {high:.3g}" in text for text in told)
-    assert [text.partition(",")[0] for text in texts(desktop, "#errors svg title")] == ["block 0", "block 1", "block 0", "block 1", "block 2"]
+    told = texts(desktop, "#errors .panels:nth-of-type(1) svg title")
+    assert [text.partition(",")[0] for text in told] == ["block 0", "block 1", "block 0", "block 1", "block 2"]
     # In the plot the pale bar encloses the solid one wherever smoothing narrowed the range.
     heights = desktop.run("return [...document.querySelectorAll('#ranges .mark')].map(g => [...g.querySelectorAll('.before, .after')].map(r => r.getBoundingClientRect().height))")
     narrowed = [entry["after"][1] - entry["after"][0] < entry["before"][1] - entry["before"][0] for block in run["blocks"] for entry in block["ranges"]]
     assert sum(narrowed) > 10 and sum(before > after for before, after in heights) == sum(narrowed)
-    circles = desktop.run("return [...document.querySelectorAll('#errors .mark')].map(g => [...g.querySelectorAll('circle')].map(c => +c.getAttribute('cy')))")
+    circles = desktop.run("return [...document.querySelectorAll('#errors .panels:nth-of-type(1) .mark')].map(g => [...g.querySelectorAll('circle')].map(c => +c.getAttribute('cy')))")
     for block, (plain, chosen) in zip(run["blocks"], circles):
         assert (plain > chosen) == (block["snr_plain_db"] < block["snr_db"])  # y runs downward
+
+
+def test_what_verify_measured(folder, desktop):
+    result = json.loads((folder / "verify.json").read_text())
+    tiles = texts(desktop, ".tile.good")
+    assert len(tiles) == 1 and tiles[0].startswith("Verifiedpassed")
+    rows = desktop.run("return [...document.querySelectorAll('#verification table:first-of-type tr')].slice(0, 4).map(r => [...r.cells].map(c => c.textContent))")
+    assert rows[3] == ["Same token first", *(f"{100 * result['logits'][model]['top1']:.1f}\u00a0%" for model in ("export", "rounded")), "≥ 0.0\u00a0%"]
+    built_up = texts(desktop, "#errors .panels:nth-of-type(2) svg title")
+    assert built_up == [f"block {b['index']}, rounded afresh {b['rounded']['snr_db']:.1f} dB, exported {b['export']['snr_db']:.1f} dB" for b in result["blocks"]]
+    linears = [entry for block in result["blocks"] for entry in block["linears"]]
+    clipped = texts(desktop, "#clipping svg title")
+    alone = texts(desktop, "#errors .panels:nth-of-type(3) svg title")
+    assert {text.partition(":")[0] for text in clipped} == {text.partition(":")[0] for text in alone} == {entry["linear"] for entry in linears}
+    worst = max(linears, key=lambda entry: entry["clipped_share"])
+    assert f"Largest: {100 * worst['clipped_share']:.2f}\u00a0%, {worst['linear']}." in desktop.run("return document.querySelector('#clipping').textContent")
+    strength = desktop.run("return [...document.querySelectorAll('#clipping rect.clipped')].map(r => [r.parentNode.textContent.split(':')[0], +r.getAttribute('fill-opacity')])")
+    assert max(strength, key=lambda pair: pair[1])[0] == worst["linear"] or worst["clipped_share"] == 0
 
 
 def test_scores_and_flips(desktop):
     rows = desktop.run("return [...document.querySelectorAll('.scores tr')].map(r => [...r.cells].map(c => c.textContent))")
     assert rows == [["Right answers", "float", "int8", "change", "of"], ["even", "20", "19", "−1", "20"], ["odd", "19", "18", "−1", "20"], ["Right", "39", "37", "−2", "40"]]
-    assert len(texts(desktop, ".flips tbody tr")) == 4
+    assert len(texts(desktop, "#accuracy .flips tbody tr")) == 4
     tile = desktop.run("return document.querySelector('.tile.bad').textContent")
-    assert "97.5 → 92.5 %" in tile and "−5.00 points, more than the 1 allowed" in tile
+    assert "97.5 → 92.5\u00a0%" in tile and "−5.00 points, more than the 1 allowed" in tile
     assert "not of this directory" not in desktop.run("return document.body.textContent")
 
 
@@ -184,7 +206,7 @@ def test_the_directory_is_left_as_it_is_and_missing_parts_are_told(folder, tmp_p
     assert main(["report", str(folder / "out"), "--output", str(tmp_path / "r.html")]) == 0
     assert files_digest(folder / "out") == before and sorted(path.name for path in (folder / "out").iterdir()) == names
     text = (tmp_path / "r.html").read_text()
-    assert "Not evaluated." in text and "3 of 3 were not found" in text
+    assert "Not evaluated." in text and text.count("Not verified") == 3 and "3 of 3 were not found" in text
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
@@ -206,10 +228,22 @@ def test_scores_of_other_files_are_marked(folder, tmp_path):
     assert "not of this directory&#x27;s files" in (tmp_path / "r.html").read_text()
 
 
+def test_a_damaged_export_is_said_to_be_one(folder, tmp_path):
+    result = json.loads((folder / "verify.json").read_text())
+    verdict = {"cause": "export", "reasons": ["x.deq_scale: is <wrong>"], "advice": "write it again", "first_bad_block": "x.0", "first_bad_linear": None}
+    result |= {"passed": False, "verdict": verdict, "blocks": [], "logits": None, "free_running": None}
+    (tmp_path / "verify.json").write_text(json.dumps(result))
+    assert main(["report", str(folder / "out"), "--verify", str(tmp_path / "verify.json"), "--output", str(tmp_path / "r.html")]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "Failed: the export is damaged." in text and "Write it again." in text and "x.deq_scale: is &lt;wrong&gt;" in text
+    assert 'class="tile bad"' in text and text.count("Verify found damage and ran no block.") == 2
+
+
 @pytest.mark.parametrize("words, code, message", [
     (["nowhere"], 2, "not an Ascend export"),
     (["OUT", "--evaluation", "nowhere.json"], 2, "nowhere.json: no such file; `python -m quant evaluate --json FILE` writes it"),
     (["OUT", "--evaluation", "OUT/config.json"], 1, "config.json: has no data"),
+    (["OUT", "--verify", "OUT/config.json"], 1, "config.json: has no passed; `python -m quant verify --json FILE`"),
     (["OUT", "--images", "nowhere"], 2, "nowhere: no such folder"),
     (["OUT", "--output", "nowhere/r.html"], 1, "--output nowhere/r.html: No such file or directory"),
 ])

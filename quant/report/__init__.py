@@ -1,23 +1,26 @@
 """python -m quant report: one HTML file that shows what was quantized, how, how well, and on what; it needs no network and no other file.
 
     facts.py     what is on disk -> Facts               markup.py    HTML that cannot be broken by what it quotes
-    sections.py  Facts -> the parts of the page          plots.py     inline SVG
+    overview.py, proof.py, blocks.py  Facts -> sections  parts.py     what sections are put together from
+    plots.py     inline SVG
     style.css, script.js                                 put into the page
 """
 from pathlib import Path
 
-from . import sections
+from . import blocks, overview, proof
 from .facts import Facts, gather
 from .markup import Markup, el
 
 PARTS = (
-    ("Summary", sections.summary),
-    ("Accuracy", sections.accuracy),
-    ("Error per block", sections.errors),
-    ("Activation ranges", sections.ranges),
-    ("Every linear's decision", sections.layers),
-    ("Calibration images", sections.images),
-    ("Timings", sections.timings),
+    ("Summary", overview.summary),
+    ("Verification", proof.verification),
+    ("Accuracy", proof.accuracy),
+    ("Error per block", blocks.errors),
+    ("Activation ranges", blocks.ranges),
+    ("Clipped activations", blocks.clipping),
+    ("Every linear's decision", blocks.layers),
+    ("Calibration images", overview.images),
+    ("Timings", overview.timings),
 )
 
 

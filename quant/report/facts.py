@@ -58,6 +58,21 @@ class Facts:
         prefix = next(entry.prefix for entry in self.family.towers if entry.name == tower)
         return [{**entry, "index": int(entry["block"][len(prefix) :])} for entry in self.run.get("blocks", []) if entry["block"].startswith(prefix)]
 
+    def place(self, name: str) -> tuple[str | None, int]:
+        """(tower, block) of a linear; (None, -1) outside the blocks."""
+        found = self.family.block_of(name)
+        return (found[0].name, found[1]) if found else (None, -1)
+
+    def inner(self, name: str) -> str:
+        """A linear's name within its block."""
+        found = self.family.block_of(name)
+        return name.removeprefix(found[0].block(found[1])) if found else name
+
+    def rows(self, tower: str, wanted: set[str]) -> list[str]:
+        """The linears of a tower's block that are `wanted`, in the order of the data."""
+        groups = next(entry.groups for entry in self.family.towers if entry.name == tower)
+        return [linear for group in groups for linear in group.linears if linear in wanted]
+
     @property
     def bytes_written(self) -> int:
         return sum(info.nbytes for info in self.export.tensors.values())
@@ -68,6 +83,10 @@ class Facts:
         parts = ascend.INT8_PARTS[1:]  # those that come with a weight in int8
         int8 = {f"{layer.name}.{part}" for layer in self.layers if layer.int8 for part in parts}
         return sum(2 * prod(info.shape) for name, info in self.export.tensors.items() if name not in int8)
+
+
+VERIFY_KEYS = ("passed", "verdict", "findings", "thresholds", "blocks", "logits", "free_running")
+EVALUATION_KEYS = ("data", "sides", "passed")
 
 
 def gather(directory: str | Path, verify: str | None, evaluation: str | None, images: str | None) -> Facts:
@@ -83,12 +102,9 @@ def gather(directory: str | Path, verify: str | None, evaluation: str | None, im
         run=run,
         layers=_layers(export, recipe),
         verify=_result(verify, "verify", VERIFY_KEYS),
-        evaluation=_result(evaluation, "evaluate", ("data", "sides", "passed")),
+        evaluation=_result(evaluation, "evaluate", EVALUATION_KEYS),
         thumbnails=_thumbnails(images, recipe, family),
     )
-
-
-VERIFY_KEYS = ("passed",)
 
 
 def _result(file: str | None, command: str, keys: tuple[str, ...]) -> dict | None:

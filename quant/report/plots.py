@@ -55,27 +55,37 @@ def range_panel(ranges: Sequence[Range], smoothed: bool) -> Markup:
     return _panel("Range of activations by block", axis, across, marks)
 
 
-def error_panel(errors: Sequence[Errors], streamed: Sequence[tuple[int, float]] = ()) -> Markup:
-    """Per block a dot for plain rounding and one for what was exported, joined; `streamed`, as a line, the error that has built up by then."""
-    shown = [value for entry in errors for value in (entry.plain, entry.chosen) if finite(value)] + [value for _, value in streamed]
+def error_panel(errors: Sequence[Errors]) -> Markup:
+    """Per block a dot for plain rounding and one for what was exported, joined."""
+    shown = [value for entry in errors for value in (entry.plain, entry.chosen) if finite(value)]
     axis = linear_axis(min(shown + [20.0]), max(shown + [30.0]))
     across = Across([entry.block for entry in errors])
-    marks: list[Markup] = []
-    if streamed:
-        path = " ".join(f"{'L' if i else 'M'}{across(block):.1f} {axis(value):.1f}" for i, (block, value) in enumerate(streamed))
-        marks.append(el("path", d=path, class_="streamed"))
-    built_up = dict(streamed)
+    marks = []
     for entry in errors:
         x, parts, told = across(entry.block), [], [f"block {entry.block}"]
         if finite(entry.plain) and finite(entry.chosen):
             parts.append(el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=f"{axis(entry.plain):.1f}", y2=f"{axis(entry.chosen):.1f}", class_="joint"))
         for value, kind, word in ((entry.plain, "before", "plain rounding"), (entry.chosen, "after", "exported")):
             if finite(value):
-                parts.append(el("circle", cx=f"{x:.1f}", cy=f"{axis(value):.1f}", r=f"{min(4, max(2, across.width * 0.3)):.1f}", class_=kind))
+                parts.append(_dot(across, axis, entry.block, value, kind))
                 told.append(f"{word} {value:.1f} dB")
-        if entry.block in built_up:
-            told.append(f"built up {built_up[entry.block]:.1f} dB")
         marks.append(_hover(x, across.width, ", ".join(told), parts))
+    return _panel("Signal-to-noise by block, dB", axis, across, marks)
+
+
+def line_panel(series: dict[str, tuple[str, dict[int, float]]], limit: float) -> Markup:
+    """series: CSS class -> (what to call it, block -> dB), drawn in this order; a dashed line at `limit`."""
+    shown = [value for _, values in series.values() for value in values.values() if finite(value)]
+    axis = linear_axis(min([*shown, limit]), max([*shown, limit + 10]))
+    across = Across([block for _, values in series.values() for block in values])
+    marks = [el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{axis(limit):.1f}", y2=f"{axis(limit):.1f}", class_="limit")]
+    for kind, (_, values) in series.items():
+        steps = [f"{across(block):.1f} {axis(value):.1f}" for block, value in sorted(values.items()) if finite(value)]
+        marks.append(el("path", d="M" + " L".join(steps), class_=f"course {kind}") if steps else Markup())
+    for block in range(across.first, across.last + 1):
+        known = [(kind, name, values[block]) for kind, (name, values) in series.items() if finite(values.get(block))]
+        told = ", ".join([f"block {block}", *(f"{name} {value:.1f} dB" for _, name, value in known)])
+        marks.append(_hover(across(block), across.width, told, [_dot(across, axis, block, value, kind) for kind, _, value in known]))
     return _panel("Signal-to-noise by block, dB", axis, across, marks)
 
 
@@ -206,6 +216,10 @@ def _block_names(across: Across, height: int) -> list[Markup]:
 def _bar(x: float, width: float, values: tuple[float, float], axis: Axis, kind: str) -> Markup:
     top, bottom = axis(max(values)), axis(min(values))
     return el("rect", x=f"{x - width / 2:.1f}", y=f"{top:.1f}", width=f"{width:.1f}", height=f"{max(bottom - top, 0.5):.1f}", class_=kind)
+
+
+def _dot(across: Across, axis: Axis, block: int, value: float, kind: str) -> Markup:
+    return el("circle", cx=f"{across(block):.1f}", cy=f"{axis(value):.1f}", r=f"{min(4, max(2, across.width * 0.3)):.1f}", class_=kind)
 
 
 def _tick(x: float, width: float, y: float) -> Markup:

@@ -1,0 +1,79 @@
+"""The first and the last sections: what was done and what came of it; on which images; how long it took."""
+from ..console import duration, size
+from .facts import NOT_RECORDED, Facts
+from .markup import Markup, el
+from .parts import NO_RUN, TOWERS, hint, panels, percent, section, tile
+from .plots import bar_panel, finite
+from .proof import accuracy_tile, verify_tiles
+
+
+def summary(facts: Facts) -> Markup:
+    tiles = [tile for tile in (accuracy_tile(facts), *verify_tiles(facts), worst_block_tile(facts), *size_tiles(facts)) if tile]
+    return section("summary", "Summary", el("div", tiles, class_="tiles"), settings(facts))
+
+
+def worst_block_tile(facts: Facts) -> Markup | None:
+    known = [block for block in facts.run.get("blocks", []) if finite(block["snr_db"])]
+    if not known:
+        return None
+    worst = min(known, key=lambda block: block["snr_db"])
+    plain = f", {worst['snr_plain_db']:.1f} without smoothing" if facts.recipe["config"]["anti_method"] != "none" else ""
+    return tile("Weakest block", f"{worst['snr_db']:.1f} dB", worst["block"] + plain)
+
+
+def size_tiles(facts: Facts) -> list[Markup]:
+    int8 = [layer for layer in facts.layers if layer.int8]
+    weights = lambda layers: sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    return [
+        tile("Size", size(facts.bytes_written), f"{percent(facts.bytes_written / facts.bytes_16bit, 0)} of {size(facts.bytes_16bit)} in 16 bits"),
+        tile("Linears in int8", f"{len(int8)} of {len(facts.layers)}", f"{percent(weights(int8) / weights(facts.layers), 0)} of their weights"),
+    ]
+
+
+def settings(facts: Facts) -> Markup:
+    recipe, config = facts.recipe, facts.recipe.get("config", {})
+    if not recipe:
+        return hint("This directory holds no quant_recipe.json: it was made by another tool, and how is not recorded.")
+    method = config["anti_method"]
+    smoothing = "none" if method == "none" else f"{method}, {recipe['smoothed_groups']} groups" + (f", alpha {recipe['alpha']:g}" if method == "m4" else "")
+    rows = {
+        "Model": f"{facts.family.name} ({recipe['architecture']})",
+        "Outlier suppression": smoothing,
+        "Activation ranges": {1: "min-max", 2: "histogram", 3: "the better of min-max and histogram"}[config["act_method"]],
+        "Calibration": f"{len(recipe['samples'])} samples, sha256 {recipe['calibration_sha256'][:16]}",
+        "Arithmetic": f"calibrated in {recipe['compute_dtype']}, exported for {recipe['export_dtype']}, on {facts.run.get('device', NOT_RECORDED)}",
+        "Seed": config["seed"],
+        "Versions": f"quant {recipe['version']}, torch {recipe['torch']}, transformers {recipe['transformers']}",
+        "Layout": {"ascendV1": "ascendV1, for MindIE and vLLM-Ascend", "mindie": "the older MindIE's"}[facts.export.kind],
+        "Choices": f"fingerprint {recipe['fingerprint'][:16]}",
+    }
+    return el("dl", [[el("dt", name), el("dd", value)] for name, value in rows.items()])
+
+
+def timings(facts: Facts) -> Markup:
+    if not facts.run:
+        return section("timings", "Timings", hint(NO_RUN))
+    figures = []
+    for tower, title in TOWERS.items():
+        blocks = facts.blocks(tower)
+        total = sum(block["seconds"] for block in blocks)
+        bars = [(block["index"], block["seconds"], f"block {block['index']}, {block['seconds']:.2f} s") for block in blocks]
+        if bars:
+            figures.append((f"{title}: {duration(total)}", bar_panel("Seconds by block", bars, "plain")))
+    run = facts.run
+    told = f"{duration(run['seconds'])} in all, {size(run['peak_memory_bytes'])} of memory at the peak, on {run['device']}. Seconds per block, reading and writing included:"
+    return section("timings", "Timings", el("p", told), panels(figures))
+
+
+def images(facts: Facts) -> Markup:
+    samples = facts.recipe.get("samples", [])
+    if not samples:
+        return section("images", "Calibration images", hint("Not recorded: this directory holds no quant_recipe.json."))
+    items = []
+    for sample in samples:
+        thumbnail = facts.thumbnails.get(sample["sha256"])
+        picture = el("img", src=thumbnail, alt="") if thumbnail else el("div", "not at hand", class_="absent")
+        items.append(el("li", picture, el("span", sample["name"]), el("code", sample["sha256"][:12])))
+    missing = len(samples) - sum(sample["sha256"] in facts.thumbnails for sample in samples)
+    note = hint(f"{missing} of {len(samples)} were not found; ", el("code", "--images PATH"), " names where they are.") if missing else None
+    return section("images", "Calibration images", el("ul", items, class_="images"), note)
