@@ -1,4 +1,5 @@
 """--engine msmodelslim where it cannot run: one line, before any work. What it does where it can is tests/oracle's."""
+
 import importlib.util
 
 import pytest
@@ -19,8 +20,8 @@ def installed(monkeypatch, transformers: str | None) -> None:
         ("5.23.0", "cpu", {}, "transformers 4.45 to 4.47, 5.23.0 is installed; .*requirements-oracle.txt"),
         ("4.48.0", "cpu", {}, "4.45 to 4.47, 4.48.0 is installed"),
         ("4.44.2", "cpu", {}, "4.45 to 4.47, 4.44.2 is installed"),
-        ("4.46.0", "cuda", {}, "npu, not on cuda; add --device_type cpu"),
-        ("4.46.0", "cpu", {"anti_method": "m4", "alpha": 0.5}, "--alpha 0.5: .* --engine native"),
+        ("4.46.0", "cuda", {}, "npu, not cuda; add --device_type cpu"),
+        ("4.46.0", "cpu", {"anti_method": "m4", "alpha": 0.5}, "--alpha 0.5: .* leave it out"),
     ],
 )
 def test_refused_in_one_line(monkeypatch, transformers, device, choices, message):

@@ -1,9 +1,10 @@
-"""One evaluator for both exports: the float model, with the export's floats in it and its int8 linears computed in integers, from what is stored.
+"""One evaluator for both exports: the float model with the export's floats in it, its int8 linears in integers.
 
     q_x = clamp(round(x / input_scale + input_offset), -128, 127)        y = (q_x q_w^T + quant_bias) * deq_scale
 
-Of the product it uses nothing but the reading of files; it is held against the library's own fake quantization in test_m2.py.
+Of the product it uses only the reading of files; test_m2.py holds it against the library's own fake quantization.
 """
+
 import torch
 import transformers
 from torch import Tensor, nn

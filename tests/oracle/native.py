@@ -1,4 +1,8 @@
-"""Run by the main environment's Python: python native.py "({'source': ..., 'images': ..., 'save': {directory: layout}, 'config': {...}}, ...)" """
+"""Our own engine, run by the main environment's Python:
+
+python native.py "({'source': ..., 'images': ..., 'config': {...}, 'save': {directory: layout}}, ...)"
+"""
+
 import ast
 import sys
 from pathlib import Path

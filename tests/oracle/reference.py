@@ -1,10 +1,11 @@
-"""msmodelslim through quant/vendor.py, and what a test wants to see of it that users do not: its observers, its other layout, its outputs.
+"""msmodelslim through quant/vendor.py, and what tests see of it but users do not: observers, other layout, own files.
 
-    reference = run(source, images, QuantConfig(...), directory)
-    reference.export                  the library's own files, as ascend.Export
-    reference.ranges["model..."]      (lo, hi) that its observer of that linear ended with
-    reference.outputs(inputs)         logits of its fake-quantized model
+reference = run(source, images, QuantConfig(...), directory)
+reference.export                  the library's own files, as ascend.Export
+reference.ranges["model..."]      (lo, hi) that its observer of that linear ended with
+reference.outputs(inputs)         logits of its fake-quantized model
 """
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,9 @@ def run(source: Path, images: Path, config: QuantConfig, directory: Path) -> Ref
         with vendor.vendor_export(checkpoint, plan, config, inputs, dtype, "cpu", directory, notices.append):
             pass
     model = calibrators[0].model
-    observers = {name: module.quant_input for name, module in model.named_modules() if isinstance(module, LinearQuantizer)}
+    observers = {
+        name: module.quant_input for name, module in model.named_modules() if isinstance(module, LinearQuantizer)
+    }
     ranges = {name: (observer.x_min, observer.x_max) for name, observer in observers.items()}
     return Reference(directory, model, ranges, inputs, notices)
 
@@ -73,5 +76,7 @@ def run(source: Path, images: Path, config: QuantConfig, directory: Path) -> Ref
 def read_raw(directory: Path, kind: str) -> Export:
     """An export of the library itself, which has no config.json: that is its scripts' work."""
     description = json.loads((directory / DESCRIPTION[kind]).read_text())
-    tensors = {name: info for file in sorted(directory.glob("*.safetensors")) for name, info in read_header(file).items()}
+    tensors = {
+        name: info for file in sorted(directory.glob("*.safetensors")) for name, info in read_header(file).items()
+    }
     return Export(directory, kind, {}, description, tensors)

@@ -1,4 +1,5 @@
-"""Without smoothing and with min-max ranges, our arithmetic and msmodelslim's are the same, bit for bit, on a float32 checkpoint."""
+"""Without smoothing and with min-max ranges, our numbers are msmodelslim's, bit for bit, on a float32 checkpoint."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def differing(linears: list[str], parts: tuple[str, ...], ours, theirs) -> list[
 
 
 def identical(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.contiguous().view(torch.uint8).equal(b.contiguous().view(torch.uint8))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.contiguous().view(torch.uint8).equal(b.contiguous().view(torch.uint8))
+    )
 
 
 def test_weights_are_rounded_alike(pair):
@@ -55,7 +60,7 @@ def test_weights_are_rounded_alike(pair):
 
 
 def test_equal_ranges_give_equal_activation_parameters(pair):
-    """The library calibrates on a network that is already quantized in front of the linear, so the ranges are taken from its observers."""
+    """While it calibrates, the library's network is quantized already: the ranges are taken from its observers."""
     ours = {}
     for name in pair.linears:
         weight = pair.checkpoint.load(f"{name}.weight")
@@ -66,7 +71,7 @@ def test_equal_ranges_give_equal_activation_parameters(pair):
 
 
 def test_first_linear_sees_the_same_range(pair):
-    """No quantized linear stands in front of it: from image file to input_scale, two preprocessings, two versions of transformers."""
+    """Nothing quantized stands in front of it: image file to input_scale, in two versions of transformers."""
     first, ours, theirs = pair.linears[0], pair.ours["ascendV1"], pair.theirs.export()
     for part in ("input_scale", "input_offset"):
         torch.testing.assert_close(ours.load(f"{first}.{part}"), theirs.load(f"{first}.{part}"), rtol=1e-5, atol=0)

@@ -1,8 +1,10 @@
 """m2 against msmodelslim's m2: the error of the logits on images that neither was calibrated on, by one evaluator.
 
-On one tiny random model the better of the two is partly luck (which values of the held-out images leave the calibrated ranges), so the
-mean over several models counts. Theirs runs with min-max ranges, which are our default, and with the histogram, which is its scripts'.
+On one tiny random model the better of the two is partly luck (which values of the held-out images leave the calibrated
+ranges), so the mean over several models counts. The library runs with min-max ranges, our default, and with its
+histogram, the default of its scripts.
 """
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +37,9 @@ class Runs:
     def error(self, export: ascend.Export) -> float:
         """Mean over the held-out images."""
         exact, rounded = evaluator.float_model(self.checkpoint), evaluator.int8_model(self.checkpoint, export)
-        errors = [evaluator.relative_error(evaluator.logits(rounded, x), evaluator.logits(exact, x)) for x in self.held_out]
+        errors = [
+            evaluator.relative_error(evaluator.logits(rounded, x), evaluator.logits(exact, x)) for x in self.held_out
+        ]
         return sum(errors) / len(errors)
 
 
@@ -56,7 +60,12 @@ def runs(request, tmp_path_factory, native) -> list[Runs]:
         checkpoint = Checkpoint(path / "source")
         held_out = prepare(path / "held_out", checkpoint, family_of(checkpoint.config, path), config).inputs
         theirs = {
-            act_method: reference.run(checkpoint.dir, path / "images", QuantConfig(**{**CONFIG, "act_method": act_method}), path / f"theirs{act_method}")
+            act_method: reference.run(
+                checkpoint.dir,
+                path / "images",
+                QuantConfig(**{**CONFIG, "act_method": act_method}),
+                path / f"theirs{act_method}",
+            )
             for act_method in (1, 2)
         }
         result.append(Runs(checkpoint, theirs, ascend.read(path / "m2"), ascend.read(path / "none"), held_out))
@@ -64,7 +73,7 @@ def runs(request, tmp_path_factory, native) -> list[Runs]:
 
 
 def test_evaluator_agrees_with_the_library(runs):
-    """Linear by linear: its fake quantization and our integers differ by the rounding of the bias to whole multiples of deq_scale."""
+    """Linear by linear: fake quantization leaves the bias as it is, integers round it to a multiple of deq_scale."""
     theirs = runs[0].theirs[1]
     rounded = evaluator.int8_model(runs[0].checkpoint, theirs.export())
     for name, (lo, hi) in theirs.ranges.items():
@@ -75,9 +84,12 @@ def test_evaluator_agrees_with_the_library(runs):
 
 
 def test_error_on_held_out_images(runs):
-    rows = [[run.error(export) for export in (run.plain, run.theirs[1].export(), run.theirs[2].export(), run.ours)] for run in runs]
-    for row in rows:
-        print("logits error: plain {:.1%}, msmodelslim's m2 with min-max {:.1%}, with its histogram {:.1%}, our m2 {:.1%}".format(*row))
+    rows = [
+        [run.error(export) for export in (run.plain, run.theirs[1].export(), run.theirs[2].export(), run.ours)]
+        for run in runs
+    ]
+    text = "logits error: plain {:.1%}, msmodelslim's m2 {:.1%}, with its histogram {:.1%}, our m2 {:.1%}"
+    print(*(text.format(*row) for row in rows), sep="\n")
     plain, minmax, histogram, ours = torch.tensor(rows).mean(dim=0).tolist()
     assert ours <= minmax
     assert ours <= histogram
