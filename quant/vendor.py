@@ -210,11 +210,14 @@ def read_export(directory: Path, plan: Plan, unseen: dict[str, TensorInfo]) -> V
 
 @contextlib.contextmanager
 def contained(directory: Path, log: TextIO | None) -> Iterator[None]:
-    """Inside, the working directory is `directory`, the library logs to `log`, and its progress bars go nowhere."""
+    """Inside, the working directory is `directory`, the library logs to `log`, warnings and progress bars go nowhere."""
     import msmodelslim  # noqa: F401  gives its logger the handler that is replaced here
+    import transformers
 
     logger = logging.getLogger("msmodelslim")
     handlers, logger.handlers = logger.handlers, [logging.StreamHandler(log) if log else logging.NullHandler()]
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
     home = os.getcwd()
     with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull):
         os.chdir(directory)
@@ -222,6 +225,7 @@ def contained(directory: Path, log: TextIO | None) -> Iterator[None]:
             yield
         finally:
             os.chdir(home)
+            transformers.logging.set_verbosity(verbosity)
             logger.handlers = handlers
 
 
