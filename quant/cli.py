@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "scores of the float and the int8 model, or of two servers",
     "export": "a finished export in another format, without calibration",
     "check": "an export against the rules of MindIE and vLLM-Ascend",
+    "handoff": "the server's configuration and a page of commands for an export",
     "sizes": "tokens and sequence length for images of a given size",
     "embed-tokens": "the embedding table as a file, for split deployments",
     "report": "one HTML page on an export, to be read offline",

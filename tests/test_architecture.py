@@ -15,7 +15,7 @@ LAYERS = [
     {"stats", "fold", "checkpoint", "encode", "ranges", "qwen2vl", "llava", "qwen2_5vl"},
     {"smoothing", "families", "plan", "samples", "fetch_coco", "recipe", "questions", "sizes"},
     {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint"},
-    {"block", "runtime", "embed_tokens", "formats", "compressed_tensors"},
+    {"block", "runtime", "embed_tokens", "formats", "compressed_tensors", "serving", "deploy_page", "handoff"},
     {"calibrator"},
     {"workload"},
     {"summary"},
