@@ -210,7 +210,7 @@ def read_export(directory: Path, plan: Plan, unseen: dict[str, TensorInfo]) -> V
 
 @contextlib.contextmanager
 def contained(directory: Path, log: TextIO | None) -> Iterator[None]:
-    """Inside, the working directory is `directory`, the library logs to `log`, warnings and progress bars go nowhere."""
+    """Inside, the working directory is `directory`; the library logs to `log`, its progress bars go nowhere."""
     import msmodelslim  # noqa: F401  gives its logger the handler that is replaced here
     import transformers
 
