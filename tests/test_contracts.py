@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -499,3 +500,10 @@ def hollow_export(directory: Path, size: str) -> Path:
         hollow(out / f"{ascend.WEIGHTS}-{number + 1:05d}-of-00003.safetensors", part)
     ascend.write_beside(out, checkpoint, plan, layout, torch.bfloat16, "ascendV1", {})
     return out
+
+
+def test_every_rule_is_in_the_troubleshooting_page():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert [rule for rule in RULES if f"`{rule}`" not in page] == []
+    named = set(re.findall(r"`([a-z0-9-]+)`(?=[^|]*\|\n)", page))
+    assert named <= set(RULES)
