@@ -7,7 +7,8 @@ and `name.bias` stays, in the model's dtype. Everything else keeps its hub name,
 entry per tensor: W8A8 for those of an int8 linear, FLOAT for its bias and all others.
 
 Two layouts of the same tensors. "ascendV1": one directory for MindIE and vLLM-Ascend. "mindie": the names that MindIE releases before
-2.1 look for, and a quantization_config block in config.json; vLLM-Ascend would take that block for another format.
+2.1 look for, and a quantization_config block in config.json; vLLM-Ascend would take that block for another format. Written here is the
+first; formats.py makes the other from it.
 """
 import shutil
 from dataclasses import dataclass
@@ -129,11 +130,11 @@ class ExportWriter:
         for name in sorted(self.pending, key=lambda name: (str(self.checkpoint.tensors[name].file), self.checkpoint.tensors[name].offset)):
             self.put_float(name, self.checkpoint.load(name))
 
-    def finish(self, layout: str, settings: dict) -> None:
-        """Close the weights; write description, index, config.json and the source's other files. settings: for quantization_config."""
+    def finish(self) -> None:
+        """Close the weights; write description, index, config.json and the source's other files."""
         for file in self.files:
             file.close()
-        write_beside(self.dir, self.checkpoint, self.plan, self.layout, self.dtype, layout, settings)
+        write_beside(self.dir, self.checkpoint, self.plan, self.layout, self.dtype)
 
     def abandon(self) -> None:
         """Close without a complaint what a failed run leaves open."""
@@ -159,18 +160,16 @@ def describe(layout: dict, plan: Plan) -> dict[str, str]:
     return {**METADATA, **entries}
 
 
-def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: dict, dtype: torch.dtype, kind: str, settings: dict) -> None:
+def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: dict, dtype: torch.dtype) -> None:
     """Everything of an export but its weights and its recipe."""
     files = sorted(directory.glob(f"{WEIGHTS}*.safetensors"))
     if len(files) > 1:
         headers = {name: file.name for file in files for name in read_header(file)}
-        total = sum(torch.Size(shape).numel() * kind_.itemsize for kind_, shape in layout.values())
+        total = sum(torch.Size(shape).numel() * kind.itemsize for kind, shape in layout.values())
         write_json(directory / f"{WEIGHTS}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": headers})
-    write_json(directory / DESCRIPTION[kind], describe(layout, plan))
+    write_json(directory / DESCRIPTION["ascendV1"], describe(layout, plan))
     vision_int8 = any(name.startswith(plan.family.towers[0].prefix) for name in plan.int8_names)
     edited = config_json.edit(checkpoint.config, flat=plan.family.flat_config, dtype=dtype, vision_int8=vision_int8)
-    if kind == "mindie":
-        edited["quantization_config"] = settings
     write_json(directory / "config.json", edited)
     for file in checkpoint.side_files:
         if file.name != "config.json":

@@ -29,7 +29,7 @@ from .families import family_of
 from .family import Tower
 from .output import appearing, check_output, check_space, make_work_directory
 from .plan import make_plan
-from .recipe import RECIPE, RUN_LOG, recipe, settings
+from .recipe import RECIPE, RUN_LOG, recipe
 from .samples import prepare
 from .skeleton import Feed, Skeleton
 
@@ -81,7 +81,7 @@ class Calibrator:
             else:
                 self._run_towers(writer)
             self.seconds = time.perf_counter() - start
-            writer.finish("ascendV1", settings(self.config))
+            writer.finish()
             self._write_records(work)
         except BaseException:
             if writer:

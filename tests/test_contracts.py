@@ -498,7 +498,7 @@ def hollow_export(directory: Path, size: str) -> Path:
     for number in range(3):  # as many files as 8 GB make at 4 GB a file
         part = {name: layout[name] for name in names[number * len(names) // 3 : (number + 1) * len(names) // 3]}
         hollow(out / f"{ascend.WEIGHTS}-{number + 1:05d}-of-00003.safetensors", part)
-    ascend.write_beside(out, checkpoint, plan, layout, torch.bfloat16, "ascendV1", {})
+    ascend.write_beside(out, checkpoint, plan, layout, torch.bfloat16)
     return out
 
 
