@@ -84,7 +84,9 @@ def demand(export: Directory, load: Load) -> Demand:
 
 def _vision_numbers(config: dict, heads: int) -> int:
     """Numbers that the vision tower holds of a patch at a time."""
-    width = config.get("vision_config", {}).get("embed_dim") or vision(config, "hidden_size")
+    width = config.get("vision_config", {}).get("embed_dim") or vision(
+        config, "hidden_size", 1280
+    )  # Qwen2.5-VL's default
     mlp = config["vision_config"].get("intermediate_size") or int(width * vision(config, "mlp_ratio", 4))
     return 2 * width + 3 * heads * max(PADDED_HEAD, width // heads) + 2 * mlp
 

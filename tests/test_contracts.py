@@ -201,7 +201,7 @@ BROKEN = {
     "weights for the owner alone": Broken("modes", lambda d: (d / WEIGHTS).chmod(0o400), ("mindie",)),
     "weights for everyone": Broken("modes", lambda d: (d / WEIGHTS).chmod(0o666), ("mindie",)),
     "directory for everyone": Broken("modes", lambda d: d.chmod(0o755), ("mindie",)),
-    "blank in a file name": Broken("path-characters", put("read me.txt", ""), ("mindie",)),
+    "blank in a file name": Broken("path-characters", put("my tokenizer.json", "{}"), ("mindie",)),
     # description
     "description under its old name": Broken(
         "description-file",

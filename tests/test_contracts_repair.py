@@ -75,10 +75,21 @@ def test_refusals(exports, tmp_path):
     export = copy(exports("qwen2_vl"), tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    for target in (export, export / "inside", tmp_path / "full"):
-        with pytest.raises(UsageError, match="new"):
+    for target, why in ((export, "overlaps"), (export / "inside", "overlaps"), (tmp_path / "full", "is not empty")):
+        with pytest.raises(UsageError, match=why):
             repair(export, target)
     BROKEN["truncated weights"].change(export)
     with pytest.raises(QuantError, match="truncated.*nothing can be repaired"):
         repair(export, tmp_path / "fixed")
-    assert not (tmp_path / "fixed").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "out"]
+
+
+def test_a_repair_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    export = copy(exports("qwen2_vl"), tmp_path / "out")
+    monkeypatch.setattr("quant.contracts.repair._write", full)
+    with pytest.raises(QuantError, match="somewhere: No space left on device"):
+        repair(export, tmp_path / "fixed")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

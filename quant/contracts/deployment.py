@@ -7,7 +7,7 @@ from .directory import Directory, Target
 from .finding import Finding
 
 MINDIE_WORLD_SIZES = (1, 2, 4, 8)
-NOT_ON_310P = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+NOT_ON_310P = ("Qwen2VLForConditionalGeneration",)
 TRANSPOSED_PROJ = ("Qwen2VLForConditionalGeneration",)  # MindIE's int8 vision towers that are wrong on several NPUs
 
 
@@ -25,7 +25,7 @@ def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def hardware(directory: Directory, target: Target) -> Iterator[Finding]:
-    """MindIE runs Qwen-VL on the Atlas 800 A2 and A3, not on the Atlas 300I Duo."""
+    """MindIE runs Qwen2-VL on the Atlas 800 A2 and A3, not on the Atlas 300I Duo."""
     if target.hardware == "310p" and directory.family.architecture in NOT_ON_310P:
         yield Finding(
             "--hardware 310p",

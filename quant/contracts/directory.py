@@ -54,7 +54,7 @@ class Directory:
 
     @cached_property
     def files(self) -> list[Path]:
-        return sorted(path for path in self.dir.iterdir() if path.is_file())
+        return sorted(path for path in self.dir.iterdir() if path.is_file() and not path.name.startswith("."))
 
     @property
     def readable(self) -> bool:

@@ -11,6 +11,7 @@ from .finding import Finding
 VLLM_INDEX = "model.safetensors.index.json"  # the only index that vLLM looks at
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 DIR_MODE, FILE_MODE = 0o750, 0o640
+OPENED = (".safetensors", ".json", ".model", ".py", ".jinja")  # by a server; a README is not
 PLAIN = re.compile(r"[A-Za-z0-9_./-]*")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 BOTH = ("mindie", "vllm-ascend")
@@ -188,7 +189,7 @@ def path_characters(directory: Directory, target: Target) -> Iterator[Finding]:
     """MindIE takes paths of letters, digits and _ . / - only."""
     effects = {"mindie": "ValueError: The file path should not contain special characters."}
     for file in directory.files:
-        if not PLAIN.fullmatch(file.name):
+        if file.suffix in OPENED and not PLAIN.fullmatch(file.name):
             yield Finding(
                 repr(file.name),
                 "has characters besides A-Z a-z 0-9 _ . -",

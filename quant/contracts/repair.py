@@ -10,14 +10,14 @@ What is wrong with a tensor stays wrong: the check that follows says so.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from .. import config_json
-from ..errors import QuantError, UsageError
+from ..errors import QuantError
+from ..output import FILE_MODE, appearing, check_output, link_or_copy
 from .directory import DESCRIPTION, OLD_DESCRIPTION, PARTS, Directory, Target, open_directory
-from .files import DIR_MODE, FILE_MODE, source_side_files, weight_index
+from .files import source_side_files, weight_index
 from .model import QUANTIZE
 
 
@@ -25,24 +25,21 @@ def repair(directory: Path, target: Path, source: Path | None = None) -> list[st
     """Write the repaired copy to `target`, which must be absent or empty; returns what was changed, a line each.
 
     source: the float checkpoint, for side files. Raises UsageError for a target that cannot be used, QuantError when a file
-    cannot be copied or the weights cannot be read.
+    cannot be copied or the weights cannot be read; then nothing is left behind.
     """
-    if target.resolve() == directory.resolve() or directory.resolve() in target.resolve().parents:
-        raise UsageError(f"--fix {target}: is the directory to be repaired; the repaired copy goes to a new one")
-    if target.is_dir() and any(target.iterdir()):
-        raise UsageError(f"--fix {target}: is not empty; the repaired copy goes to a new directory")
     opened = open_directory(directory)
     if not opened.readable:
         what = f"{opened.damaged[0][0].name} {opened.damaged[0][1]}" if opened.damaged else "there are no weights"
         raise QuantError(f"{directory}: {what}; without the weights nothing can be repaired")
+    target = check_output(target, directory)
     done: list[str] = []
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        _copy_files(opened, target, source, done)
-        _write(target / DESCRIPTION, describe(opened), opened.description, done)
-        _write(target / "config.json", configure(opened), opened.config, done)
-        for file in (*target.iterdir(), target):
-            file.chmod(DIR_MODE if file == target else FILE_MODE)
+        with appearing(target) as partial:
+            _copy_files(opened, partial, source, done)
+            _write(partial / DESCRIPTION, describe(opened), opened.description, done)
+            _write(partial / "config.json", configure(opened), opened.config, done)
+            for file in partial.iterdir():
+                file.chmod(FILE_MODE)
     except OSError as err:
         raise QuantError(f"{err.filename}: {err.strerror}") from None
     return done
@@ -54,22 +51,11 @@ def _copy_files(opened: Directory, target: Path, source: Path | None, done: list
         if file.name in wrong_indices:
             done.append(f"left out {file.name}: it does not fit the weights")
         elif file.name not in (DESCRIPTION, OLD_DESCRIPTION, "config.json"):
-            _share_or_copy(file, target / file.name)
+            link_or_copy(file, target / file.name)
     for file in source_side_files(source) if source else []:
         if not (target / file.name).exists() and file.name != "config.json":
             shutil.copyfile(file, target / file.name)
             done.append(f"copied {file.name} from {source}")
-
-
-def _share_or_copy(file: Path, target: Path) -> None:
-    """A weight file is shared if that does not change the mode of the original."""
-    if file.suffix == ".safetensors" and not file.is_symlink() and file.stat().st_mode & 0o777 == FILE_MODE:
-        try:
-            os.link(file, target)
-            return
-        except OSError:
-            pass  # another file system
-    shutil.copyfile(file, target)
 
 
 def _write(file: Path, value: dict, before: dict | None, done: list[str]) -> None:
