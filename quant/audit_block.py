@@ -1,8 +1,8 @@
 """One block of an export beside the same block of the source: is every tensor what folding and rounding make of the source's?
 
-Nothing of the run that made the export is used, its recipe neither. What folding did is read off the tensors themselves: a norm -> linears
-group was scaled by s = norm.weight / norm'.weight and shifted by z = norm.bias - s norm'.bias; for value -> o and up -> down the columns'
-factors are fitted (resemble.py), and the producer's rows must have been divided by the same. Then, with E = codes * weight_scale:
+Nothing of the run that made the export is used, nor its recipe. What folding did is read off the tensors: a norm -> linears group was scaled
+by s = norm.weight / norm'.weight and shifted by z = norm.bias - s norm'.bias; for value -> o and up -> down the columns' factors are fitted
+(resemble.py), and the producer's rows must have been divided by the same. Then, with E = codes * weight_scale:
 
     weight, weight_scale       E ~ diag(row) S diag(s), row = 1 unless a fold divides it; what is left over is rounding
     norm.weight                no channel in which all consumers miss s by one factor
@@ -92,11 +92,11 @@ class BlockAudit:
                 self.say(name, problem)
         return self
 
-    def say(self, tensor: str, problem: str) -> None:
-        self.findings.append(Finding(tensor, problem))
-
     def _in_int8(self, group: Group) -> bool:
         return any(self.prefix + name in self.int8 for name in group.linears)
+
+    def say(self, tensor: str, problem: str) -> None:
+        self.findings.append(Finding(tensor, problem))
 
     # -- weights -----------------------------------------------------------------------------------------------------------------------
 
@@ -118,9 +118,8 @@ class BlockAudit:
 
     def _columns(self, group: Group, name: str, pair: Pair) -> Tensor:
         """Of a linear that no norm feeds."""
-        if group.kind in ("value", "up") and name in self.int8:
-            return pair.fit()[1]
-        return torch.ones(pair.source.shape[1], device=pair.source.device)
+        fitted = group.kind in ("value", "up") and name in self.int8
+        return pair.fit()[1] if fitted else torch.ones(pair.source.shape[1], device=pair.source.device)
 
     def _pair(self, name: str) -> Pair:
         scale = self.exported[f"{name}.weight_scale"].float() if name in self.int8 else None
@@ -134,19 +133,15 @@ class BlockAudit:
         column = torch.where(after == before, 1.0, before / after)
         bad = ~(torch.isfinite(column) & (column > 0))
         column = torch.ones_like(column) if untouched else torch.where(bad, 1.0, column)
-        factors, allowed = [], []
-        for pair in pairs.values():
-            row = pair.row_factors(column)
-            factor, sigma = pair.column_factors(torch.where((row - 1).abs() < FACTOR, 1.0, row), column)
-            factors.append(factor)
-            allowed.append(FACTOR + NOISE * sigma)
-        factors, allowed = torch.stack(factors), torch.stack(allowed)
-        mean = factors.mean(0)
+        rows = [pair.row_factors(column) for pair in pairs.values()]
+        fits = [pair.column_factors(torch.where((row - 1).abs() < FACTOR, 1.0, row), column) for pair, row in zip(pairs.values(), rows)]
+        factors, sigma = (torch.stack(values) for values in zip(*fits))
+        mean, allowed = factors.mean(0), FACTOR + NOISE * sigma
         bad |= ((factors - 1).abs() > allowed).all(0) & ((factors - mean).abs() <= allowed * mean.abs()).all(0)
         if trusted and 0 < bad.sum() <= len(bad) / 2:  # where most channels miss, it is not the norm that is wrong
             worst = int(torch.where(bad, (mean - 1).abs(), -1.0).argmax())
-            fits = (before / (column * mean))[worst]
-            self.say(f"{norm}.weight", f"not what the linears that read it expect in {where(bad, 'channel')}: [{worst}] is {after[worst]:.4g}, {fits:.4g} fits them")
+            fit = (before / (column * mean))[worst]
+            self.say(f"{norm}.weight", f"not what the linears that read it expect in {where(bad, 'channel')}: [{worst}] is {after[worst]:.4g}, {fit:.4g} fits them")
             column = torch.where(bad, column * mean, column)
         if f"{norm}.bias" not in self.source:
             return column, None
@@ -161,9 +156,9 @@ class BlockAudit:
         """A wrong channel i of the norm's bias leaves every consumer's bias off by a multiple of the column S_i: look for one."""
         product, energy, total = (torch.zeros_like(shift), torch.zeros_like(shift), torch.zeros_like(shift[0]))
         for name, pair in pairs.items():
-            fixed = slice(None, len(pair.source) - self.folds.get(name, (None, 0))[1])
-            weight = pair.source[fixed].float()
             if f"{name}.bias" in self.exported:
+                fixed = slice(None, len(pair.source) - self.folds.get(name, (None, 0))[1])
+                weight = pair.source[fixed].float()
                 error = self.exported[f"{name}.bias"][fixed].float() - self.source[f"{name}.bias"][fixed].float() - weight @ shift
                 product, energy, total = product + weight.T @ error, energy + weight.square().sum(0), total + error.square().sum()
         explained = product.square() / (energy * total).clamp(min=TINY)
@@ -184,8 +179,9 @@ class BlockAudit:
         if relation.unlike.float().mean() > 0.25:
             what = identify(pair, column, self._confusable(name))
             self.say(f"{name}.weight", f"is {what}" if what else f"does not resemble the source's: {int(relation.unlike.sum())} of {len(row)} rows differ by more than rounding")
-            ones = torch.ones_like
-            return Relation(column if name not in {c for c, _ in self.folds.values()} else ones(column), shift, ones(row), ones(row), relation.unlike, lost=True)
+            fitted = any(consumer == name for consumer, _ in self.folds.values())  # to something else: it means nothing
+            ones = torch.ones_like(row)
+            return Relation(torch.ones_like(column) if fitted else column, shift, ones, ones, relation.unlike, lost=True)
         return relation
 
     def _folded_rows(self, name: str) -> Tensor:
@@ -194,8 +190,8 @@ class BlockAudit:
         return torch.arange(len(weight), device=weight.device) >= len(weight) - self.folds.get(name, (None, 0))[1]
 
     def _confusable(self, name: str) -> dict[str, Callable[[], Tensor]]:
-        shape = self.source[f"{name}.weight"].shape
-        others = {tensor: value for tensor, value in self.source.items() if tensor.endswith(".weight") and value.shape == shape and tensor != f"{name}.weight"}
+        own = self.source[f"{name}.weight"]
+        others = {tensor: value for tensor, value in self.source.items() if value.shape == own.shape and value is not own}
         return {f"{tensor} of the source": (lambda value=value: value) for tensor, value in others.items()} | self.nearby(name)
 
     def _cancel(self, producer: str, consumer: str, count: int) -> None:
@@ -225,13 +221,13 @@ class BlockAudit:
         if not off.any():
             return
         first = int(off.nonzero()[0])
-        reader = f" or column {first - len(off) + self.folds[name][1]} of {self.folds[name][0]}.weight" if self._folded_rows(name)[first] else ""
+        folded = self._folded_rows(name)[first]
+        reader = f" or column {first - len(off) + self.folds[name][1]} of {self.folds[name][0]}.weight" if folded else ""
         if name not in self.int8 or relation.factor[first] < 0:
             self.say(f"{name}.weight", f"wrong in {where(off)}{reader}: {relation.factor[first]:.4g} times what is expected")
             return
         scale = self.exported[f"{name}.weight_scale"].float().reshape(-1)[first]
-        if not self._ratio(name)[first].sub(1).abs() <= PRODUCT:
-            reader = ""  # it does not fit deq_scale either
+        reader = reader if (self._ratio(name)[first] - 1).abs() <= PRODUCT else ""  # else it does not fit deq_scale either
         self.say(f"{name}.weight_scale", f"wrong in {where(off)}{reader}: [{first}] is {scale:.4g}, the source's weight makes it {scale / relation.factor[first]:.4g}")
 
     def _derived(self, name: str, relation: Relation) -> None:
@@ -269,8 +265,8 @@ class BlockAudit:
     def _shared(self, name: str, part: str) -> bool:
         """Whether a linear that reads the same tensor has the same value."""
         group = next(group for group in self.tower.groups if name.removeprefix(self.prefix) in group.linears)
-        others = [self.prefix + other for other in group.linears if self.prefix + other != name and self.prefix + other in self.int8]
-        return any(torch.equal(self.exported[f"{other}.{part}"], self.exported[f"{name}.{part}"]) for other in others)
+        others = [self.prefix + other for other in group.linears if self.prefix + other != name]
+        return any(torch.equal(self.exported[f"{other}.{part}"], self.exported[f"{name}.{part}"]) for other in others if other in self.int8)
 
     def _bias(self, name: str, relation: Relation) -> bool:
         """Whether the float bias is wrong."""

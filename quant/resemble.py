@@ -31,18 +31,18 @@ class Pair:
     source: Tensor
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, E, S) in float32."""
+        """(rows, E, S) in float32, both fresh: to be written into at will."""
         height = max(1, CHUNK // self.source.shape[1])
         for start in range(0, len(self.source), height):
             rows = slice(start, start + height)
-            exported = self.exported[rows].float()
-            yield rows, exported if self.scale is None else exported * self.scale[rows], self.source[rows].float()
+            exported = self.exported[rows].to(torch.float32, copy=True)
+            yield rows, exported if self.scale is None else exported.mul_(self.scale[rows]), self.source[rows].to(torch.float32, copy=True)
 
     def row_factors(self, column: Tensor) -> Tensor:
         """float32 [O]; 1 where the source's row is zero."""
         factors = []
         for _, exported, source in self.chunks():
-            source = source * column
+            source.mul_(column)
             factors.append(_ratio((exported * source).sum(1), source.square().sum(1)))
         return torch.cat(factors)
 
@@ -51,8 +51,8 @@ class Pair:
         width = self.source.shape[1]
         product, energy, noise = (torch.zeros(width, device=self.source.device) for _ in range(3))
         for rows, exported, source in self.chunks():
-            source = source * row[rows, None]
-            step = exported.abs().amax(1, keepdim=True) / WEIGHT_MAX
+            source.mul_(row[rows, None])
+            step = torch.maximum(exported.amax(1, keepdim=True), -exported.amin(1, keepdim=True)) / WEIGHT_MAX
             product += (exported * source).sum(0)
             energy += source.square().sum(0)
             noise += (source * step).square().sum(0) / 12
@@ -80,13 +80,14 @@ class Pair:
         """(root mean square per row, largest per row, both in steps, [O]; share of E's energy that is explained)."""
         rms, worst, left, energy = [], [], 0.0, 0.0
         for rows, exported, source in self.chunks():
-            expected = source * column * row[rows, None]
-            step = (expected.abs().amax(1) / WEIGHT_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-            error = exported - expected
-            rms.append(error.square().mean(1).sqrt() / step)
-            worst.append(error.abs().amax(1) / step)
-            left += error.double().square().sum().item()
-            energy += exported.double().square().sum().item()
+            expected = source.mul_(column).mul_(row[rows, None])
+            step = (torch.maximum(expected.amax(1), -expected.amin(1)) / WEIGHT_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+            error = expected.sub_(exported)
+            worst.append(torch.maximum(error.amax(1), -error.amin(1)) / step)
+            squares = error.square_().sum(1)
+            rms.append((squares / error.shape[1]).sqrt() / step)
+            left += squares.double().sum().item()
+            energy += exported.square_().sum(1).double().sum().item()
         return torch.cat(rms), torch.cat(worst), 1 - left / energy if energy else 1.0
 
 

@@ -4,8 +4,9 @@ Asked in this order, the first yes decides:
     export         is a tensor damaged? Then nothing else counts, even if the answers look well: servers read different tensors.
     (passed)       is the export within every threshold?
     calibration    is a linear's input clipped beyond the threshold? Its range was taken from images unlike these.
-    quantization   does the rounded model miss the same thresholds, or is the export hardly worse? Then W8A8 with this folding is what costs.
-    reading        the tensors are right, the ranges suffice, W8A8 suffices, and still the export computes something else.
+    quantization   does the rounded model miss the thresholds too, or is the export hardly worse? Then W8A8 with this folding is what costs.
+    calibration    has a linear that is worse than rounded a range that is too narrow or too wide for these images?
+    reading        the tensors are right, the ranges suit, W8A8 suffices, and still the export computes something else.
 
 The thresholds were chosen on what docs/verify.md lists: well above what W8A8 costs models that keep their accuracy, far below what damage does.
 """
@@ -15,14 +16,15 @@ import time
 SCHEMA = 1  # of what --json writes; docs/verify.md
 THRESHOLDS = {
     "kl": (0.1, "largest mean KL divergence, nats"),
-    "top1": (0.9, "least share of positions that rank the same token first"),
+    "top1": (0.9, "least share of decided positions that rank the same token first (decided: the float model's first token is twice as likely as its second)"),
     "snr": (10.0, "least signal-to-noise ratio after any block, dB"),
     "clipped": (0.01, "largest share of a linear's input that may be clipped"),
 }
 BEHIND = 3.0  # dB by which an export must be worse than the rounded model for that to mean something
+NARROW, WIDE = 0.05, 0.5  # shares of a linear's range: seen beyond it, or needed of it, for the range to be called unsuited
 ADVICE = {
     "export": "the export is damaged; write it again, or look at what wrote it",
-    "calibration": "these images exceed the ranges of the calibration; calibrate with images like them, or with more",
+    "calibration": "the ranges of the calibration do not suit these images; calibrate with images like them, or with more",
     "quantization": "W8A8 costs too much here; try another --anti_method, or keep the linears with the least dB float (--disable_names)",
     "reading": "the tensors are right and W8A8 is not at fault: the way they are read or computed is; please report it",
 }
@@ -52,9 +54,11 @@ def judge(report: dict) -> tuple[str | None, list[str]]:
         return "calibration", clipped + missed
     if not missed:
         return None, []
-    if missed_thresholds(report, "rounded") or not clearly_worse(report):
+    worse = [entry for entry in report["blocks"] + linears(report) if decibels(entry, "export") < decibels(entry, "rounded") - BEHIND]
+    if missed_thresholds(report, "rounded") or not worse:
         return "quantization", missed
-    return "reading", missed
+    unsuited = [misfit for entry in worse if "linear" in entry and (misfit := range_misfit(entry))]
+    return ("calibration", unsuited + missed) if unsuited else ("reading", missed)
 
 
 def missed_thresholds(report: dict, model: str) -> list[str]:
@@ -62,17 +66,22 @@ def missed_thresholds(report: dict, model: str) -> list[str]:
     limits, logits, missed = report["thresholds"], report["logits"][model], []
     if not logits["kl"] <= limits["kl"]:
         missed.append(f"KL divergence {logits['kl']:.3g}, at most {limits['kl']:g} is allowed")
-    if not logits["top1"] >= limits["top1"]:
-        missed.append(f"{logits['top1']:.1%} of the positions rank the same token first, at least {limits['top1']:.1%} are asked for")
+    if logits["top1_decided"] is not None and not logits["top1_decided"] >= limits["top1"]:
+        missed.append(f"{logits['top1_decided']:.1%} of the decided positions rank the same token first, at least {limits['top1']:.1%} are asked for")
     worst = min(report["blocks"], key=lambda block: decibels(block, model))
     if decibels(worst, model) < limits["snr"]:
         missed.append(f"{decibels(worst, model):.1f} dB after {worst['block']}, at least {limits['snr']:g} are asked for")
     return missed
 
 
-def clearly_worse(report: dict) -> bool:
-    """Whether some block or linear of the export is further from float than rounding it afresh."""
-    return any(decibels(entry, "export") < decibels(entry, "rounded") - BEHIND for entry in report["blocks"] + linears(report))
+def range_misfit(entry: dict) -> str | None:
+    """What is wrong with the range of a linear's codes, given what its input reached; None where it suits."""
+    (lo, hi), (least, most) = entry["range_seen"], entry["range_covered"]
+    beyond = max(least - lo, hi - most) / (most - least)
+    needed = (max(hi, 0) - min(lo, 0)) / (most - least)
+    if beyond < NARROW and needed > WIDE:
+        return None
+    return f"{entry['linear']}: its codes cover {least:.3g} to {most:.3g}, its input goes from {lo:.3g} to {hi:.3g}"
 
 
 def clipping(report: dict) -> list[str]:

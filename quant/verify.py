@@ -12,6 +12,7 @@ and whether both models rank the same token first, at these positions (teacher-f
 
 Nothing of what made the export is used: not the calibrator, not the recipe.
 """
+import math
 import time
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from .streams import MODELS, Streams, audit_block, unread
 from .verdict import SCHEMA, THRESHOLDS, conclude
 
 POSITIONS = 64  # at most so many of a sample's last positions are compared
+DECIDED = 2.0  # a position is decided where the float model's first token is so many times as likely as its second
 IMAGES, TOKENS = 4, 16  # of the free-running comparison
 
 
@@ -162,22 +164,24 @@ def compared_positions(inputs: dict[str, Tensor], config: dict) -> Tensor:
 
 
 def compare_logits(streams: Streams, inputs: list[dict[str, Tensor]], config: dict) -> dict:
-    """{"positions", "rounded": {"kl", "kl_worst", "top1"}, "export": ...}; kl_worst: of the worst sample."""
-    positions = [compared_positions(sample, config) for sample in inputs]
-    divergence = {model: [] for model in MODELS}
-    agreed = {model: 0 for model in MODELS}
-    for _, logits in streams.logits(positions):
+    """{"positions", "decided", "rounded": {"kl", "kl_worst", "top1", "top1_decided"}, "export": ...}; kl_worst: of the worst sample."""
+    kl, same, decided = {model: [] for model in MODELS}, {model: [] for model in MODELS}, []
+    for _, logits in streams.logits([compared_positions(sample, config) for sample in inputs]):
         wanted = logits["float"].float().log_softmax(-1)
+        first, second = wanted.topk(2).values.unbind(-1)
+        decided.append(first - second >= math.log(DECIDED))
         for model in MODELS:
             other = logits[model].float().log_softmax(-1)
-            divergence[model].append((wanted.exp() * (wanted - other)).sum(-1).clamp(min=0))
-            agreed[model] += int((wanted.argmax(-1) == other.argmax(-1)).sum())
-    count = sum(len(keep) for keep in positions)
-    return {"positions": count} | {
-        model: {
-            "kl": torch.cat(divergence[model]).mean().item(),
-            "kl_worst": max(sample.mean().item() for sample in divergence[model]),
-            "top1": agreed[model] / count,
+            kl[model].append((wanted.exp() * (wanted - other)).sum(-1).clamp(min=0))
+            same[model].append(wanted.argmax(-1) == other.argmax(-1))
+    clear = torch.cat(decided)
+    result = {"positions": len(clear), "decided": int(clear.sum())}
+    for model in MODELS:
+        agreed = torch.cat(same[model])
+        result[model] = {
+            "kl": torch.cat(kl[model]).mean().item(),
+            "kl_worst": max(sample.mean().item() for sample in kl[model]),
+            "top1": agreed.float().mean().item(),
+            "top1_decided": agreed[clear].float().mean().item() if clear.any() else None,
         }
-        for model in MODELS
-    }
+    return result

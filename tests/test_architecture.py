@@ -16,6 +16,8 @@ LAYERS = [
     {"smoothing", "families", "plan", "samples", "fetch_coco", "recipe", "questions", "sizes"},
     {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint"},
     {"block", "runtime", "embed_tokens", "formats", "compressed_tensors", "serving", "deploy_page", "handoff"},
+    # What checks a result stands below what makes it, and knows nothing of it.
+    {"resemble", "audit", "audit_block", "streams", "verdict", "verify"},
     {"calibrator"},
     {"workload"},
     {"summary"},
