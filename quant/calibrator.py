@@ -51,7 +51,7 @@ class Calibrator:
         if cfg.engine == "msmodelslim":
             vendor.check(cfg, self.device)
         self.compute_dtype = compute_dtype(self.checkpoint.dtype, self.device)
-        self.export_dtype = export_dtype(self.checkpoint.dtype, cfg.dtype)
+        self.export_dtype = export_dtype(self.checkpoint.dtype, cfg.dtype, self.family.dtype)
         self.samples = None
         self.blocks: list[dict] = []
         self.seconds = 0.0
@@ -75,7 +75,7 @@ class Calibrator:
         writer = None
         try:
             writer = ascend.ExportWriter(work, self.checkpoint, self.plan, self.export_dtype, self.config.part_file_size * 2**30)
-            check_space(work, writer.nbytes)
+            check_space(work, writer.nbytes * (2 if self.config.engine == "msmodelslim" else 1))  # the library writes an export of its own
             if self.config.engine == "msmodelslim":
                 self._run_vendor(work, writer)
             else:

@@ -51,8 +51,9 @@ class QuantConfig(BaseModel):
     vision: Literal["int8", "float"] | None = None
     """The vision tower's linears. None takes what the family's servers support."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    """Of everything that stays float. None takes the checkpoint's (bfloat16 for a float32 checkpoint). Servers take no
-    float32: it is for comparing arithmetic with other implementations, and the command line does not offer it."""
+    """Of everything that stays float. None takes what the family's servers compute in, or the checkpoint's
+    (bfloat16 for a float32 checkpoint). Servers take no float32: it is for comparing arithmetic with other implementations, and the
+    command line does not offer it."""
     dev_type: Literal["npu", "cuda", "cpu"] | None = None
     """None takes the first of NPU, CUDA, CPU that is there."""
     prompt: str | tuple[str, ...] | None = None

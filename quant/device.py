@@ -32,8 +32,9 @@ def compute_dtype(stored: torch.dtype, device: str) -> torch.dtype:
     return torch.float32 if stored == torch.float16 and device == "cpu" else stored
 
 
-def export_dtype(stored: torch.dtype, asked: str | None) -> torch.dtype:
-    """What the export's floats are in: what was asked for, else the checkpoint's, else bfloat16, since servers take no float32."""
-    if asked:
-        return getattr(torch, asked)
+def export_dtype(stored: torch.dtype, asked: str | None, served: str | None = None) -> torch.dtype:
+    """What the export's floats are in: what was asked for, else what the family's servers compute in, else the checkpoint's; bfloat16
+    for a float32 one, since servers take no float32."""
+    if asked or served:
+        return getattr(torch, asked or served)
     return torch.bfloat16 if stored == torch.float32 else stored

@@ -66,6 +66,8 @@ class Family:
     """Why the vision tower cannot be int8; None where it can."""
     vision_int8_whole: tuple[str, ...]
     """Linears of a vision block that MindIE takes in int8 in every block, or else the whole tower in float."""
+    dtype: str | None
+    """What its servers compute in, whatever the checkpoint holds; None: what the checkpoint holds."""
     flat_config: bool
     """Whether servers read the language model's keys at the top of config.json; the older of the hub's two layouts."""
     prompt: str

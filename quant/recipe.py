@@ -19,15 +19,22 @@ def recipe(calibrator) -> dict:
         "architecture": calibrator.family.architecture,
         "config": config.model_dump(mode="json"),
         "fingerprint": config.fingerprint(),
-        "alpha": (config.alpha or ALPHA) if config.anti_method == "m4" else None,
+        "msmodelslim": _version("msmodelslim") if config.engine == "msmodelslim" else None,
+        "alpha": (config.alpha or ALPHA) if config.anti_method == "m4" and config.engine == "native" else None,
         "compute_dtype": str(calibrator.compute_dtype).removeprefix("torch."),
         "export_dtype": str(calibrator.export_dtype).removeprefix("torch."),
         "encoder": samples.encoder,
         "calibration_sha256": samples.digest,
         "samples": [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)],
-        "smoothed_groups": len(calibrator.plan.smoothed),
+        "smoothed_groups": len(calibrator.plan.smoothed) if config.engine == "native" else None,
         "float": {decision.name: decision.why for decision in calibrator.plan.decisions.values() if not decision.int8},
     }
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
 
 
 def settings(config: QuantConfig) -> dict:

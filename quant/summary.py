@@ -15,15 +15,22 @@ def header(calibrator: Calibrator) -> None:
     say(f"model    {calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, {calibrator.checkpoint.dir}")
     say(f"device   {calibrator.device}{why}")
     say(f"method   {_method(calibrator)}")
+    say(f"dtype    {_name(calibrator.checkpoint.dtype)} in, {_name(calibrator.export_dtype)} out, computed in {_name(calibrator.compute_dtype)}")
     say(f"samples  {len(calibrator.samples.keys)} images, sha256 {calibrator.samples.digest[:12]}")
     say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
     say()
+
+
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _method(calibrator: Calibrator) -> str:
     config = calibrator.config
     if config.anti_method == "none":
         return "plain rounding, no outlier suppression"
+    if config.engine != "native":
+        return f"{config.anti_method}, act_method {config.act_method}, by {config.engine}"
     return f"{config.anti_method} on {len(calibrator.plan.smoothed)} groups, act_method {config.act_method}"
 
 

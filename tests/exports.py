@@ -30,8 +30,7 @@ class Exports:
         extra = "".join(f"-{key}-{value}" for key, value in choices.items())
         out = self.root / f"{family}-{dtype}-{layout}{extra}"
         if not out.exists():
-            if dtype == "float32":  # which the export is only given when it is asked for
-                choices["dtype"] = dtype
+            choices["dtype"] = dtype  # asked for, or float32 would become bfloat16 and LLaVA float16
             config = QuantConfig(anti_method="m2", dev_type="cpu", **choices)
             calibrator = Calibrator(self.source(family, dtype), config, str(self.images))
             calibrator.run(self.root)

@@ -300,7 +300,9 @@ def test_quantize_writes_any_format_and_checks_it(exports, tmp_path, capsys):
     assert (tmp_path / "dynamic" / "quant_model_weight_w8a8_dynamic.safetensors").is_file()
     assert quantize("qwen2_vl", "mindie", "--save_type", "mindie") == 0
     assert "check    nothing wrong for MindIE\n" in capsys.readouterr().out
-    assert quantize("llava", "llava", "--quiet") == 1
+    assert quantize("llava", "llava") == 0, "its default is what its server takes"
+    assert "nothing wrong for MindIE and vLLM-Ascend" in capsys.readouterr().out
+    assert quantize("llava", "asked", "--quiet", "--dtype", "bfloat16") == 1
     assert "breaks rules of MindIE and vLLM-Ascend: vision-dtype" in capsys.readouterr().err
     assert quantize("llava", "other", "--mindie_format", "--save_type", "compressed-tensors") == 2
     assert "two formats" in capsys.readouterr().err and not (tmp_path / "other").exists()

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--vision", choices=("int8", "float"), help="the vision tower (default: what the family's servers load)")
     method.add_argument("--w_bit", type=int, default=8, metavar="8", help="bits of the weights; 8 is what servers load")
     method.add_argument("--a_bit", type=int, default=8, metavar="8", help="bits of the activations; 8 is what servers load")
-    method.add_argument("--dtype", choices=("bfloat16", "float16"), help="of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one)")
+    method.add_argument("--dtype", choices=("bfloat16", "float16"), help="of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one, float16 for LLaVA)")
     samples = parser.add_argument_group("calibration samples")
     samples.add_argument("--preset", choices=PRESETS, help="prompts and image sizes for a kind of images: ocr for documents (Qwen); other flags take precedence")
     samples.add_argument("--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)")

@@ -63,6 +63,7 @@ LLAVA = Family(
     vision="float",
     vision_int8_refused="MindIE loads LLaVA's vision tower in float and computes silently wrong values from int8",
     vision_int8_whole=(),
+    dtype="float16",  # MindIE feeds LLaVA's vision tower float16
     flat_config=False,
     prompt="Describe this image in detail.",
 )

@@ -37,6 +37,7 @@ QWEN2_5_VL = Family(
     vision="int8",
     vision_int8_refused=None,
     vision_int8_whole=("attn.qkv",),
+    dtype=None,
     flat_config=True,
     prompt="Describe this image in detail.",
 )

@@ -49,6 +49,7 @@ QWEN2_VL = Family(
     vision="int8",
     vision_int8_refused=None,
     vision_int8_whole=("attn.qkv", "attn.proj", "mlp.fc1"),
+    dtype=None,
     flat_config=True,
     prompt="Describe this image in detail.",
 )
