@@ -85,10 +85,9 @@ class BlockAudit:
             if not relation.lost:
                 self._report_weight(name, relation)
                 self._derived(name, relation)
-        norms = {self.prefix + group.source for group in groups if group.kind == "norm"}
+        folded = {self.prefix + group.source for group in groups if group.kind == "norm"} | set(self.relations)
         for name, tensor in self.source.items():
-            owner = name.rpartition(".")[0]
-            if owner not in norms and owner not in self.relations and (problem := difference(self.exported[name], tensor)):
+            if name.rpartition(".")[0] not in folded and (problem := difference(self.exported[name], tensor)):
                 self.say(name, problem)
         return self
 
