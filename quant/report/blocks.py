@@ -39,6 +39,7 @@ def _built_up(facts: Facts) -> list[Markup]:
     figures = []
     for tower, title in TOWERS.items():
         blocks = [block for block in facts.verify["blocks"] if block["tower"] == tower]
+        blocks = blocks if any(block["linears"] for block in blocks) else []  # a float tower has no error
         course = lambda model: {block["index"]: block[model]["snr_db"] for block in blocks}
         series = {"rounded": ("rounded afresh", course("rounded")), "after": ("exported", course("export"))}
         if blocks:
@@ -57,7 +58,7 @@ def _linears_alone(facts: Facts) -> list[Markup]:
         return []
     weak = lambda record: min(max((BEST_DB - (record["export"]["snr_db"] or 0)) / (BEST_DB - WORST_DB), 0.06), 1.0)
     told = lambda record: f"{record['linear']}: {decibels(record['export']['snr_db'])}, rounded afresh {decibels(record['rounded']['snr_db'])}"
-    text = f"Each linear alone, on the float model's activations: the darker, the larger its error. Full colour is {WORST_DB} dB or less, the palest {BEST_DB} dB or more."
+    text = f"Each linear alone, on the float model's activations: the stronger the colour, the larger its error. Full colour is {WORST_DB} dB or less, the palest {BEST_DB} dB or more."
     return [el("p", text), panels(_maps(facts, records, weak, told, "weak"))]
 
 

@@ -17,7 +17,7 @@ def worst_block_tile(facts: Facts) -> Markup | None:
     if not known:
         return None
     worst = min(known, key=lambda block: block["snr_db"])
-    plain = f", {worst['snr_plain_db']:.1f} without smoothing" if facts.recipe["config"]["anti_method"] != "none" else ""
+    plain = f", {worst['snr_plain_db']:.1f} without smoothing" if finite(worst["snr_plain_db"]) and worst["snr_plain_db"] != worst["snr_db"] else ""
     return tile("Weakest block", f"{worst['snr_db']:.1f} dB", worst["block"] + plain)
 
 
@@ -34,11 +34,9 @@ def settings(facts: Facts) -> Markup:
     recipe, config = facts.recipe, facts.recipe.get("config", {})
     if not recipe:
         return hint("This directory holds no quant_recipe.json: it was made by another tool, and how is not recorded.")
-    method = config["anti_method"]
-    smoothing = "none" if method == "none" else f"{method}, {recipe['smoothed_groups']} groups" + (f", alpha {recipe['alpha']:g}" if method == "m4" else "")
     rows = {
         "Model": f"{facts.family.name} ({recipe['architecture']})",
-        "Outlier suppression": smoothing,
+        "Outlier suppression": _method(recipe),
         "Activation ranges": {1: "min-max", 2: "histogram", 3: "the better of min-max and histogram"}[config["act_method"]],
         "Calibration": f"{len(recipe['samples'])} samples, sha256 {recipe['calibration_sha256'][:16]}",
         "Arithmetic": f"calibrated in {recipe['compute_dtype']}, exported for {recipe['export_dtype']}, on {facts.run.get('device', NOT_RECORDED)}",
@@ -48,6 +46,15 @@ def settings(facts: Facts) -> Markup:
         "Choices": f"fingerprint {recipe['fingerprint'][:16]}",
     }
     return el("dl", [[el("dt", name), el("dd", value)] for name, value in rows.items()])
+
+
+def _method(recipe: dict) -> str:
+    method = recipe["config"]["anti_method"]
+    if recipe.get("msmodelslim"):
+        return f"{method}, by msmodelslim {recipe['msmodelslim']}"
+    if method == "none":
+        return "none"
+    return f"{method}, {recipe['smoothed_groups']} groups" + (f", alpha {recipe['alpha']:g}" if recipe["alpha"] else "")
 
 
 def timings(facts: Facts) -> Markup:

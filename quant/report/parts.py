@@ -1,7 +1,7 @@
 """What the page's sections are put together from."""
 from .markup import Markup, el
 
-NO_RUN = "Not recorded: this directory holds no quant_run.json."
+NO_RUN = "Not recorded: there is no quant_run.json, or the engine of that run measures no blocks."
 NO_VERIFY = "python -m quant verify OUT --model_path SRC --json verify.json"
 TOWERS = {"vision": "Vision tower", "language": "Language model"}
 

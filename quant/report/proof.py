@@ -39,7 +39,8 @@ def verify_tiles(facts: Facts) -> list[Markup]:
     tiles = [tile("Verified", "passed" if result["passed"] else "failed", CAUSES[cause], "good" if result["passed"] else "bad")]
     if result["logits"]:
         logits = result["logits"]["export"]
-        tiles.append(tile("Same next token", percent(logits["top1"]), f"of {result['logits']['positions']} positions; KL divergence {_nats(logits['kl'])}"))
+        decided = f"{_share(logits['top1_decided'])} where float is decided" if logits["top1_decided"] is not None else f"of {result['logits']['positions']} positions"
+        tiles.append(tile("Same next token", _share(logits["top1"]), f"{decided}; KL divergence {_nats(logits['kl'])}"))
     return tiles
 
 
@@ -65,12 +66,18 @@ def verification(facts: Facts) -> Markup:
 
 def _logits_table(result: dict) -> Markup:
     logits, limits = result["logits"], result["thresholds"]
-    rows = [
-        ["KL divergence of the next token, nats", _nats(logits["export"]["kl"]), _nats(logits["rounded"]["kl"]), f"≤ {limits['kl']:g}"],
-        ["the same, worst image", _nats(logits["export"]["kl_worst"]), _nats(logits["rounded"]["kl_worst"]), ""],
-        ["Same token first", percent(logits["export"]["top1"]), percent(logits["rounded"]["top1"]), f"≥ {percent(limits['top1'])}"],
-    ]
+    measured = {  # what, key, how it is written, what is allowed
+        "KL divergence of the next token, nats": ("kl", _nats, f"≤ {limits['kl']:g}"),
+        "the same, worst image": ("kl_worst", _nats, ""),
+        "Same token first": ("top1", _share, ""),
+        f"the same, where float is decided ({logits['decided']} positions)": ("top1_decided", _share, f"≥ {percent(limits['top1'])}"),
+    }
+    rows = [[what, form(logits["export"][key]), form(logits["rounded"][key]), allowed] for what, (key, form, allowed) in measured.items()]
     return table([f"Over {logits['positions']} positions", "export", "rounded afresh", "allowed"], rows, {1, 2, 3}, class_="fitted")
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else percent(value)
 
 
 def _answers_table(agreement: float, answers: list[dict]) -> Markup:
