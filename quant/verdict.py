@@ -22,6 +22,12 @@ THRESHOLDS = {
 }
 BEHIND = 3.0  # dB by which an export must be worse than the rounded model for that to mean something
 NARROW, WIDE = 0.05, 0.5  # shares of a linear's range: seen beyond it, or needed of it, for the range to be called unsuited
+CULPRITS = {  # cause -> in words
+    "export": "the export is damaged",
+    "calibration": "the calibration does not cover these images",
+    "quantization": "the quantization costs too much",
+    "reading": "the export computes something else than its tensors say",
+}
 ADVICE = {
     "export": "the export is damaged; write it again, or look at what wrote it",
     "calibration": "the ranges of the calibration do not suit these images; calibrate with images like them, or with more",

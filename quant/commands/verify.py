@@ -7,15 +7,9 @@ from pathlib import Path
 from ..cli import boolean
 from ..config import QuantConfig
 from ..errors import QuantError, UsageError
-from ..verdict import THRESHOLDS, decibels
+from ..verdict import CULPRITS, THRESHOLDS, decibels
 
 WIDTH = 80
-CULPRITS = {
-    "export": "the export is damaged",
-    "calibration": "the calibration does not cover these images",
-    "quantization": "the quantization costs too much",
-    "reading": "the export computes something else than its tensors say",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

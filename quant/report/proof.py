@@ -1,17 +1,12 @@
 """The sections on what verify and evaluate measured."""
+from ..verdict import CULPRITS
 from .facts import Facts
 from .markup import Markup, el
 from .parts import NO_VERIFY, hint, percent, section, signed, table, tile, undone
 from .plots import interval_panel
 
 NO_EVALUATION = "python -m quant evaluate --model_path SRC --quantized OUT --data FILE --json evaluation.json"
-CAUSES = {  # verdict.py's
-    None: "no tensor is damaged, all within the thresholds",
-    "export": "the export is damaged",
-    "calibration": "the calibration does not cover these images",
-    "quantization": "the quantization costs too much",
-    "reading": "the export computes something else than its tensors say",
-}
+CAUSES = {None: "no tensor is damaged, all within the thresholds"} | CULPRITS
 
 
 def accuracy_tile(facts: Facts) -> Markup | None:
