@@ -28,6 +28,7 @@ from .output import check_space
 from .safetensors_io import SafetensorsWriter
 
 WEIGHTS, INDEX = "model", "model.safetensors.index.json"
+HEAD = "re:.*lm_head"  # vLLM has it inside the language model
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 
 
@@ -107,13 +108,13 @@ def _config(export: Export, family: Family, act: str) -> dict:
 
 
 def ignored(export: Export, family: Family) -> list[str]:
-    """Names of the linears that stay float, a tied head among them: the hub's, then those of transformers 5 that differ."""
+    """Names of the linears that stay float: the hub's, then those of transformers 5 that differ; and any head, tied or not."""
     int8 = {f"{linear}.weight" for linear in export.linear_names}
     weights = [
         name
         for name, info in export.tensors.items()
         if name.endswith(".weight") and len(info.shape) == 2 and "embed" not in name and name not in int8
     ]
-    weights.append(next(pattern for pattern in family.must_float if pattern.endswith("lm_head")) + ".weight")
+    weights = [name for name in weights if not name.endswith("lm_head.weight")]  # HEAD has it
     renamed = [new + name[len(old) :] for name in weights for old, new in family.renames if name.startswith(old)]
-    return list(dict.fromkeys(name.removesuffix(".weight") for name in weights + renamed))
+    return [*dict.fromkeys(name.removesuffix(".weight") for name in weights + renamed), HEAD]
