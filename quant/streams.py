@@ -103,18 +103,13 @@ class Streams:
         """Advances all three models past a block and measures it."""
         prefix = tower.block(index)
         groups = [group for group in tower.groups if prefix + group.linears[0] in self.int8]
-        stats = self._observe(tower, index, groups, feeds["float"])
-        rounded = {name: rounded_linear(name, self.float, relations[name], stats[group], self.export.dtype) for group in groups for name in full_names(prefix, group)}
+        watches = {group: Watch(prefix + group.linears[0], relations, integer, -(-ROWS // len(self.inputs))) for group in groups}
+        self._observe(tower, index, list(watches.values()), feeds["float"])
+        rounded = {name: rounded_linear(name, self.float, relations[name], watches[group].stats(), self.export.dtype) for group in groups for name in full_names(prefix, group)}
         if feeds["rounded"] is not None:
             with self.float.replaced(list(rounded.values())):
                 self._advance(self.float, tower, index, feeds["rounded"])
-        watches = {group: Watch(integer[prefix + group.linears[0]]) for group in groups}
-        hooks = [self.integer.linear(watch.linear.name).register_forward_pre_hook(watch) for watch in watches.values()]
-        try:
-            self._advance(self.integer, tower, index, feeds["export"])
-        finally:
-            for hook in hooks:
-                hook.remove()
+        self._advance(self.integer, tower, index, feeds["export"])
         reference = [feed.hidden for feed in feeds["float"]]
         return {
             "block": prefix[:-1],
@@ -123,7 +118,7 @@ class Streams:
             "rounded": fidelity(reference, [feed.hidden for feed in feeds["rounded"] or feeds["float"]]),
             "export": fidelity(reference, [feed.hidden for feed in feeds["export"]]),
             "linears": [
-                self._linear(name, relations[name], stats[group].rows, rounded[name], integer[name], watches[group])
+                self._linear(name, relations[name], rounded[name], integer[name], watches[group])
                 for group in groups
                 for name in full_names(prefix, group)
             ],
@@ -133,30 +128,23 @@ class Streams:
         for feed in feeds:
             feed.hidden = feed.calls[index](skeleton.block(tower, index), feed.hidden)
 
-    def _observe(self, tower: Tower, index: int, groups: list[Group], feeds: list[Feed]) -> dict[Group, Stats]:
+    def _observe(self, tower: Tower, index: int, watches: list["Watch"], feeds: list[Feed]) -> None:
         """The float model's pass. Raises QuantError where it holds NaN or Inf."""
-        observers = {group: Observer(tower.block(index) + group.linears[0], -(-ROWS // len(feeds))) for group in groups}
-        sample = 0
-        hooks = [
-            self.float.linear(observer.name).register_forward_pre_hook(lambda _, args, observer=observer: observer.update(args[0], sample))
-            for observer in observers.values()
-        ]
+        hooks = [self.float.linear(watch.name).register_forward_pre_hook(watch) for watch in watches]
         try:
-            for sample, feed in enumerate(feeds):
-                self._advance(self.float, tower, index, [feed])
+            self._advance(self.float, tower, index, feeds)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {group: observer.stats() for group, observer in observers.items()}
 
-    def _linear(self, name: str, relation: Relation, rows: Tensor, rounded, integer: Int8Linear, watch: "Watch") -> dict:
-        """A linear alone. rows: float32 [T, I] of the float model's activations."""
-        module = self.float.linear(name)
-        expected = torch.nn.functional.linear(rows, module.weight.float(), None if module.bias is None else module.bias.float())
-        folded = (rows - (0 if relation.shift is None else relation.shift)) / relation.column
-        got = {"rounded": rounded(rows), "export": integer(folded) / relation.row}
-        record = {"linear": name, **{model: fidelity([expected], [got[model]]) for model in MODELS}}
-        return record | {"clipped_share": watch.share, "range_seen": [watch.lo, watch.hi], "range_covered": list(watch.covered)}
+    def _linear(self, name: str, relation: Relation, rounded: "RoundedLinear", integer: Int8Linear, watch: "Watch") -> dict:
+        """A linear alone, on rows of the float model's activations."""
+        module, stats = self.float.linear(name), watch.stats()
+        expected = torch.nn.functional.linear(stats.rows, module.weight.float(), None if module.bias is None else module.bias.float())
+        smoothed = stats.smoothed(relation.column, relation.shift)
+        got = {"rounded": rounded(stats.rows), "export": integer(smoothed.rows) / relation.row}
+        record = {"linear": name, **{model: fidelity([expected], [got[model]]) for model in MODELS}, "clipped_share": watch.clipped_share}
+        return record | {"range_seen": [smoothed.lo.min().item(), smoothed.hi.max().item()], "range_covered": list(watch.covered)}
 
     # -- the end of the model ----------------------------------------------------------------------------------------------------------
 
@@ -201,26 +189,28 @@ class RoundedLinear:
         return self.linear((x.float() - self.shift) / self.column).to(x.dtype)
 
 
-class Watch:
-    """A hook on an int8 linear: the range of its input, and the share of it that the int8 codes do not reach."""
+class Watch(Observer):
+    """A hook on the first of a group's linears in the float model: Stats of what they read, and the share of it, folded as the export folds
+    it, that the export's int8 codes do not reach. Not of the export's own activations: one bad linear would clip in all that follow."""
 
-    def __init__(self, linear: Int8Linear):
-        self.linear = linear
-        self.lo, self.hi, self.clipped, self.count = float("inf"), float("-inf"), 0, 0
-        scale, offset = linear.input_scale.item(), linear.input_offset.item()
+    def __init__(self, name: str, relations: dict[str, Relation], integer: dict[str, Int8Linear], rows_per_sample: int):
+        super().__init__(name, rows_per_sample)
+        self.relation, self.linear, self.clipped, self.values = relations[name], integer[name], 0, 0
+        scale, offset = self.linear.input_scale.item(), self.linear.input_offset.item()
         self.covered = ((ACT_MIN - offset) * scale, (ACT_MAX - offset) * scale)
 
     def __call__(self, module, args: tuple[Tensor]) -> None:
-        x = args[0]
-        lo, hi = (value.item() for value in x.aminmax())
-        self.lo, self.hi, self.count = min(self.lo, lo), max(self.hi, hi), self.count + x.numel()
-        if lo < self.covered[0] or hi > self.covered[1]:
-            codes = torch.round(x.float() / self.linear.input_scale + self.linear.input_offset)
+        self.update(args[0], seed=self.values)
+        self.values += args[0].numel()
+        so_far = Stats(self.lo, self.hi, self.lo[None], self.count).smoothed(self.relation.column, self.relation.shift)
+        if so_far.lo.min() < self.covered[0] or so_far.hi.max() > self.covered[1]:
+            x = (args[0].float() - (0 if self.relation.shift is None else self.relation.shift)) / self.relation.column
+            codes = torch.round(x / self.linear.input_scale + self.linear.input_offset)
             self.clipped += int(((codes < ACT_MIN) | (codes > ACT_MAX)).sum())
 
     @property
-    def share(self) -> float:
-        return self.clipped / max(self.count, 1)
+    def clipped_share(self) -> float:
+        return self.clipped / self.values
 
 
 def fidelity(expected: list[Tensor], got: list[Tensor]) -> dict[str, float]:

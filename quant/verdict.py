@@ -5,7 +5,7 @@ Asked in this order, the first yes decides:
     (passed)       is the export within every threshold?
     calibration    is a linear's input clipped beyond the threshold? Its range was taken from images unlike these.
     quantization   does the rounded model miss the thresholds too, or is the export hardly worse? Then W8A8 with this folding is what costs.
-    calibration    has a linear that is worse than rounded a range that is too narrow or too wide for these images?
+    calibration    have all linears that are worse than rounded a range that is too narrow or too wide for these images?
     reading        the tensors are right, the ranges suit, W8A8 suffices, and still the export computes something else.
 
 The thresholds were chosen on what docs/verify.md lists: well above what W8A8 costs models that keep their accuracy, far below what damage does.
@@ -63,8 +63,8 @@ def judge(report: dict) -> tuple[str | None, list[str]]:
     worse = [entry for entry in report["blocks"] + linears(report) if decibels(entry, "export") < decibels(entry, "rounded") - BEHIND]
     if missed_thresholds(report, "rounded") or not worse:
         return "quantization", missed
-    unsuited = [misfit for entry in worse if "linear" in entry and (misfit := range_misfit(entry))]
-    return ("calibration", unsuited + missed) if unsuited else ("reading", missed)
+    unsuited = [range_misfit(entry) for entry in worse if "linear" in entry]
+    return ("calibration", unsuited + missed) if unsuited and all(unsuited) else ("reading", missed)
 
 
 def missed_thresholds(report: dict, model: str) -> list[str]:

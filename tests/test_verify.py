@@ -1,0 +1,367 @@
+"""verify: damage is found and named, intact exports are left alone, and a failure is put where it belongs."""
+
+import json
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import exports
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from quant import ascend, runtime, verdict
+from quant.calibrator import Calibrator
+from quant.checkpoint import Checkpoint
+from quant.cli import main
+from quant.config import QuantConfig
+from quant.families import family_of
+from quant.images import open_image
+from quant.int8 import quantize_linear
+from quant.streams import Streams, fidelity
+from quant.verify import audit_values, check_format, compared_positions, follow, verify
+
+QWEN, LLAVA = ("qwen2_vl", "bfloat16"), ("llava", "float16")
+PARTS = ascend.INT8_PARTS
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return exports.Exports(tmp_path_factory.mktemp("verify"))
+
+
+# ---- damage, found without a run
+
+
+def audit(source, directory) -> dict[str, str]:
+    """Damaged tensor -> problem."""
+    checkpoint, export = Checkpoint(source), ascend.read(directory)
+    findings = check_format(checkpoint, export)
+    findings += audit_values(checkpoint, export, family_of(checkpoint.config, source), {finding.tensor for finding in findings})
+    return {finding.tensor: finding.problem for finding in findings}
+
+
+def times(name: str, index, factor: float):
+    def change(tensors):
+        tensor = tensors[name].clone()
+        if tensor.dtype == torch.int64:  # deq_scale of a float16 model
+            value = runtime.unpack_deq_scale(tensor).clone()
+            value[index] *= factor
+            tensor = ascend.pack_deq_scale(value, torch.float16)
+        else:
+            tensor[index] = (tensor[index].double() * factor).to(tensor.dtype)
+        tensors[name] = tensor
+
+    return change
+
+
+def plus(name: str, index, value: float):
+    def change(tensors):
+        tensors[name] = tensors[name].clone()
+        tensors[name][index] += value
+
+    return change
+
+
+def swapped(one: str, other: str, parts=PARTS):
+    def change(tensors):
+        for part in parts:
+            tensors[f"{one}.{part}"], tensors[f"{other}.{part}"] = tensors[f"{other}.{part}"], tensors[f"{one}.{part}"]
+
+    return change
+
+
+def transposed(name: str):
+    return lambda tensors: tensors.update({name: tensors[name].T.contiguous()})
+
+
+def other_dtype(name: str):
+    def change(tensors):
+        tensor = tensors[name]
+        tensors[name] = runtime.unpack_deq_scale(tensor) if tensor.dtype == torch.int64 else ascend.pack_deq_scale(tensor, torch.float16)
+
+    return change
+
+
+def code(name: str, row: int, column: int):
+    """One int8 code far from what it was."""
+
+    def change(tensors):
+        tensors[name] = tensors[name].clone()
+        tensors[name][row, column] += 60 if tensors[name][row, column] < 0 else -60
+
+    return change
+
+
+V, L, C = "visual.blocks.1.", "model.layers.1.", "language_model.model.layers.1."
+ATTN, CATTN = f"{L}self_attn.", f"{C}self_attn."
+DAMAGE = {
+    "one weight scale": (QWEN, times(f"{ATTN}q_proj.weight_scale", 3, 1.1), {f"{ATTN}q_proj.weight_scale": "wrong in row 3"}),
+    "one scale of a folded row": (QWEN, times(f"{ATTN}v_proj.weight_scale", 5, 1.2), {f"{ATTN}v_proj.weight_scale": "wrong in row 5"}),
+    "all weight scales": (QWEN, times(f"{ATTN}q_proj.weight_scale", slice(None), 1.1), {f"{ATTN}q_proj.weight_scale": "256 of 256"}),
+    "one deq_scale": (QWEN, times(f"{ATTN}k_proj.deq_scale", 7, 0.9), {f"{ATTN}k_proj.deq_scale": "row 7"}),
+    "one deq_scale of a float16 model": (LLAVA, times(f"{CATTN}k_proj.deq_scale", 7, 0.9), {f"{CATTN}k_proj.deq_scale": "row 7"}),
+    "an input_scale": (QWEN, times(f"{ATTN}q_proj.input_scale", 0, 1.5), {f"{ATTN}q_proj.input_scale": "in most rows"}),
+    "an input_offset": (QWEN, plus(f"{ATTN}k_proj.input_offset", 0, 3), {f"{ATTN}k_proj.input_offset": "quant_bias fits"}),
+    "one bias": (QWEN, times(f"{ATTN}q_proj.bias", 3, 2.0), {f"{ATTN}q_proj.bias": "row 3"}),
+    "one bias of a fused qkv": (QWEN, times(f"{V}attn.qkv.bias", -5, 2.0), {f"{V}attn.qkv.bias": "row 475"}),
+    "one quant_bias": (QWEN, plus(f"{ATTN}q_proj.quant_bias", 9, 5000), {f"{ATTN}q_proj.quant_bias": "row 9"}),
+    "one quant_bias without a bias": (LLAVA, plus(f"{CATTN}q_proj.quant_bias", 9, 5000), {f"{CATTN}q_proj.quant_bias": "row 9"}),
+    "no quant_bias": (LLAVA, times(f"{CATTN}q_proj.quant_bias", slice(None), 0), {f"{CATTN}q_proj.quant_bias": "fits"}),
+    "q and k swapped": (LLAVA, swapped(f"{CATTN}q_proj", f"{CATTN}k_proj"), {f"{CATTN}q_proj.weight": "is language_model.model.layers.1.self_attn.k_proj", f"{CATTN}k_proj.weight": "self_attn.q_proj"}),
+    "weights of q and k swapped": (LLAVA, swapped(f"{CATTN}q_proj", f"{CATTN}k_proj", ["weight"]), {f"{CATTN}q_proj.weight": "k_proj", f"{CATTN}k_proj.weight": "q_proj"}),
+    "q and k of other shapes swapped": (
+        QWEN,
+        swapped(f"{ATTN}q_proj", f"{ATTN}k_proj"),
+        {f"{ATTN}q_proj.weight": f"which is the shape of {ATTN}k_proj.weight", f"{ATTN}k_proj.weight": f"which is the shape of {ATTN}q_proj.weight"},
+    ),
+    "blocks swapped": (QWEN, swapped(f"{ATTN}q_proj", "model.layers.0.self_attn.q_proj", [*PARTS, "bias"]), {f"{ATTN}q_proj.weight": "is model.layers.0", "model.layers.0.self_attn.q_proj.weight": "is model.layers.1"}),
+    "gate and up swapped": (QWEN, swapped(f"{L}mlp.gate_proj", f"{L}mlp.up_proj"), {f"{L}mlp.gate_proj.weight": "is model.layers.1.mlp.up_proj", f"{L}mlp.up_proj.weight": "mlp.gate_proj"}),
+    "q, k and v of a fused qkv in another order": (
+        QWEN,
+        lambda t: t.update({f"{V}attn.qkv.weight": torch.cat([t[f"{V}attn.qkv.weight"][160:320], t[f"{V}attn.qkv.weight"][:160], t[f"{V}attn.qkv.weight"][320:]])}),
+        {f"{V}attn.qkv.weight": "row 0 is the source's row 160"},
+    ),
+    "a square weight transposed": (QWEN, transposed(f"{ATTN}o_proj.weight"), {f"{ATTN}o_proj.weight": "is the transpose"}),
+    "a square weight after a norm transposed": (QWEN, transposed(f"{ATTN}q_proj.weight"), {f"{ATTN}q_proj.weight": "is the transpose"}),
+    "a weight transposed": (QWEN, transposed(f"{L}mlp.gate_proj.weight"), {f"{L}mlp.gate_proj.weight": "it is transposed"}),
+    "a float weight transposed": (LLAVA, transposed("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"), {"vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": "is the transpose"}),
+    "deq_scale of a float16 model's dtype": (QWEN, other_dtype(f"{ATTN}q_proj.deq_scale"), {f"{ATTN}q_proj.deq_scale": "is int64, servers of bfloat16 models read float32"}),
+    "deq_scale of a bfloat16 model's dtype": (LLAVA, other_dtype(f"{CATTN}q_proj.deq_scale"), {f"{CATTN}q_proj.deq_scale": "is float32, servers of float16 models read int64"}),
+    "one channel of an RMSNorm": (QWEN, times(f"{L}input_layernorm.weight", 7, 1.5), {f"{L}input_layernorm.weight": "channel 7"}),
+    "a sign in an RMSNorm": (LLAVA, times(f"{C}post_attention_layernorm.weight", 7, -1), {f"{C}post_attention_layernorm.weight": "channel 7"}),
+    "one channel of a LayerNorm's bias": (QWEN, plus(f"{V}norm1.bias", 7, 0.3), {f"{V}norm1.bias": "channel 7"}),
+    "one int8 code": (QWEN, code(f"{L}mlp.gate_proj.weight", 3, 4), {f"{L}mlp.gate_proj.weight": "in row 3"}),
+    "one value of a float linear": (QWEN, times(f"{L}mlp.down_proj.weight", (3, 5), 1.5), {f"{L}mlp.down_proj.weight": "1 of 81920"}),
+    "one value outside the blocks": (QWEN, plus("visual.merger.mlp.0.bias", 3, 1.0), {"visual.merger.mlp.0.bias": "1 of 640"}),
+    "a block without effect": (LLAVA, times("vision_tower.vision_model.encoder.layers.2.mlp.fc1.bias", 3, 3.0), {"vision_tower.vision_model.encoder.layers.2.mlp.fc1.bias": "1 of"}),
+    "a missing tensor": (QWEN, lambda t: t.pop(f"{ATTN}q_proj.quant_bias"), {f"{ATTN}q_proj.quant_bias": "is missing"}),
+    "an unknown tensor": (QWEN, lambda t: t.update({"model.norm.bias": torch.zeros(256)}), {"model.norm.bias": "neither the source's"}),
+    "two at once": (QWEN, lambda t: (times(f"{ATTN}q_proj.bias", 3, 2.0)(t), transposed("model.layers.0.self_attn.o_proj.weight")(t)), {f"{ATTN}q_proj.bias": "row 3", "model.layers.0.self_attn.o_proj.weight": "transpose"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_found_and_named(made, tmp_path, name):
+    (family, dtype), change, expected = DAMAGE[name]
+    directory = exports.copy(made(family, dtype), tmp_path / "out")
+    exports.edit_tensors(directory, change)
+    found = audit(made.source(family, dtype), directory)
+    assert {tensor: expected[tensor] in problem for tensor, problem in found.items() if tensor in expected} == dict.fromkeys(expected, True), found
+    # Another shape of the weight brings another shape of the bias; nothing else may be accused.
+    assert all(tensor in expected or tensor.removesuffix("bias") + "weight" in expected for tensor in found), found
+
+
+INTACT = [
+    ("qwen2_vl", "bfloat16", dict(anti_method="m4")),
+    ("qwen2_vl", "float32", dict(anti_method="m2")),
+    ("qwen2_vl", "float16", dict(anti_method="m4", disable_names=(), act_method=3)),
+    ("qwen2_vl", "bfloat16", dict(anti_method="m2", disable_names=("*q_proj", "*k_proj", "*v_proj", "*.layers.0.*"))),
+    ("llava", "float16", dict(anti_method="none")),
+    ("llava", "bfloat16", dict(anti_method="m4", disable_names=(), dtype="float16")),
+    ("qwen2_5_vl", "bfloat16", dict(anti_method="m4")),
+]
+
+
+@pytest.mark.parametrize("family,dtype,choices", INTACT)
+def test_intact_exports_are_left_alone(made, tmp_path, family, dtype, choices):
+    calibrator = Calibrator(made.source(family, dtype), QuantConfig(dev_type="cpu", **choices), made.images).run(tmp_path)
+    calibrator.save(tmp_path / "out", ["mindie"])
+    assert audit(made.source(family, dtype), tmp_path / "out") == {}
+
+
+# ---- the three models
+
+
+@pytest.mark.parametrize("family,dtype", [QWEN, LLAVA])
+@torch.inference_mode()
+def test_streamed_equals_whole_models(made, family, dtype):
+    """Block after block, the float model and the export give what the whole models give, bit for bit."""
+    checkpoint, export = Checkpoint(made.source(family, dtype)), ascend.read(made(family, dtype))
+    (float_model, encoder), (int8_model, _) = runtime.load_float(checkpoint.dir), runtime.load(export.dir)
+    described = family_of(checkpoint.config, checkpoint.dir)
+    inputs = encoder(open_image(next(made.images.iterdir())), described.prompt)
+    streams = Streams(checkpoint, export, described, "cpu", [inputs])
+    records = [record for tower in described.towers for record in streams.run_tower(tower)]
+    keep = compared_positions(inputs, checkpoint.config)
+    ((_, logits),) = streams.logits([keep])
+    assert torch.equal(logits["float"], float_model(**inputs).logits[0, keep])
+    assert torch.equal(logits["export"], int8_model(**inputs).logits[0, keep])
+    assert not torch.equal(logits["rounded"], logits["float"])
+    assert [entry["linear"] for record in records for entry in record["linears"]] == export.linear_names
+    for record in records:  # calibrated on this very image: the export is as good as what is rounded afresh
+        assert record["export"]["snr_db"] > record["rounded"]["snr_db"] - 1
+
+
+def test_fidelity():
+    rng = np.random.default_rng(0)
+    y = [rng.normal(size=(count, 8)) * rng.uniform(1, 100, (count, 1)) for count in (3, 5)]
+    got = [tensor + rng.normal(size=tensor.shape) for tensor in y]
+    ratios = [((b - a) ** 2).sum() / (a**2).sum() for one, other in zip(y, got) for a, b in zip(one, other)]
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for one, other in zip(y, got) for a, b in zip(one, other)]
+    result = fidelity([torch.tensor(tensor)[None] for tensor in y], [torch.tensor(tensor)[None] for tensor in got])
+    assert result["snr_db"] == pytest.approx(-10 * math.log10(np.mean(ratios)), rel=1e-5)
+    assert result["cosine"] == pytest.approx(np.mean(cosines), rel=1e-5)
+    assert fidelity([torch.ones(2, 3)], [torch.ones(2, 3)])["snr_db"] == 200
+    assert math.isnan(fidelity([torch.ones(2, 3)], [torch.full((2, 3), torch.nan)])["snr_db"])
+
+
+def test_positions_and_answers():
+    inputs = {"input_ids": torch.tensor([[1, 9, 9, 2, 3, 4]]), "attention_mask": torch.ones(1, 6, dtype=torch.long), "pixel_values": torch.zeros(2)}
+    assert compared_positions(inputs, {"image_token_id": 9}).tolist() == [3, 4, 5]
+    longer = follow(inputs, torch.tensor([7, 8]))
+    assert longer["input_ids"].tolist() == [[1, 9, 9, 2, 3, 4, 7, 8]] and longer["attention_mask"].shape == (1, 8)
+    assert compared_positions(longer, {"image_token_index": 9}).tolist() == [3, 4, 5, 6, 7]
+    assert inputs["input_ids"].shape == (1, 6)
+
+
+# ---- the command
+
+
+def run(made, directory, family=QWEN, *words):
+    return main(["verify", str(directory), "--model_path", str(made.source(*family)), "--images", str(made.images), "--tokens", "4", "--device_type", "cpu", *map(str, words)])
+
+
+def test_a_good_export_passes(made, tmp_path, capsys):
+    assert run(made, made(*QWEN), QWEN, "--json", tmp_path / "v.json") == 0
+    printed = capsys.readouterr().out
+    assert "passed" in printed and max(map(len, printed.splitlines())) <= 80
+    report = json.loads((tmp_path / "v.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert report["passed"] and report["findings"] == [] and report["verdict"]["cause"] is None
+    assert [block["block"] for block in report["blocks"]] == ["visual.blocks.0", "visual.blocks.1", "model.layers.0", "model.layers.1"]
+    for model in ("export", "rounded"):
+        assert report["logits"][model]["kl"] < 0.1
+    (answer,) = report["free_running"]["answers"]
+    assert 0 <= answer["same_from_start"] <= answer["tokens"] <= 4
+
+
+@pytest.mark.parametrize("name", ["one weight scale", "one bias", "q and k swapped", "deq_scale of a float16 model's dtype", "a square weight transposed"])
+def test_a_damaged_export_fails_by_name(made, tmp_path, capsys, name):
+    family, change, expected = DAMAGE[name]
+    directory = exports.copy(made(*family), tmp_path / "out")
+    exports.edit_tensors(directory, change)
+    assert run(made, directory, family, "--json", tmp_path / "v.json") == 1
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed and "the export is damaged" in printed
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["verdict"]["cause"] == "export"
+    for tensor in expected:
+        assert tensor in printed and tensor in {finding["tensor"] for finding in report["findings"]}
+    if name == "a square weight transposed":  # what it costs is measured too, where a server would run it
+        (linear,) = expected
+        assert report["verdict"]["first_bad_linear"] == linear.removesuffix(".weight")
+        bad = next(entry for block in report["blocks"] for entry in block["linears"] if entry["linear"] == linear.removesuffix(".weight"))
+        assert bad["export"]["snr_db"] < 3 and bad["rounded"]["snr_db"] > 20
+
+
+def test_ranges_too_narrow_for_the_images_are_the_calibrations_fault(made, tmp_path, capsys):
+    """Every tensor of the linear is consistent; only its range is a tenth of what it should be."""
+    directory = exports.copy(made(*QWEN), tmp_path / "out")
+
+    def change(tensors):
+        for name in (f"{ATTN}q_proj", f"{ATTN}k_proj", f"{ATTN}v_proj"):
+            scale, offset = tensors[f"{name}.input_scale"] / 10, tensors[f"{name}.input_offset"]
+            weight = tensors[f"{name}.weight"].float() * tensors[f"{name}.weight_scale"]
+            linear = quantize_linear(name, weight, tensors[f"{name}.bias"].float(), (-128 - offset[0]) * scale[0], (127 - offset[0]) * scale[0], torch.bfloat16)
+            tensors.update(ascend.linear_tensors(linear, torch.bfloat16))
+
+    exports.edit_tensors(directory, change)
+    assert run(made, directory, QWEN, "--json", tmp_path / "v.json") == 1
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["findings"] == [] and report["verdict"]["cause"] == "calibration"
+    assert f"{ATTN}q_proj" in report["verdict"]["reasons"][0]
+    assert "clipped" in capsys.readouterr().out
+
+
+def test_a_wrong_reading_is_not_blamed_on_the_quantization(made, tmp_path, monkeypatch, capsys):
+    """The tensors are right; what computes with them takes the scales of the rows in another order."""
+    forward = runtime.Int8Linear.forward
+
+    def confused(self, x):
+        return forward(SimpleNamespace(dtype=self.dtype, **{**self._buffers, "deq_scale": self.deq_scale.flip(0) * 2}), x)
+
+    monkeypatch.setattr(runtime.Int8Linear, "forward", confused)
+    assert run(made, made(*QWEN), QWEN, "--json", tmp_path / "v.json") == 1
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["findings"] == [] and report["verdict"]["cause"] == "reading"
+    assert report["verdict"]["first_bad_block"] == "visual.blocks.0" and report["verdict"]["first_bad_linear"] == "visual.blocks.0.attn.qkv"
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--threshold", "kl"], "--threshold kl: '' is not a number"),
+        (["--threshold", "klx=1"], "names are kl, top1, snr, clipped"),
+        (["--json", "/nowhere/v.json"], "--json /nowhere/v.json: no such directory"),
+        (["--tokens", "-1"], "--tokens -1: 0 or more"),
+    ],
+)
+def test_bad_requests_are_one_line(made, capsys, words, message):
+    assert run(made, made(*QWEN), QWEN, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_wrong_source_is_refused(made, capsys):
+    assert run(made, made(*QWEN), LLAVA) == 2
+    assert "one must be made from the other" in capsys.readouterr().err
+
+
+def test_thresholds_decide(made, capsys):
+    assert run(made, made(*QWEN), QWEN, "--threshold", "snr=60", "kl=0.5") == 1
+    assert "at least 60 are asked for" in capsys.readouterr().out
+
+
+# ---- the verdict
+
+
+def report_of(export=30.0, rounded=30.0, kl=(0.01, 0.01), clipped=0.0, seen=(-1.0, 1.0), covered=(-1.0, 1.0), findings=()):
+    entry = {"export": {"snr_db": export}, "rounded": {"snr_db": rounded}}
+    linear = {"linear": "l", **entry, "clipped_share": clipped, "range_seen": seen, "range_covered": covered}
+    logits = {model: {"kl": value, "top1_decided": 1.0} for model, value in zip(("export", "rounded"), kl)}
+    limits = {name: limit for name, (limit, _) in verdict.THRESHOLDS.items()}
+    return {"findings": list(findings), "blocks": [{"block": "b", **entry, "linears": [linear]}], "logits": logits, "thresholds": limits}
+
+
+@pytest.mark.parametrize(
+    "facts,cause",
+    [
+        (dict(), None),
+        (dict(findings=[{"tensor": "t", "problem": "p"}]), "export"),
+        (dict(clipped=0.02), "calibration"),
+        (dict(kl=(0.5, 0.4)), "quantization"),
+        (dict(kl=(0.5, 0.01), export=5.0), "reading"),
+        (dict(kl=(math.nan, 0.01), export=None), "reading"),
+        (dict(kl=(0.11, 0.09), export=29.0), "quantization"),  # hardly worse than rounding afresh
+        (dict(kl=(0.5, 0.01), export=5.0, seen=(-2.0, 1.0)), "calibration"),  # outliers that a share of all values hides
+        (dict(kl=(0.5, 0.01), export=5.0, seen=(-0.1, 0.1)), "calibration"),
+        (dict(export=9.0, rounded=9.5), "quantization"),
+    ],
+)
+def test_verdict(facts, cause):
+    assert verdict.verdict(report_of(**facts))["cause"] == cause
+
+
+def test_infinities_do_not_reach_json():
+    assert verdict.without_infinities({"a": [math.nan, 1.0, {"b": -math.inf}]}) == {"a": [None, 1.0, {"b": None}]}
+
+
+def test_shares_nothing_with_what_made_the_export():
+    code = "import sys, quant.verify; print(*(name for name in sys.modules if name.startswith('quant.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"quant.calibrator", "quant.block", "quant.m2", "quant.m4", "quant.smoothing", "quant.ranges"} & set(loaded)
+
+
+def test_quantization_needs_no_tensor_of_the_export(tmp_path):
+    """The rounded model is the same, whatever scales the export holds: else it could not tell a bad export from bad quantization."""
+    source = tiny.make(tmp_path / "src", "qwen2_vl", blocks=(1, 1))
+    images = tiny.make_images(tmp_path / "images", 1)
+    Calibrator(source, QuantConfig(anti_method="m2", dev_type="cpu"), images).run(tmp_path).save(tmp_path / "good")
+    bad = exports.copy(tmp_path / "good", tmp_path / "bad")
+    exports.edit_tensors(bad, lambda t: [times(name, slice(None), 3.0)(t) for name in list(t) if name.endswith(("deq_scale", "input_scale", "quant_bias"))])
+    reports = [verify(directory, source, QuantConfig(dev_type="cpu"), images, tokens=0) for directory in (tmp_path / "good", bad)]
+    assert [block["rounded"] for block in reports[0]["blocks"]] == [block["rounded"] for block in reports[1]["blocks"]]
+    assert reports[0]["passed"] and not reports[1]["passed"]
+    assert reports[1]["logits"]["export"]["kl"] > 10 * reports[1]["logits"]["rounded"]["kl"]
