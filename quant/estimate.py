@@ -32,32 +32,26 @@ def dry_run(calibrator: Calibrator) -> None:
     for line in decisions_table(plan):
         say("  " + line)
     say()
-    say(f"smoothed {len(plan.smoothed)} groups by {plan.anti_method}")
+    by = plan.anti_method if calibrator.config.engine == "native" else f"{plan.anti_method}, of which {calibrator.config.engine} takes what it finds"
+    say(f"smoothed {len(plan.smoothed)} groups by {by}")
     for line in _groups(calibrator):
         say("  " + line)
     say()
     int8, total = multiply_adds(calibrator)
-    free = _free(calibrator)
     say(f"int8     {int8 / total:.1%} of the multiply-adds")
     say(f"memory   about {size(memory(calibrator))}")
-    say(f"disk     {size(export_bytes(calibrator))} for the result, {free}")
+    say(f"disk     {size(export_bytes(calibrator))} for the result, besides the source's {size(calibrator.checkpoint.nbytes)}")
     say(f"time     about {duration(seconds(calibrator))}")
 
 
 def _groups(calibrator: Calibrator) -> list[str]:
-    lines = []
-    if calibrator.plan.anti_method == "none":
-        return lines
-    for tower in calibrator.family.towers:
-        for group in tower.groups:
-            count = sum(calibrator.plan.int8_group(tower, index, group) for index in range(tower.used(calibrator.checkpoint.config)))
-            if group.source and count:
-                lines.append(f"{count:>3} x {tower.prefix}*.{group.source} -> {', '.join(group.linears)}")
+    lines, plan = [], calibrator.plan
+    for tower in calibrator.family.towers if plan.anti_method != "none" else ():
+        blocks = range(tower.used(calibrator.checkpoint.config))
+        counts = {group: sum(plan.int8_group(tower, index, group) for index in blocks) for group in tower.groups if group.source}
+        lines += [f"{tower.prefix}*"] * any(counts.values())
+        lines += [f"{count:>3} x {group.source} -> {', '.join(group.linears)}" for group, count in counts.items() if count]
     return lines
-
-
-def _free(calibrator: Calibrator) -> str:
-    return f"besides the source's {size(calibrator.checkpoint.nbytes)}, which stays"
 
 
 def _block_bytes(calibrator: Calibrator) -> dict[str, int]:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from .calibrator import Calibrator, peak_memory
 from .console import duration, size
+from .family import Tower
 from .plan import Plan
 from .workload import multiply_adds
 
@@ -47,12 +48,34 @@ def summary(calibrator: Calibrator, target: Path) -> None:
 
 
 def decisions_table(plan: Plan) -> list[str]:
-    """One aligned line per kind of linear: blocks that are treated alike are one line, with their number."""
-    kinds: dict[tuple, int] = {}
+    """Every linear's decision within 80 columns: per tower a line for all blocks that are treated alike, reasons as footnotes."""
+    rows: dict[str, dict[tuple, list[int]]] = {}
     for decision in plan.decisions.values():
         block = plan.family.block_of(decision.name)
-        name = decision.name if block is None else f"{block[0].prefix}*{decision.name[len(block[0].block(block[1])) - 1 :]}"
-        key = (name, decision.shape, decision.int8, decision.why)
-        kinds[key] = kinds.get(key, 0) + 1
-    width = max(len(name) for name, *_ in kinds)
-    return [f"{name:<{width}}  {count:>3} x {shape[0]:>6} x {shape[1]:<6} {'int8 ' if int8 else 'float'}  {'' if int8 else why}".rstrip() for (name, shape, int8, why), count in kinds.items()]
+        title, linear, index = ("outside the blocks", decision.name, 0) if block is None else _in_tower(decision.name, *block)
+        rows.setdefault(title, {}).setdefault((linear, decision.shape, decision.int8, decision.why), []).append(index)
+    reasons = list(dict.fromkeys(why for group in rows.values() for _, _, int8, why in group if not int8))
+    lines = []
+    for title, group in rows.items():
+        lines.append(title)
+        blocks = max(len(indices) for indices in group.values())
+        for (linear, shape, int8, why), indices in group.items():
+            kind = "int8" if int8 else f"float [{reasons.index(why) + 1}]"
+            some = "" if len(indices) == blocks else f"  blocks {spans(indices)}"
+            lines.append(f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{some}")
+    return lines + [f"[{number + 1}] {why}" for number, why in enumerate(reasons)]
+
+
+def _in_tower(name: str, tower: Tower, index: int) -> tuple[str, str, int]:
+    return f"{tower.prefix}*", name.removeprefix(tower.block(index)), index
+
+
+def spans(indices: list[int]) -> str:
+    """[0, 1, 2, 7] -> "0-2, 7"."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -66,10 +66,17 @@ def test_mindie_format(world):
 def test_dry_run_decides_and_writes_nothing(world, capsys):
     assert world.run("--dry_run") == 0
     text = capsys.readouterr().out
-    for expected in (r"visual\.blocks\.\*\.mlp\.fc2 .* float  MindIE's vision kernel", r"self_attn\.q_proj .* int8", r"lm_head .* float  servers load",
-                     r"12 groups by m4", r"2 x model\.layers\.\*\.input_layernorm -> self_attn\.q_proj", r"memory +about", r"disk +4\.\d+ MB", r"time +about"):  # fmt: skip
+    for expected in (r"visual\.blocks\.\*\n .*attn\.qkv +2 x +480 x 160 +int8\n", r"mlp\.fc2 +2 x .* float \[1\]", r"\[1\] MindIE's vision kernel takes fc2 in float",
+                     r"lm_head +1 x .* float \[(\d)\](.|\n)*\[\1\] servers load the head", r"12 groups by m4", r"2 x input_layernorm -> self_attn\.q_proj, self_attn\.k", r"memory +about", r"disk +4\.\d+ MB", r"time +about"):  # fmt: skip
         assert re.search(expected, text), expected
+    assert max(map(len, text.splitlines())) <= 80
     assert not world.out.parent.exists()
+
+
+def test_dry_run_names_the_blocks_that_differ(world, capsys):
+    assert world.run("--dry_run", "--disable_names", "model.layers.1.mlp.*") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"mlp\.gate_proj +1 x +320 x 256 +int8  blocks 0\n", text) and re.search(r"mlp\.gate_proj +1 x +320 x 256 +float \[\d\]  blocks 1\n", text)
 
 
 @pytest.mark.parametrize(
