@@ -184,7 +184,7 @@ def ask(name: str, model, data: QuestionSet, results: Results, reporter: Reporte
             answers.predictions.append(prediction)
             answers.seconds += seconds
             advance()
-            if (number + 1) * 10 // len(asked) > number * 10 // len(asked):
+            if old < len(asked) and (number + 1) * 10 // len(asked) > number * 10 // len(asked):
                 reporter.line(f"{name:<10} {number + 1:>5} of {len(asked)}   {duration(time.perf_counter() - start)}")
     answers.troubles = dict(getattr(model, "troubles", {}))
     return answers

@@ -148,7 +148,7 @@ def test_scores_and_flips(desktop):
     assert rows == [["Right answers", "float", "int8", "change", "of"], ["even", "20", "19", "−1", "20"], ["odd", "19", "18", "−1", "20"], ["Right", "39", "37", "−2", "40"]]
     assert len(texts(desktop, "#accuracy .flips tbody tr")) == 4
     tile = desktop.run("return document.querySelector('.tile.bad').textContent")
-    assert "97.5 → 92.5\u00a0%" in tile and "−5.00 points, more than the 1 allowed" in tile
+    assert "Accuracy, %97.5 → 92.5" in tile and "−5.00 points, more than the 1 allowed" in tile
     assert "not of this directory" not in desktop.run("return document.body.textContent")
 
 

@@ -14,11 +14,11 @@ def accuracy_tile(facts: Facts) -> Markup | None:
         return None
     shares = [_all(side)["right"] / _all(side)["of"] for side in facts.evaluation["sides"]]
     if len(shares) == 1:
-        return tile("Accuracy", percent(shares[0]), f"{facts.evaluation['sides'][0]['name']}, nothing to compare with")
+        return tile("Accuracy, %", f"{100 * shares[0]:.1f}", f"{facts.evaluation['sides'][0]['name']}, nothing to compare with")
     difference = facts.evaluation["difference"]
     passed = facts.evaluation["passed"]
     verdict = f"{signed(difference['points'], '.2f')} points, {'more than' if difference['exceeded'] else 'within'} the {difference['max_drop']:g} allowed"
-    return tile("Accuracy", f"{100 * shares[0]:.1f} → {percent(shares[1])}", verdict, "good" if passed else "bad")
+    return tile("Accuracy, %", f"{100 * shares[0]:.1f} → {100 * shares[1]:.1f}", verdict, "good" if passed else "bad")
 
 
 def _all(side: dict) -> dict:
@@ -118,7 +118,7 @@ def difference_figure(difference: dict) -> Markup:
     low, high = difference["interval"]
     text = (
         f"Difference {signed(difference['points'], '.2f')} points, {percent(difference['level'], 0)} confidence interval {signed(low, '.2f')} to {signed(high, '.2f')} "
-        f"(paired bootstrap); {difference['lost']} answers lost, {difference['gained']} gained. Shaded: a drop of more than {difference['max_drop']:g}, which --max_drop does not allow."
+        f"(paired bootstrap). Answers lost: {difference['lost']}, gained: {difference['gained']}. Shaded: a drop of more than {difference['max_drop']:g}, which --max_drop does not allow."
     )
     return el("figure", interval_panel(difference["points"], low, high, difference["max_drop"]), el("figcaption", el("span", text)), class_="difference")
 
@@ -132,4 +132,4 @@ def flips_table(result: dict) -> Markup | None:
         [flip["where"].replace("\\", "/").rpartition("/")[2], flip["prompt"], " or ".join(flip["answers"]), *map(said, flip["predictions"]), "lost" if flip["lost"] else "gained"]
         for flip in result["flips"]
     ]
-    return el("details", el("summary", f"{len(rows)} answers that flipped"), table(["Question", "Prompt", "Wanted", *names, ""], rows, class_="flips"))
+    return el("details", el("summary", f"Answers that flipped: {len(rows)}"), table(["Question", "Prompt", "Wanted", *names, ""], rows, class_="flips"))
