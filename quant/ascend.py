@@ -11,6 +11,7 @@ Two layouts of the same tensors. "ascendV1": one directory for MindIE and vLLM-A
 first; formats.py makes the other from it.
 """
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from . import config_json
 from .checkpoint import Checkpoint
 from .errors import QuantError, UsageError
 from .int8 import QLinear
-from .output import DIR_MODE, FILE_MODE
+from .output import DIR_MODE, FILE_MODE, replace_file
 from .plan import Plan
 from .safetensors_io import SafetensorsWriter, TensorInfo, read_header, read_tensor
 
@@ -69,7 +70,7 @@ def export_layout(checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype) -> dic
     layout = {}
     for name in sorted(checkpoint.tensors, key=position):
         info, linear = checkpoint.tensors[name], name.removesuffix(".weight")
-        if name == linear or linear not in plan.int8_names:
+        if exported_names(name, plan) == [name]:
             layout[name] = (dtype if info.dtype.is_floating_point else info.dtype, info.shape)
             continue
         outputs = info.shape[0]
@@ -79,13 +80,20 @@ def export_layout(checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype) -> dic
     return layout
 
 
+def exported_names(name: str, plan: Plan) -> list[str]:
+    """What the hub tensor `name` becomes in the export: several tensors for the weight of an int8 linear, else itself."""
+    linear = name.removesuffix(".weight")
+    return [f"{linear}.{part}" for part in INT8_PARTS] if linear != name and linear in plan.int8_names else [name]
+
+
 class ExportWriter:
     """Writes an export into `directory`, which must be empty or absent; every tensor of export_layout once, in any order.
 
-    part_bytes: the size above which a further weight file is begun. finish() writes what stands beside the weights.
+    part_bytes: the size above which a further weight file is begun. done: hub tensors that an earlier writer of the same export has
+    brought to the disk. finish() writes what stands beside the weights.
     """
 
-    def __init__(self, directory: Path, checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype, part_bytes: int):
+    def __init__(self, directory: Path, checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype, part_bytes: int, done: Iterable[str] = ()):
         self.dir, self.checkpoint, self.plan, self.dtype = directory, checkpoint, plan, dtype
         directory.mkdir(parents=True, mode=DIR_MODE, exist_ok=True)
         self.layout = export_layout(checkpoint, plan, dtype)
@@ -99,9 +107,10 @@ class ExportWriter:
             parts[-1][name] = (kind, shape)
             size += nbytes
         names = [f"{WEIGHTS}.safetensors"] if len(parts) == 1 else [f"{WEIGHTS}-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
-        self.files = [SafetensorsWriter(directory / name, part) for name, part in zip(names, parts)]
+        written = {part for name in done for part in exported_names(name, plan)}
+        self.files = [SafetensorsWriter(directory / name, part, written) for name, part in zip(names, parts)]
         self.file_of = {name: file for file in self.files for name in file.infos}
-        self.pending = set(self.layout)
+        self.pending = set(self.layout) - written
 
     @property
     def nbytes(self) -> int:
@@ -129,6 +138,11 @@ class ExportWriter:
         """Carry over what no block has written: all that stands outside them, and blocks without effect."""
         for name in sorted(self.pending, key=lambda name: (str(self.checkpoint.tensors[name].file), self.checkpoint.tensors[name].offset)):
             self.put_float(name, self.checkpoint.load(name))
+
+    def sync(self) -> None:
+        """Bring to the disk what was written so far."""
+        for file in self.files:
+            file.sync()
 
     def finish(self) -> None:
         """Close the weights; write description, index, config.json and the source's other files."""
@@ -180,10 +194,7 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: di
 
 
 def write_json(file: Path, value: dict) -> None:
-    try:
-        file.write_text(config_json.dumps(value), encoding="utf-8")
-    except OSError as err:
-        raise QuantError(f"{file}: {err.strerror}") from None
+    replace_file(file, config_json.dumps(value).encode())
 
 
 def copy_file(source: Path, target: Path) -> None:

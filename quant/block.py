@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import m2, m4
 from .config import QuantConfig
-from .errors import QuantError
+from .errors import SourceError
 from .family import Group, Tower
 from .fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
 from .int8 import QLinear, quantize_linear, signal_to_noise
@@ -104,7 +104,7 @@ class BlockQuantizer:
             for sample, feed in enumerate(feeds):
                 feed.hidden = feed.calls[index](block, feed.hidden)
                 if not torch.isfinite(torch.stack(feed.hidden.aminmax())).all():
-                    raise QuantError(f"the output of {prefix[:-1]} holds NaN or Inf for sample {sample}; the checkpoint or the compute dtype {self.skeleton.dtype} is at fault")
+                    raise SourceError(f"the output of {prefix[:-1]} holds NaN or Inf for sample {sample}; the checkpoint or the compute dtype {self.skeleton.dtype} is at fault")
         finally:
             for hook in hooks:
                 hook.remove()

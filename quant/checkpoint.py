@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .config_json import read_json
-from .errors import QuantError, UsageError
+from .errors import QuantError, SourceError, UsageError
 from .safetensors_io import TensorInfo, read_header, read_tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -56,6 +56,11 @@ class Checkpoint:
                 raise QuantError(f"{self.dir / INDEX}: points to {name!r}, outside the directory; do not trust this checkpoint")
         return [self.dir / name for name in sorted(files)]
 
+    @property
+    def files(self) -> list[Path]:
+        """All that a result depends on: the weights, and the files beside them."""
+        return [*self.shards, *self.side_files]
+
     @cached_property
     def _weight_map(self) -> dict[str, str]:
         weight_map = read_json(self.dir / INDEX).get("weight_map")
@@ -88,13 +93,13 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def load(self, name: str) -> Tensor:
-        """The tensor, in fresh memory, in its stored dtype. Raises QuantError when it is missing or holds NaN or Inf."""
+        """The tensor, in fresh memory, in its stored dtype. Raises QuantError when it is missing or cannot be read, SourceError when it holds NaN or Inf."""
         if name not in self.tensors:
             raise QuantError(f"{self.dir}: tensor {name} is missing; fetch the model again")
         tensor = read_tensor(self.tensors[name])
         # NaN and Inf survive a minimum and a maximum; one pass, no copy of the size of the tensor.
         if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
-            raise QuantError(f"{self.tensors[name].file}: {name} holds NaN or Inf; the checkpoint is damaged")
+            raise SourceError(f"{self.tensors[name].file}: {name} holds NaN or Inf; the checkpoint is damaged")
         return tensor
 
     @cached_property

@@ -39,8 +39,8 @@ def guarded(job, args: argparse.Namespace) -> int:
     except QuantError as err:
         print(f"error: {err}", file=sys.stderr)
         return err.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left in the output directory", file=sys.stderr)
+    except KeyboardInterrupt as err:
+        print(str(err) or "interrupted; nothing was left in the output directory", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

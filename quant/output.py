@@ -1,5 +1,6 @@
 """Where results go: a place that is checked before any work, and a directory that appears there all at once or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -29,8 +30,8 @@ def check_output(directory: str | Path, source: Path) -> Path:
         )
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory.parent):
-            pass
+        if not os.access(directory.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as err:
         raise UsageError(
             f"{directory.parent}: {err.strerror}; --save_directory must be in a place that can be written to"
@@ -47,24 +48,31 @@ def make_work_directory(parent: str | Path | None) -> Path:
 
 
 @contextmanager
-def appearing(directory: Path) -> Iterator[Path]:
-    """A new directory beside `directory` to write into; at the end of the with block it takes its place, or on an error is removed.
-    `directory` must be absent or empty."""
-    partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.partial-", dir=directory.parent))
+def appearing(directory: Path, inside: Path | None = None) -> Iterator[Path]:
+    """A new directory to write into, beside `directory` or in the directory `inside` of the same file system; at the end of the with
+    block it takes its place, or on an error is removed. `directory` must be absent or empty. Raises QuantError when the disk refuses."""
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.partial-", dir=inside or directory.parent))
+    except OSError as err:
+        raise QuantError(f"{inside or directory.parent}: {err.strerror}") from None
     try:
         yield partial
         partial.chmod(DIR_MODE)
-        sync_directory(partial)
-        partial.rename(directory)
-        sync_directory(directory.parent)
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        os.rename(partial, directory)
+        sync(directory.parent)
+    except OSError as err:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise QuantError(f"{directory}: {err.strerror}") from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Raises QuantError when the file system of `directory` has less than `needed` bytes."""
-    free = shutil.disk_usage(directory).free
+    """Raises QuantError when the file system of `directory` has less than `needed` bytes, those that are taken there counted in."""
+    free = shutil.disk_usage(directory).free + sum(file.stat().st_blocks * 512 for file in directory.iterdir())
     if free < needed:
         raise QuantError(
             f"{directory.parent}: {free / 1e9:.2f} GB free, the result takes {needed / 1e9:.2f} GB; choose another --save_directory"
@@ -89,9 +97,27 @@ def link_or_copy(source: Path, target: Path) -> None:
         raise QuantError(f"{source} -> {target}: {err.strerror}") from None
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
+def replace_file(file: Path, data: bytes) -> None:
+    """Put `data` in the place of `file`: all of it or nothing, and durable. Raises QuantError when the disk refuses."""
+    partial = file.with_name(f"{file.name}.tmp")
+    try:
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(handle, view) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(partial, file)
+        sync(file.parent)
+    except OSError as err:
+        raise QuantError(f"{file}: {err.strerror}") from None
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a directory, durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

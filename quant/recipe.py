@@ -1,5 +1,8 @@
 """The record that goes with an export: quant_recipe.json holds all that its bytes depend on, quant_run.json what the run measured."""
+import json
+
 from .config import ALPHA, QuantConfig
+from .source import describe_all
 
 RECIPE, RUN_LOG = "quant_recipe.json", "quant_run.json"
 VERSION = "0.1.0"
@@ -35,6 +38,19 @@ def _version(package: str) -> str:
     from importlib.metadata import version
 
     return version(package)
+
+
+def identity(calibrator) -> dict[str, str]:
+    """Name -> value, as text, of all that the bytes of an export depend on: what a job that is resumed must have as it was."""
+    made = recipe(calibrator)
+    choices = {name: value for name, value in made["config"].items() if name != "dev_type"}
+    rest = ("version", "torch", "transformers", "compute_dtype", "export_dtype", "encoder", "calibration_sha256")
+    return {
+        **{name: json.dumps(value) for name, value in choices.items()},
+        **{name: json.dumps(made[name]) for name in rest},
+        "device": calibrator.device,
+        **describe_all(calibrator.checkpoint.files),
+    }
 
 
 def settings(config: QuantConfig) -> dict:

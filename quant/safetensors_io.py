@@ -20,6 +20,7 @@ DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
     "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
 }  # fmt: skip
+MAX_WRITE = 1 << 30  # bytes a call; Linux takes 2 GiB at most
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -66,10 +67,11 @@ def read_tensor(info: TensorInfo) -> Tensor:
 class SafetensorsWriter:
     """One safetensors file of known layout, whose tensors arrive in any order.
 
-    layout: name -> (dtype, shape), in file order. Every tensor must be written exactly once before close().
+    layout: name -> (dtype, shape), in file order. Every tensor must be written exactly once before close(). written: the tensors that
+    an earlier writer of the same file and layout brought to the disk; None begins the file anew.
     """
 
-    def __init__(self, file: Path, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]):
+    def __init__(self, file: Path, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], written: set[str] | None = None):
         self.file, self.infos, begin, header = file, {}, 0, {"__metadata__": {"format": "pt"}}
         for name, (dtype, shape) in layout.items():
             end = begin + math.prod(shape) * dtype.itemsize
@@ -80,9 +82,18 @@ class SafetensorsWriter:
         self.infos = {
             name: TensorInfo(file, 8 + len(text) + header[name]["data_offsets"][0], dtype, tuple(shape)) for name, (dtype, shape) in layout.items()
         }
-        self.pending, self.size = set(layout), 8 + len(text) + begin
-        self._stream = open(file, "wb", buffering=0)
-        self._put(0, len(text).to_bytes(8, "little") + text)
+        self.pending, self.size = set(layout) - (written or set()), 8 + len(text) + begin
+        try:
+            self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+        except OSError as err:
+            raise QuantError(f"{file}: {err.strerror}") from None
+        head = len(text).to_bytes(8, "little") + text
+        if written and os.pread(self._handle, len(head), 0) != head:
+            self.abandon()
+            raise QuantError(f"{file}: its header is not the one that was written; it was changed, or is of another job")
+        if not written:
+            os.ftruncate(self._handle, 0)
+            self._put(0, head)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Raises QuantError when the tensor is not the one announced, or the disk refuses it."""
@@ -97,20 +108,31 @@ class SafetensorsWriter:
 
     def _put(self, offset: int, data) -> None:
         try:
-            self._stream.seek(offset)
             view = memoryview(data)
             while view:
-                view = view[self._stream.write(view) :]
+                done = os.pwrite(self._handle, view[:MAX_WRITE], offset)
+                view, offset = view[done:], offset + done
         except OSError as err:
             raise QuantError(f"{self.file}: {err.strerror}; {self.size / 1e9:.1f} GB needed for this file") from None
 
     def close(self) -> None:
         """Flush to the disk. Raises QuantError when a tensor was never written."""
-        with self._stream as stream:
+        try:
             if self.pending:
                 raise QuantError(f"{self.file}: {len(self.pending)} tensors were never written, {sorted(self.pending)[0]} among them; this is a bug")
-            os.fsync(stream.fileno())
+            self.sync()
+        finally:
+            self.abandon()
+
+    def sync(self) -> None:
+        """Bring to the disk what was written so far."""
+        try:
+            os.fsync(self._handle)
+        except OSError as err:
+            raise QuantError(f"{self.file}: {err.strerror}; {self.size / 1e9:.1f} GB needed for this file") from None
 
     def abandon(self) -> None:
         """Close the file as it is."""
-        self._stream.close()
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import QuantError
+from .errors import SourceError
 
 ROWS = 512  # rows kept over all samples
 
@@ -43,12 +43,12 @@ class Observer:
         self.count = 0
 
     def update(self, x: Tensor, seed: int) -> None:
-        """x [..., C], any float dtype; seed: the sample's own. Raises QuantError when x holds NaN or Inf."""
+        """x [..., C], any float dtype; seed: the sample's own. Raises SourceError when x holds NaN or Inf."""
         x = x.reshape(-1, x.shape[-1])
         lo, hi = x.amin(0).float(), x.amax(0).float()
         if not torch.isfinite(torch.stack([lo.min(), hi.max()])).all():
             channel = int((~torch.isfinite(hi - lo)).nonzero()[0])
-            raise QuantError(f"the input of {self.name} holds NaN or Inf in channel {channel}; the checkpoint or the compute dtype {x.dtype} is at fault")
+            raise SourceError(f"the input of {self.name} holds NaN or Inf in channel {channel}; the checkpoint or the compute dtype {x.dtype} is at fault")
         self.lo = lo if self.lo is None else torch.minimum(self.lo, lo)
         self.hi = hi if self.hi is None else torch.maximum(self.hi, hi)
         picked = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.rows_per_sample]

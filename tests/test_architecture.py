@@ -11,17 +11,19 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import from its own layer or from below.
 LAYERS = [
     {"errors"},
-    {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "console", "images", "device", "output"},
+    {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "console", "images", "device", "output", "source"},
     {"stats", "fold", "checkpoint", "encode", "ranges", "qwen2vl", "llava", "qwen2_5vl"},
     {"smoothing", "families", "plan", "samples", "fetch_coco", "recipe", "questions", "sizes"},
     {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint"},
     {"block", "runtime", "embed_tokens", "formats", "compressed_tensors", "serving", "deploy_page", "handoff"},
     # What checks a result stands below what makes it, and knows nothing of it.
     {"resemble", "audit", "audit_block", "streams", "verdict", "verify"},
+    {"resume"},
+    {"towers"},
     {"calibrator"},
     {"workload"},
     {"summary"},
-    {"estimate", "evaluate"},
+    {"estimate", "evaluate", "job"},
     {"report"},
     {"commands", "cli"},
     {"__main__"},

@@ -237,22 +237,27 @@ def test_usage_errors_of_the_parser():
     assert main([]) == 2 and main(["--help"]) == 0
 
 
-def test_interrupt_leaves_nothing(world, capsys, monkeypatch):
+@pytest.mark.parametrize("blocks,kept", [(0, 0), (2, 2)])
+def test_interrupt_leaves_nothing_or_what_can_be_resumed(world, capsys, monkeypatch, blocks, kept):
     from quant.block import BlockQuantizer
 
     calls = []
 
     def interrupted(self, index, feeds):
         calls.append(index)
-        if len(calls) == 3:
+        if len(calls) == blocks + 1:
             raise KeyboardInterrupt
         return original(self, index, feeds)
 
     original = BlockQuantizer.__call__
     monkeypatch.setattr(BlockQuantizer, "__call__", interrupted)
     assert world.run() == 130
-    assert capsys.readouterr().err.startswith("interrupted")
-    assert len(calls) == 3 and not list(world.out.parent.iterdir())
+    assert re.match(f"interrupted; {kept} blocks are kept in .*--resume" if kept else "interrupted; nothing was left", capsys.readouterr().err)
+    assert not world.out.exists() and [path.name for path in world.out.parent.iterdir()] == [".out.quant-work"] * bool(kept)
+    monkeypatch.undo()
+    assert world.run("--resume") == 0
+    assert re.search("resumed  1 of|resumed  2 of 2 vision" if kept else "model", capsys.readouterr().out)
+    assert [path.name for path in world.out.parent.iterdir()] == ["out"]
 
 
 def test_unset_device_says_which(world, capsys):

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: the NPU where there is one, else CUDA, else the CPU")
     job.add_argument("--engine", choices=("native", "msmodelslim"), help="msmodelslim: the vendor's library does the arithmetic, if it is installed (default: native)")
     job.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
+    job.add_argument("--resume", action="store_true", help="go on with a job that was interrupted or killed: the same command again, with this")
     job.add_argument("--dry_run", action="store_true", help="print every decision and an estimate of memory, disk and time, and stop")
     job.add_argument("--log_file", metavar="FILE", help="append what is printed to FILE, with the time")
     job.add_argument("--quiet", action="store_true", help="print errors only")
@@ -57,8 +58,7 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     from ..calibrator import Calibrator
     from ..console import Reporter
     from ..estimate import dry_run
-    from ..output import check_output
-    from ..summary import header, summary
+    from ..job import run_job
 
     save_type, act = chosen(args)
     reporter = Reporter(args.quiet, args.log_file)
@@ -68,14 +68,7 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     if args.dry_run:
         dry_run(calibrator)
         return 0
-    target = check_output(args.save_directory, calibrator.checkpoint.dir)
-    header(calibrator)
-    calibrator.run(target.parent)
-    try:
-        calibrator.save(target, [save_type], act)
-        summary(calibrator, target)
-    finally:
-        calibrator.close()
+    target = run_job(calibrator, args.save_directory, save_type, act, args.resume)
     verdict(target, args.target, save_type, act, reporter.line)
     return 0
 

@@ -1,0 +1,67 @@
+"""A disk that fails, and a process that dies, at a chosen operation: for the tests of what a job survives.
+
+Everything that changes a disk goes through a handful of functions of `os`. They are counted here, and the one with the chosen number meets its
+fate instead: half its bytes are written, if it is a write, and then it raises OSError, or the process gets SIGKILL. Between two operations the
+disk does not change, so that dying at each of them is dying at any moment.
+"""
+import os
+import signal
+import traceback
+from contextlib import contextmanager
+
+OPERATIONS = ("open", "write", "pwrite", "ftruncate", "fsync", "replace", "rename", "link", "mkdir", "unlink", "rmdir", "sendfile")
+WRITES = ("write", "pwrite")
+
+
+@contextmanager
+def counted(at: int = -1, fate=None):
+    """Yields the list of operations so far. fate(name): called in the place of operation number `at`."""
+    originals, seen = {name: getattr(os, name) for name in OPERATIONS}, []
+
+    def stand_in(name):
+        def operation(*args, **kwargs):
+            if name == "open" and not args[1] & os.O_CREAT:
+                return originals[name](*args, **kwargs)
+            seen.append(name)
+            if len(seen) - 1 != at:
+                return originals[name](*args, **kwargs)
+            if name in WRITES:
+                handle, data, *offset = args
+                originals[name](handle, memoryview(data)[: len(data) // 2], *offset)
+            return fate(name)
+
+        return operation
+
+    try:
+        for name in OPERATIONS:
+            setattr(os, name, stand_in(name))
+        yield seen
+    finally:
+        for name in OPERATIONS:
+            setattr(os, name, originals[name])
+
+
+def killed(_name: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raising(number: int):
+    """A fate: OSError with errno `number`, such as errno.ENOSPC."""
+
+    def fate(_name: str):
+        raise OSError(number, os.strerror(number))
+
+    return fate
+
+
+def in_a_fork(job) -> int:
+    """Run job() in a child, which has all imports done; its exit status as os.waitpid has it: 0 done, 9 killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            job()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
