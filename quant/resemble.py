@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .int8 import WEIGHT_MAX
 
+TELLING = 2.0  # steps
 CHUNK = 2**22  # elements held in float32 at a time
 ITERATIONS = 3  # of the alternating fit; rows and columns are nearly independent, so it settles at once
 ALIKE = 0.9  # share of E's energy that a fitted S must explain to be called the same matrix
@@ -46,22 +47,29 @@ class Pair:
             factors.append(_ratio((exported * source).sum(1), source.square().sum(1)))
         return torch.cat(factors)
 
-    def column_sums(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(sum_o E S row, sum_o (S row)^2, variance of the first from rounding), each float32 [I]."""
+    def column_sums(self, row: Tensor, column: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(sum_o E S row column, sum_o (S row column)^2, variance of the first from rounding), each float32 [I].
+
+        With a column, over the elements of at least TELLING steps: smaller ones are rounded to nothing, all in the same direction.
+        """
         width = self.source.shape[1]
         product, energy, noise = (torch.zeros(width, device=self.source.device) for _ in range(3))
         for rows, exported, source in self.chunks():
             source.mul_(row[rows, None])
-            step = torch.maximum(exported.amax(1, keepdim=True), -exported.amin(1, keepdim=True)) / WEIGHT_MAX
-            product += (exported * source).sum(0)
+            if column is not None:
+                source.mul_(column)
+            step = torch.maximum(source.amax(1, keepdim=True), -source.amin(1, keepdim=True)) / WEIGHT_MAX
+            if column is not None:
+                source.mul_(source.abs() >= TELLING * step)
+            product += exported.mul_(source).sum(0)
             energy += source.square().sum(0)
-            noise += (source * step).square().sum(0) / 12
+            noise += source.mul_(step).square_().sum(0) / 12
         return product, energy, noise
 
     def column_factors(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the columns of E miss diag(row) S diag(column) by, the standard deviation that rounding gives it), [I] each."""
-        product, energy, noise = self.column_sums(row)
-        energy = energy * column
+        """(what the columns of E miss diag(row) S diag(column) by, the standard deviation that rounding gives it), [I] each; (1, 1) where
+        nothing in the column tells."""
+        product, energy, noise = self.column_sums(row, column)
         return _ratio(product, energy), _ratio(noise.sqrt(), energy)
 
     def fit(self) -> tuple[Tensor, Tensor]:

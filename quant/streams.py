@@ -1,7 +1,7 @@
 """Three models on the same samples, block after block, so that an export can be told from the quantization it was meant to be:
 
     float     the source
-    rounded   the source with its int8 linears rounded here: folded as the export is (audit_block.Relation), weights, scales and ranges taken
+    rounded   the source with its int8 linears rounded here: folded as the export is (audit_linear.Relation), weights, scales and ranges taken
               anew from the source's weights and from these samples. What W8A8 with this folding costs, whatever the export holds.
     export    the export, in its own integers (runtime.Int8Linear)
 
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .ascend import Export
 from .audit import Finding, check_outside, parts_of
-from .audit_block import BlockAudit, Relation
+from .audit_block import BlockAudit
+from .audit_linear import Relation
 from .checkpoint import Checkpoint
 from .device import compute_dtype
 from .family import Family, Group, Tower

@@ -18,7 +18,7 @@ THRESHOLDS = {
     "kl": (0.1, "largest mean KL divergence, nats"),
     "top1": (0.9, "least share of decided positions that rank the same token first (decided: the float model's first token is twice as likely as its second)"),
     "snr": (10.0, "least signal-to-noise ratio after any block, dB"),
-    "clipped": (0.01, "largest share of a linear's input that may be clipped"),
+    "clipped": (0.05, "largest share of a linear's input that may be clipped"),
 }
 BEHIND = 3.0  # dB by which an export must be worse than the rounded model for that to mean something
 NARROW, WIDE = 0.05, 0.5  # shares of a linear's range: seen beyond it, or needed of it, for the range to be called unsuited
