@@ -21,6 +21,7 @@ THRESHOLDS = {
     "clipped": (0.05, "largest share of a linear's input that may be clipped"),
 }
 BEHIND = 3.0  # dB by which an export must be worse than the rounded model for that to mean something
+ENOUGH = 20  # decided positions, below which a share of them says little and "top1" is not asked for
 NARROW, WIDE = 0.05, 0.5  # shares of a linear's range: seen beyond it, or needed of it, for the range to be called unsuited
 CULPRITS = {  # cause -> in words
     "export": "the export is damaged",
@@ -41,6 +42,8 @@ def conclude(report: dict, findings: list, start: float) -> dict:
     report["findings"] = [{"tensor": finding.tensor, "problem": finding.problem} for finding in findings]
     report["verdict"] = verdict(report)
     report["passed"] = report["verdict"]["cause"] is None
+    if report["passed"]:
+        report["notices"] += room_for_better(report)
     report["seconds"] = round(time.perf_counter() - start, 1)
     return without_infinities(report)
 
@@ -72,7 +75,7 @@ def missed_thresholds(report: dict, model: str) -> list[str]:
     limits, logits, missed = report["thresholds"], report["logits"][model], []
     if not logits["kl"] <= limits["kl"]:
         missed.append(f"KL divergence {logits['kl']:.3g}, at most {limits['kl']:g} is allowed")
-    if logits["top1_decided"] is not None and not logits["top1_decided"] >= limits["top1"]:
+    if report["logits"]["decided"] >= ENOUGH and not logits["top1_decided"] >= limits["top1"]:
         missed.append(f"{logits['top1_decided']:.1%} of the decided positions rank the same token first, at least {limits['top1']:.1%} are asked for")
     worst = min(report["blocks"], key=lambda block: decibels(block, model))
     if decibels(worst, model) < limits["snr"]:
@@ -88,6 +91,17 @@ def range_misfit(entry: dict) -> str | None:
     if beyond < NARROW and needed > WIDE:
         return None
     return f"{entry['linear']}: its codes cover {least:.3g} to {most:.3g}, its input goes from {lo:.3g} to {hi:.3g}"
+
+
+def room_for_better(report: dict) -> list[str]:
+    """Of a good export: the linear that falls furthest behind its rounding afresh, if any does."""
+    behind = [(decibels(entry, "rounded") - decibels(entry, "export"), number) for number, entry in enumerate(linears(report))]
+    most, number = max(behind, default=(0, 0))
+    if most < BEHIND:
+        return []
+    entry = linears(report)[number]
+    why = range_misfit(entry) or f"{entry['linear']}: its range is not the cause"
+    return [f"up to {most:.0f} dB are lost against rounding afresh. {why}"]
 
 
 def clipping(report: dict) -> list[str]:

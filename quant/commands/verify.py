@@ -7,7 +7,7 @@ from pathlib import Path
 from ..cli import boolean
 from ..config import QuantConfig
 from ..errors import QuantError, UsageError
-from ..verdict import CULPRITS, THRESHOLDS, decibels
+from ..verdict import CULPRITS, ENOUGH, THRESHOLDS, decibels
 
 WIDTH = 80
 
@@ -114,7 +114,7 @@ def ending(report: dict) -> list[str]:
         lines.append(f"{'KL divergence, nats':<31}{_number(logits['export']['kl'])}{_number(logits['rounded']['kl'])}{'<= %g' % limits['kl']:>12}")
         lines.append(f"{'same token first':<31}{logits['export']['top1']:>10.1%}{logits['rounded']['top1']:>10.1%}")
         if logits["decided"]:
-            lines.append(f"{'   at the %d decided ones' % logits['decided']:<31}{logits['export']['top1_decided']:>10.1%}{logits['rounded']['top1_decided']:>10.1%}{'>= %g%%' % (100 * limits['top1']):>12}")
+            lines.append(f"{'   at the %d decided ones' % logits['decided']:<31}{logits['export']['top1_decided']:>10.1%}{logits['rounded']['top1_decided']:>10.1%}{'>= %g%%' % (100 * limits['top1']) if logits['decided'] >= ENOUGH else 'too few':>12}")
     if answers and "answers" in answers:
         lines.append(f"{'answers, until they differ':<31}{answers['agreement']:>10.1%}   of {sum(row['tokens'] for row in answers['answers'])} tokens, each model on its own")
     elif answers:
