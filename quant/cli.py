@@ -14,6 +14,8 @@ COMMANDS = {
     "verify": "an export against its float model: damage, errors, whose fault",
     "evaluate": "scores of the float and the int8 model, or of two servers",
     "export": "a finished export in another format, without calibration",
+    "dump": "intermediate features of a model on fixed inputs",
+    "compare": "two dumps, down to the first module that differs",
     "check": "an export against the rules of MindIE and vLLM-Ascend",
     "handoff": "the server's configuration and a page of commands for an export",
     "sizes": "tokens and sequence length for images of a given size",

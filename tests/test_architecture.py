@@ -17,7 +17,7 @@ LAYERS = [
     {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint"},
     {"block", "runtime", "embed_tokens", "formats", "compressed_tensors", "serving", "deploy_page", "handoff"},
     # What checks a result stands below what makes it, and knows nothing of it.
-    {"resemble", "audit", "audit_linear", "audit_block", "streams", "verdict", "verify"},
+    {"resemble", "audit", "audit_linear", "audit_block", "streams", "verdict", "verify", "features", "dump", "compare"},
     {"resume"},
     {"towers"},
     {"calibrator"},
