@@ -20,8 +20,9 @@ from .fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
 from .int8 import QLinear, quantize_linear, signal_to_noise
 from .plan import Plan
 from .ranges import activation_range
+from .ranks import Ranks
 from .skeleton import Feed, Skeleton
-from .smoothing import Problem, some_outputs
+from .smoothing import Problem, Smoothing, some_outputs
 from .stats import ROWS, Observer, Stats
 
 METHODS = {"m2": m2.solve, "m4": m4.solve}
@@ -54,26 +55,26 @@ class BlockResult:
 class BlockQuantizer:
     """Quantizes the blocks of a tower, one after the other, each loaded in the skeleton at its time.
 
-    dtype: of what is exported, and of the server's arithmetic. keys: the samples' identities, which seed the choice of rows.
+    dtype: of what is exported, and of the server's arithmetic. keys: the identities of all samples, which seed the choice of rows. ranks:
+    who shares the work; what the ranks but the first return has no linears and no signal-to-noise.
     """
 
-    def __init__(self, skeleton: Skeleton, tower: Tower, plan: Plan, config: QuantConfig, dtype: torch.dtype, keys: list[str]):
-        self.skeleton, self.tower, self.plan, self.config, self.dtype = skeleton, tower, plan, config, dtype
+    def __init__(self, skeleton: Skeleton, tower: Tower, plan: Plan, config: QuantConfig, dtype: torch.dtype, keys: list[str], ranks: Ranks = Ranks()):
+        self.skeleton, self.tower, self.plan, self.config, self.dtype, self.ranks = skeleton, tower, plan, config, dtype, ranks
         self.seeds = [int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:8], "big") >> 1 for key in keys]
 
-    def __call__(self, index: int, feeds: list[Feed]) -> BlockResult:
-        """Advances every feed's hidden state past block `index`."""
+    def __call__(self, index: int, feeds: dict[int, Feed]) -> BlockResult:
+        """Advances every feed's hidden state past block `index`. feeds: sample number -> Feed, of this rank's samples."""
         groups = [group for group in self.tower.groups if self.plan.int8_group(self.tower, index, group)]
-        probe_in = feeds[0].hidden
+        probe_in = feeds[0].hidden if 0 in feeds else None
         stats = self.observe(index, groups, feeds)
         if not groups:
             return BlockResult([], {}, [])
-        reference = feeds[0].hidden - probe_in
         prefix = self.tower.block(index)
         linears, norms = self._folded(prefix)
         plain = self.round(prefix, groups, linears, stats)
         result = BlockResult(plain, {}, [])
-        result.snr = result.snr_plain = self.measure(index, plain, feeds[0], probe_in, reference)
+        result.snr = result.snr_plain = self.measure(index, plain, feeds.get(0), probe_in)
         smoothed = stats
         if self.config.anti_method != "none":
             del plain
@@ -83,7 +84,7 @@ class BlockQuantizer:
             result.floats = self._changed_floats(prefix, linears, norms)
             for name, value in result.floats.items():
                 self.skeleton.set(name, value)
-            result.snr = self.measure(index, result.linears, feeds[0], probe_in, reference)
+            result.snr = self.measure(index, result.linears, feeds.get(0), probe_in)
         result.ranges = [
             GroupRange([prefix + name for name in group.linears], *map(_extent, seen), *map(_channels, seen))
             for group in groups
@@ -91,23 +92,27 @@ class BlockQuantizer:
         ]
         return result
 
-    def observe(self, index: int, groups: list[Group], feeds: list[Feed]) -> dict[Group, Stats]:
+    def observe(self, index: int, groups: list[Group], feeds: dict[int, Feed]) -> dict[Group, Stats]:
         """The float pass. A group's input is observed once, at its first linear."""
-        prefix, per_sample = self.tower.block(index), -(-ROWS // len(feeds))
-        observers = {group: Observer(prefix + group.linears[0], per_sample) for group in groups}
+        prefix, per_sample = self.tower.block(index), -(-ROWS // len(self.seeds))
+        firsts = {group: prefix + group.linears[0] for group in groups}
+        observers = {
+            group: Observer(name, self.skeleton.linear(name).weight.shape[1], per_sample, self.skeleton.device) for group, name in firsts.items()
+        }
         block, sample = self.skeleton.block(self.tower, index), 0
         hooks = [
-            self.skeleton.linear(observer.name).register_forward_pre_hook(lambda _, args, observer=observer: observer.update(args[0], self.seeds[sample]))
+            self.skeleton.linear(observer.name).register_forward_pre_hook(lambda _, args, observer=observer: observer.update(args[0], sample, self.seeds[sample]))
             for observer in observers.values()
         ]
         try:
-            for sample, feed in enumerate(feeds):
+            for sample, feed in feeds.items():
                 feed.hidden = feed.calls[index](block, feed.hidden)
                 if not torch.isfinite(torch.stack(feed.hidden.aminmax())).all():
                     raise SourceError(f"the output of {prefix[:-1]} holds NaN or Inf for sample {sample}; the checkpoint or the compute dtype {self.skeleton.dtype} is at fault")
         finally:
             for hook in hooks:
                 hook.remove()
+        self.ranks.join(list(observers.values()))
         return {group: observer.stats() for group, observer in observers.items()}
 
     def _folded(self, prefix: str) -> tuple[dict[str, FoldedLinear], dict[str, FoldedNorm]]:
@@ -123,40 +128,59 @@ class BlockQuantizer:
         return linears, norms
 
     def smooth(self, prefix: str, groups: list[Group], linears: dict, norms: dict, stats: dict[Group, Stats]) -> dict[Group, Stats]:
-        """Solve and fold every group that has a source, in ORDER. Returns the statistics of the smoothed inputs."""
-        heads, kv_heads = self.tower.heads(self.plan.config)
-        smoothed = dict(stats)
-        for group in sorted((group for group in groups if group.source), key=lambda group: ORDER[group.kind]):
-            consumers, source = [linears[prefix + name] for name in group.linears], prefix + group.source
-            tied = group.kind == "value"
-            problem = Problem(
-                stats=stats[group],
-                weights=[consumer.float(some_outputs(len(consumer.weight), consumer.weight.device)) for consumer in consumers],
-                column_max=torch.stack([consumer.column_max() for consumer in consumers]).amax(0),
-                share=(lambda x: spread_heads(share_heads(x, heads, kv_heads), heads, kv_heads)) if tied else (lambda x: x),
-                may_shift=group.kind == "norm" and norms[source].bias is not None and all(consumer.bias is not None for consumer in consumers),
-                act_method=self.config.act_method,
-            )
-            solved = METHODS[self.config.anti_method](problem, self.config.alpha)
-            scale, shift = solved.scale, solved.shift
-            if group.kind == "norm":
-                scale, shift = norms[source].absorb(scale, shift)
-            else:
-                linears[source].divide_rows(share_heads(scale, heads, kv_heads) if tied else scale)
-            for consumer in consumers:
-                consumer.scale_columns(scale, shift)
-            smoothed[group] = stats[group].smoothed(scale, shift)
+        """Solve and fold every group that has a source, in ORDER. Returns the statistics of the smoothed inputs.
+
+        Groups that share no weight do not wait for each other: each chain of groups that do is solved by one rank, and folded by all.
+        """
+        order = sorted((group for group in groups if group.source), key=lambda group: ORDER[group.kind])
+        chain, smoothed, solutions = chains(order), dict(stats), {}
+        for group in (group for group in order if self.ranks.owns(chain[group])):
+            solutions[group] = self._solve(prefix, group, linears, norms, stats[group])
+            smoothed[group] = self._fold(prefix, group, linears, norms, stats[group], solutions[group])
+        for theirs in self.ranks.gather({group: solution.to("cpu") for group, solution in solutions.items()} if self.ranks.size > 1 else {}):
+            for group in (group for group in order if group in theirs and group not in solutions):
+                smoothed[group] = self._fold(prefix, group, linears, norms, stats[group], theirs[group].to(stats[group].lo.device))
         return smoothed
+
+    def _solve(self, prefix: str, group: Group, linears: dict, norms: dict, stats: Stats) -> Smoothing:
+        heads, kv_heads = self.tower.heads(self.plan.config)
+        consumers = [linears[prefix + name] for name in group.linears]
+        problem = Problem(
+            stats=stats,
+            weights=[consumer.float(some_outputs(len(consumer.weight), consumer.weight.device)) for consumer in consumers],
+            column_max=torch.stack([consumer.column_max() for consumer in consumers]).amax(0),
+            share=(lambda x: spread_heads(share_heads(x, heads, kv_heads), heads, kv_heads)) if group.kind == "value" else (lambda x: x),
+            may_shift=group.kind == "norm" and norms[prefix + group.source].bias is not None and all(consumer.bias is not None for consumer in consumers),
+            act_method=self.config.act_method,
+        )
+        return METHODS[self.config.anti_method](problem, self.config.alpha)
+
+    def _fold(self, prefix: str, group: Group, linears: dict, norms: dict, stats: Stats, solution: Smoothing) -> Stats:
+        """The statistics of the smoothed input."""
+        heads, kv_heads = self.tower.heads(self.plan.config)
+        scale, shift = solution.scale, solution.shift
+        if group.kind == "norm":
+            scale, shift = norms[prefix + group.source].absorb(scale, shift)
+        else:
+            linears[prefix + group.source].divide_rows(share_heads(scale, heads, kv_heads) if group.kind == "value" else scale)
+        for name in group.linears:
+            linears[prefix + name].scale_columns(scale, shift)
+        return stats.smoothed(scale, shift)
 
     def round(self, prefix: str, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]) -> list[QLinear]:
         """One scale and offset per group: q, k, v and gate, up read the same tensor, and servers demand the same."""
         rounded = []
-        for group in groups:
+        for number, group in enumerate(groups):
+            if not self.ranks.owns(number):
+                continue
             members = [linears[prefix + name] for name in group.linears]
             sampled = [] if self.config.act_method == 1 else [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
             lo, hi = activation_range(stats[group], sampled, self.config.act_method)
             rounded += [quantize_linear(member.name, member.float(), member.bias, lo, hi, self.dtype) for member in members]
-        return rounded
+        if self.ranks.size == 1:
+            return rounded
+        gathered = self.ranks.gather_at_first([linear.to("cpu") for linear in rounded])
+        return [linear.to(self.skeleton.device) for theirs in gathered for linear in theirs]
 
     def _changed_floats(self, prefix: str, linears: dict[str, FoldedLinear], norms: dict[str, FoldedNorm]) -> dict[str, Tensor]:
         """What folding changed and int8 does not hold: norms, and the float linears whose rows were divided."""
@@ -168,11 +192,26 @@ class BlockQuantizer:
                 floats[f"{part.name}.bias"] = part.bias
         return floats
 
-    def measure(self, index: int, linears: list[QLinear], feed: Feed, hidden: Tensor, reference: Tensor) -> float:
-        """dB: what the block adds to `hidden` in float, against the error of adding it with `linears` in place."""
+    def measure(self, index: int, linears: list[QLinear], feed: Feed | None, hidden: Tensor | None) -> float:
+        """dB: what the block adds to `hidden` in float, which `feed` has done, against the error of adding it with `linears` in place."""
+        if feed is None:
+            return float("nan")
+        reference = feed.hidden - hidden
         with self.skeleton.replaced(linears):
             error = feed.calls[index](self.skeleton.block(self.tower, index), hidden) - hidden - reference
         return signal_to_noise(reference, error)
+
+
+def chains(groups: list[Group]) -> dict[Group, int]:
+    """Group -> the number of the chain that it is in: groups are in one if they share a module, directly or through others."""
+    found: list[tuple[set[str], list[Group]]] = []
+    for group in groups:
+        modules, members = {*group.linears, group.source}, [group]
+        for chain in [chain for chain in found if chain[0] & modules]:
+            found.remove(chain)
+            modules, members = modules | chain[0], chain[1] + members
+        found.append((modules, members))
+    return {group: number for number, (_, members) in enumerate(found) for group in members}
 
 
 def _extent(stats: Stats) -> tuple[float, float]:

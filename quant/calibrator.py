@@ -19,6 +19,7 @@ from .errors import UsageError
 from .families import family_of
 from .output import FILE_MODE, appearing, check_output, check_space, make_work_directory, replace_file
 from .plan import make_plan
+from .ranks import Ranks
 from .recipe import RECIPE, RUN_LOG, identity, recipe
 from .resume import Work
 from .samples import prepare
@@ -48,6 +49,7 @@ class Calibrator:
         self.blocks: list[dict] = []
         self.seconds = 0.0
         self._work: Work | None = None
+        self.ranks = Ranks()
 
     def prepare(self) -> None:
         """Read and encode the calibration samples, if that has not been done."""
@@ -76,11 +78,15 @@ class Calibrator:
         native = self.config.engine == "native"
         skeleton = Skeleton(self.checkpoint, self.family, self.compute_dtype, self.device, self.config.trust_remote_code) if native else None
         part_bytes = self.config.part_file_size * 2**30
+        run = (self.checkpoint, self.family, self.plan, self.config, self.samples, skeleton, self.export_dtype)
+        if self.ranks.rank > 0:
+            TowerRun(*run, None, work, self.reporter, self.ranks).run()
+            return
         writer = ascend.ExportWriter(work.export, self.checkpoint, self.plan, self.export_dtype, part_bytes, self._done(work, skeleton))
         try:
             check_space(work.export, writer.nbytes * (1 if native else 2))  # the library writes an export of its own
             if native:
-                TowerRun(self.checkpoint, self.family, self.plan, self.config, self.samples, skeleton, writer, work, self.reporter).run()
+                TowerRun(*run, writer, work, self.reporter, self.ranks).run()
             else:
                 self._run_vendor(writer, work)
             writer.finish()

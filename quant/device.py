@@ -1,4 +1,6 @@
 """Which device computes, and in what dtype. The one place that knows torch_npu."""
+import os
+
 import torch
 
 from .errors import UsageError
@@ -38,3 +40,47 @@ def export_dtype(stored: torch.dtype, asked: str | None, served: str | None = No
     if asked or served:
         return getattr(torch, asked or served)
     return torch.bfloat16 if stored == torch.float32 else stored
+
+
+# -- several cards ----------------------------------------------------------------------------------------------------------------------
+
+VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+ALLOCATOR, ALLOCATOR_ADVICE = "PYTORCH_NPU_ALLOC_CONF", "expandable_segments:False"  # the vendor's, for quantizing on several NPUs
+
+
+def workers_of(device: str, asked: int | None) -> int:
+    """How many ranks a job gets: what was asked for, else one for each card that the user made visible by name, else one.
+
+    Raises UsageError for more than there are, or on cards that cannot work together.
+    """
+    if device == "cpu":
+        return asked or 1
+    named = [card for card in os.environ.get(VISIBLE[device], "").split(",") if card.strip()]
+    count, workers = getattr(torch, device).device_count(), asked or max(1, len(named))
+    if workers > count:
+        raise UsageError(f"{workers} workers were asked for, {count} {device} cards are visible; set {VISIBLE[device]} or --num_workers")
+    if workers > 1 and device == "npu":
+        _check_npus()
+    return workers
+
+
+def _check_npus() -> None:
+    name = torch.npu.get_device_name(0)
+    if "310P" in name:  # Atlas 300I Duo
+        raise UsageError(f"{name}: several of these cards cannot quantize together, only one can; set {VISIBLE['npu']} to one card, or --num_workers 1")
+    if os.environ.setdefault(ALLOCATOR, ALLOCATOR_ADVICE) != ALLOCATOR_ADVICE:
+        raise UsageError(f"{ALLOCATOR} is {os.environ[ALLOCATOR]}: on several NPUs it must be {ALLOCATOR_ADVICE}; export that, or unset it")
+
+
+def use_card(device: str, number: int) -> None:
+    """From here on `device` means the host's card `number`."""
+    if device == "npu":
+        import torch_npu  # noqa: F401
+    if device != "cpu":
+        getattr(torch, device).set_device(number)
+
+
+def distributed_backend(device: str) -> str:
+    """For torch.distributed.init_process_group: HCCL, NCCL or Gloo."""
+    return BACKENDS[device]

@@ -11,7 +11,7 @@ first and everything else is derived from the rounded value.
 
 Left out: other widths, group-wise scales, per-token activations (the kernels this is for have none of them for static W8A8).
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -69,6 +69,11 @@ class QLinear:
     def deq_scale(self) -> Tensor:
         """float32 [O]"""
         return (self.input_scale * self.weight_scale).reshape(-1)
+
+    def to(self, device: torch.device | str) -> "QLinear":
+        """The same on another device."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return QLinear(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()})
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., I] -> y [..., O] in x's dtype, by integer arithmetic."""

@@ -3,29 +3,55 @@ from pathlib import Path
 
 from .calibrator import Calibrator
 from .config_json import read_json
+from .errors import UsageError
+from .launch import launch
 from .output import check_output
+from .ranks import Ranks
 from .recipe import RECIPE, recipe
-from .resume import work_directory, working
+from .resume import Work, remove_uncommitted, work_directory, working
 from .summary import header, summary
 
 
-def run_job(calibrator: Calibrator, directory: str | Path, save_type: str = "ascendV1", act: str | None = None, resume: bool = False) -> Path:
+def run_job(
+    calibrator: Calibrator, directory: str | Path, save_type: str = "ascendV1", act: str | None = None, resume: bool = False, ranks: Ranks = Ranks()
+) -> Path:
     """Quantize and save into `directory`, which must be absent or empty; returns it as an absolute path.
 
     resume: go on where an earlier call with the same arguments was cut off, or begin. Raises UsageError when such a job is there and
     resume is not set, when another process works on it, or when it had another recipe, source or calibration set; a QuantError or
-    KeyboardInterrupt says how to resume, if there is something to resume.
+    KeyboardInterrupt says how to resume, if there is something to resume. ranks: the processes that share the work (ranks.joined).
     """
-    if resume and _finished(calibrator, Path(directory).absolute()):
+    target, calibrator.ranks = Path(directory).absolute(), ranks
+    if any(ranks.gather(ranks.rank == 0 and resume and _finished(calibrator, target))):
         calibrator.reporter.line(f"resumed  {directory} was complete already")
-        return Path(directory).absolute()
-    target = check_output(directory, calibrator.checkpoint.dir)
+        return target
+    if ranks.rank > 0:
+        ranks.barrier()  # until the first has the work directory
+        calibrator.run(work=Work(work_directory(target), keeps=True))
+        ranks.barrier()  # until it has saved the result
+        return target
+    check_output(target, calibrator.checkpoint.dir)
     with working(target, resume) as work:
+        ranks.barrier()
         header(calibrator)
         calibrator.run(work=work)
         calibrator.save(target, [save_type], act)
+        ranks.barrier()
     summary(calibrator, target)
     return target
+
+
+def launch_job(calibrator: Calibrator, directory: str | Path, workers: int, resume: bool) -> int:
+    """This command line, in `workers` processes; its exit code. What can be refused at once is refused here."""
+    target = Path(directory).absolute()
+    if calibrator.config.engine != "native":
+        raise UsageError(f"--num_workers {workers}: msmodelslim runs in one process; leave it out, and name one card")
+    if not (resume and target.exists()):
+        check_output(target, calibrator.checkpoint.dir)
+    try:
+        return launch(workers)
+    finally:
+        remove_uncommitted(target)
 
 
 def _finished(calibrator: Calibrator, target: Path) -> bool:

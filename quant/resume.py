@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -66,12 +66,18 @@ class Work:
             if then != now:
                 raise UsageError(f"--resume: {name} was {then} and is {now}; go back to the first, or remove {self.dir} to start anew")
 
-    def commit_block(self, tower: str, index: int, hidden: dict[int, Tensor], entry: dict, seconds: float) -> None:
-        """Call when the block's tensors are on the disk. hidden: sample number -> its hidden state behind the block."""
+    def keep_hidden(self, tower: str, index: int, rank: int, hidden: dict[int, Tensor]) -> None:
+        """hidden: sample number -> its hidden state behind the block, of this rank's samples."""
+        if self.keeps:
+            _save_hidden(self._hidden / f"{tower}-{index}.{rank}.safetensors", hidden)
+
+    def commit_block(self, tower: str, index: int, entry: dict, seconds: float, writes: bool = True) -> None:
+        """Call when the block's tensors and every rank's hidden states are on the disk. writes: the other ranks only remember it."""
         done = {**self.state.done, tower: index + 1}
         state = replace(self.state, done=done, blocks=[*self.state.blocks, entry], seconds=seconds)
-        if self.keeps:
-            _save_hidden(self._hidden / f"{tower}-{index}.0.safetensors", hidden)
+        if not writes:
+            self.state = state
+            return
         self._commit(state)
         self._remove_hidden(f"{tower}-{index - 1}.*")
 
@@ -80,10 +86,10 @@ class Work:
         self._commit(replace(self.state, outside=True, seconds=seconds))
         self._remove_hidden("*")
 
-    def hidden(self, tower: str) -> dict[int, Tensor]:
-        """Sample number -> its hidden state behind the tower's last committed block."""
+    def hidden(self, tower: str, numbers: Collection[int]) -> dict[int, Tensor]:
+        """Sample number -> its hidden state behind the tower's last committed block, whichever rank had it."""
         files = sorted(self._hidden.glob(f"{tower}-{self.state.done[tower] - 1}.*.safetensors"))
-        return {int(name): read_tensor(info) for file in files for name, info in read_header(file).items()}
+        return {int(name): read_tensor(info) for file in files for name, info in read_header(file).items() if int(name) in numbers}
 
     def _commit(self, state: State) -> None:
         if self.keeps:
@@ -139,6 +145,14 @@ def working(output: Path, resume: bool) -> Iterator[Work]:
         finally:
             if not work.committed:
                 work.remove()
+
+
+def remove_uncommitted(output: Path) -> None:
+    """What is left of a job whose first rank was ended before it had committed anything, and so could not tidy up."""
+    directory = work_directory(output)
+    if directory.exists() and not (directory / "state").exists():
+        with _locked(directory, output):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

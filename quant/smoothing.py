@@ -26,6 +26,10 @@ class Smoothing:
     scale: Tensor
     shift: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> "Smoothing":
+        """The same on another device."""
+        return Smoothing(self.scale.to(device), None if self.shift is None else self.shift.to(device))
+
 
 @dataclass
 class Problem:

@@ -36,25 +36,24 @@ class Stats:
 class Observer:
     """Collects the Stats of one tensor, sample after sample."""
 
-    def __init__(self, name: str, rows_per_sample: int):
+    def __init__(self, name: str, channels: int, rows_per_sample: int, device: torch.device | str = "cpu"):
         self.name, self.rows_per_sample = name, rows_per_sample
-        self.lo = self.hi = None
-        self.rows: list[Tensor] = []
+        self.lo, self.hi = torch.full((2, channels), torch.inf, device=device) * torch.tensor([[1.0], [-1.0]], device=device)
+        self.rows: dict[int, Tensor] = {}
         self.count = 0
 
-    def update(self, x: Tensor, seed: int) -> None:
-        """x [..., C], any float dtype; seed: the sample's own. Raises SourceError when x holds NaN or Inf."""
+    def update(self, x: Tensor, number: int, seed: int) -> None:
+        """x [..., C], any float dtype; number, seed: the sample's own. Raises SourceError when x holds NaN or Inf."""
         x = x.reshape(-1, x.shape[-1])
         lo, hi = x.amin(0).float(), x.amax(0).float()
         if not torch.isfinite(torch.stack([lo.min(), hi.max()])).all():
             channel = int((~torch.isfinite(hi - lo)).nonzero()[0])
             raise SourceError(f"the input of {self.name} holds NaN or Inf in channel {channel}; the checkpoint or the compute dtype {x.dtype} is at fault")
-        self.lo = lo if self.lo is None else torch.minimum(self.lo, lo)
-        self.hi = hi if self.hi is None else torch.maximum(self.hi, hi)
+        self.lo, self.hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
         picked = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.rows_per_sample]
-        self.rows.append(x[picked.to(x.device)].clone())
+        self.rows[number] = x[picked.to(x.device)].clone()
         self.count += len(x)
 
     def stats(self) -> Stats:
-        """Joins the rows. The samples must have come in their canonical order."""
-        return Stats(self.lo, self.hi, torch.cat(self.rows).float(), self.count)
+        """Joins the rows in the samples' canonical order, whatever the order that they came in."""
+        return Stats(self.lo, self.hi, torch.cat([rows for _, rows in sorted(self.rows.items())]).float(), self.count)

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 
+import torch
 from torch import Tensor
 
 from . import source
@@ -21,18 +22,25 @@ from .config import QuantConfig
 from .console import Reporter
 from .family import Family, Tower
 from .plan import Plan
+from .ranks import Ranks, stop_asked
 from .resume import Work
 from .samples import CalibrationSet
 from .skeleton import Feed, Skeleton
 
 
 class TowerRun:
-    """Everything that the loop needs, and the thread pools that read ahead and write behind. run() is called once."""
+    """Everything that the loop needs, and the thread pools that read ahead and write behind. run() is called once.
+
+    dtype: of what is exported. writer: None on every rank but the first.
+    """
 
     def __init__(self, checkpoint: Checkpoint, family: Family, plan: Plan, config: QuantConfig, samples: CalibrationSet, skeleton: Skeleton,
-                 writer: ExportWriter, work: Work, reporter: Reporter):  # fmt: skip
-        self.checkpoint, self.family, self.plan, self.config, self.samples = checkpoint, family, plan, config, samples
-        self.skeleton, self.writer, self.work, self.reporter = skeleton, writer, work, reporter
+                 dtype: torch.dtype, writer: ExportWriter | None, work: Work, reporter: Reporter, ranks: Ranks):  # fmt: skip
+        self.checkpoint, self.family, self.plan, self.config, self.dtype = checkpoint, family, plan, config, dtype
+        self.skeleton, self.writer, self.work, self.reporter, self.ranks = skeleton, writer, work, reporter, ranks
+        self.keys = samples.keys
+        costs = [sum(tower.tokens(checkpoint.config, inputs) for tower in family.towers) for inputs in samples.inputs]
+        self.inputs = {number: samples.inputs[number] for number in ranks.share(costs)}
         self.source = source.describe_all(checkpoint.files)
         self.start = time.perf_counter() - work.state.seconds
 
@@ -43,24 +51,26 @@ class TowerRun:
             self.reporter.line(f"resumed  {' and '.join(counts)} blocks are done")
         if self.work.state.outside:
             return
-        outputs: dict[str, list[Tensor]] = {}
+        outputs: dict[str, dict[int, Tensor]] = {}
         with ThreadPoolExecutor(1, "reader") as self.reader, ThreadPoolExecutor(1, "writer") as self.committer:
             for tower in self.family.towers:
                 outputs[tower.name] = self._run_tower(tower, outputs)
-        self.writer.copy_pending()
-        self.writer.sync()
+        if self.writer:
+            self.writer.copy_pending()
+            self.writer.sync()
         source.check_unchanged(self.checkpoint.files, self.source, whole=True)
-        self.work.commit_outside(time.perf_counter() - self.start)
+        if self.writer:
+            self.work.commit_outside(time.perf_counter() - self.start)
 
-    def _run_tower(self, tower: Tower, outputs: dict[str, list[Tensor]]) -> list[Tensor]:
+    def _run_tower(self, tower: Tower, outputs: dict[str, dict[int, Tensor]]) -> dict[int, Tensor]:
         """The samples' hidden states behind the tower's last used block. outputs: those of earlier towers."""
         used, done = tower.used(self.checkpoint.config), self.work.state.done.get(tower.name, 0)
-        feeds: list[Feed] = []
+        feeds: dict[int, Feed] = {}
         if done:
             feeds = self._enter_again(tower, outputs)
         if done == used:
-            return [feed.hidden for feed in feeds]
-        quantizer = BlockQuantizer(self.skeleton, tower, self.plan, self.config, self.writer.dtype, self.samples.keys)
+            return {number: feed.hidden for number, feed in feeds.items()}
+        quantizer = BlockQuantizer(self.skeleton, tower, self.plan, self.config, self.dtype, self.keys, self.ranks)
         coming = self.reader.submit(self._load, tower, done)
         written: Future | None = None
         with self.reporter.progress(f"{tower.name} tower", used) as advance:
@@ -71,21 +81,22 @@ class TowerRun:
                     coming = self.reader.submit(self._load, tower, index + 1)
                 self._set(tensors)
                 if index == 0:
-                    feeds = self.skeleton.enter(tower, self.samples.inputs, outputs)
+                    feeds = self._enter(tower, outputs)
                 result = quantizer(index, feeds)
                 self.skeleton.clear(tensors)
                 if written:
                     written.result()
                 entry = block_entry(tower.block(index)[:-1], result, time.perf_counter() - start)
-                hidden = {number: feed.hidden for number, feed in enumerate(feeds)}
+                hidden = {number: feed.hidden for number, feed in feeds.items()}
                 written = self.committer.submit(self._commit, tower, index, tensors, result, hidden, entry)
                 self.reporter.line(block_line(entry, self.config.anti_method))
                 advance()
-                if self.work.stop:
+                if any(self.ranks.gather(self.work.stop or stop_asked())):
                     written.result()
+                    self.ranks.barrier()
                     raise KeyboardInterrupt
             written.result()
-        return [feed.hidden for feed in feeds]
+        return {number: feed.hidden for number, feed in feeds.items()}
 
     def _load(self, tower: Tower, index: int) -> dict[str, Tensor]:
         return {name: self.checkpoint.load(name) for name in self.skeleton.block_tensors(tower, index)}
@@ -94,19 +105,32 @@ class TowerRun:
         for name, tensor in tensors.items():
             self.skeleton.set(name, tensor)
 
-    def _enter_again(self, tower: Tower, outputs: dict[str, list[Tensor]]) -> list[Feed]:
+    def _enter(self, tower: Tower, outputs: dict[str, dict[int, Tensor]]) -> dict[int, Feed]:
+        """This rank's samples at the tower's entrance. Block 0 must be set."""
+        earlier = {name: list(hidden.values()) for name, hidden in outputs.items()}
+        return dict(zip(self.inputs, self.skeleton.enter(tower, list(self.inputs.values()), earlier)))
+
+    def _enter_again(self, tower: Tower, outputs: dict[str, dict[int, Tensor]]) -> dict[int, Feed]:
         """The feeds of a tower, standing behind its last committed block."""
         tensors = self._load(tower, 0)
         self._set(tensors)
-        feeds = self.skeleton.enter(tower, self.samples.inputs, outputs)
+        feeds = self._enter(tower, outputs)
         self.skeleton.clear(tensors)
-        committed = self.work.hidden(tower.name)
-        for number, feed in enumerate(feeds):
-            feed.hidden = committed[number].to(self.skeleton.device)
+        for number, hidden in self.work.hidden(tower.name, feeds).items():
+            feeds[number].hidden = hidden.to(self.skeleton.device)
         return feeds
 
     def _commit(self, tower: Tower, index: int, tensors: dict[str, Tensor], result: BlockResult, hidden: dict[int, Tensor], entry: dict) -> None:
-        """Write one block: its int8 linears, what folding changed, and the rest as it was. Then all that is needed to go on behind it."""
+        """Bring one block to the disk, and all that is needed to go on behind it."""
+        if self.writer:
+            self._write(tensors, result)
+        source.check_unchanged(self.checkpoint.files, self.source)
+        self.work.keep_hidden(tower.name, index, self.ranks.rank, hidden)
+        self.ranks.commit_barrier()
+        self.work.commit_block(tower.name, index, entry, time.perf_counter() - self.start, self.ranks.rank == 0)
+
+    def _write(self, tensors: dict[str, Tensor], result: BlockResult) -> None:
+        """One block: its int8 linears, what folding changed, and the rest as it was."""
         done = set()
         for linear in result.linears:
             self.writer.put_linear(linear)
@@ -116,8 +140,6 @@ class TowerRun:
                 self.writer.put_float(name, result.floats.get(name, tensor))
         if self.work.keeps:
             self.writer.sync()
-        source.check_unchanged(self.checkpoint.files, self.source)
-        self.work.commit_block(tower.name, index, hidden, entry, time.perf_counter() - self.start)
 
 
 def block_entry(name: str, result: BlockResult, seconds: float) -> dict:

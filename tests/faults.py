@@ -54,14 +54,23 @@ def raising(number: int):
     return fate
 
 
+@contextmanager
+def exiting():
+    """For a forked child: ends the process behind the block, with status 0, or that of SystemExit, or 1 and a traceback."""
+    try:
+        yield
+        os._exit(0)
+    except SystemExit as end:
+        os._exit(end.code)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
 def in_a_fork(job) -> int:
     """Run job() in a child, which has all imports done; its exit status as os.waitpid has it: 0 done, 9 killed."""
     child = os.fork()
     if child == 0:
-        try:
+        with exiting():
             job()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
     return os.waitpid(child, 0)[1]

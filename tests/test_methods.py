@@ -147,10 +147,10 @@ def test_ranges_against_brute_force(method):
 
 def test_statistics_do_not_depend_on_the_split_into_samples():
     x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
-    whole, parts = Observer("l", 60), Observer("l", 60)
-    whole.update(x, 1)
-    for part in (x[40:], x[:40]):
-        parts.update(part[None], 1)
+    whole, parts = Observer("l", 8, 60), Observer("l", 8, 60)
+    whole.update(x, 0, 1)
+    for number, part in enumerate((x[40:], x[:40])):
+        parts.update(part[None], number, 1)
     a, b = whole.stats(), parts.stats()
     assert torch.equal(a.lo, b.lo) and torch.equal(a.hi, b.hi) and a.count == b.count == 60
     scale, shift = torch.rand(8) + 0.5, torch.randn(8)
@@ -164,7 +164,7 @@ def test_nan_in_an_activation_is_named():
     x = torch.zeros(3, 5)
     x[1, 4] = float("nan")
     with pytest.raises(QuantError, match=r"the input of model\.layers\.0\.q holds NaN or Inf in channel 4"):
-        Observer("model.layers.0.q", 4).update(x, 0)
+        Observer("model.layers.0.q", 5, 4).update(x, 0, 0)
 
 
 def test_large_linears_are_tried_on_some_outputs():

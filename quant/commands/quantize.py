@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument("--seed", type=int, default=0, metavar="N", help="of every choice made at random (default: 0)")
     job = parser.add_argument_group("job")
     job.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: the NPU where there is one, else CUDA, else the CPU")
+    job.add_argument("--num_workers", type=int, metavar="N", help="processes, one per card (default: one for each card named in ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES, else one)")
     job.add_argument("--engine", choices=("native", "msmodelslim"), help="msmodelslim: the vendor's library does the arithmetic, if it is installed (default: native)")
     job.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
     job.add_argument("--resume", action="store_true", help="go on with a job that was interrupted or killed: the same command again, with this")
@@ -57,19 +58,27 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
 
     from ..calibrator import Calibrator
     from ..console import Reporter
+    from ..device import pick_device, workers_of
     from ..estimate import dry_run
-    from ..job import run_job
+    from ..job import launch_job, run_job
+    from ..ranks import joined, started_by_launcher
 
     save_type, act = chosen(args)
-    reporter = Reporter(args.quiet, args.log_file)
-    calibrator = Calibrator(args.model_path, config, args.calib_images, reporter)
-    if architecture and calibrator.family.architecture != architecture:
-        raise UsageError(f"{args.model_path}: is a {calibrator.family.name} model, this script is for {architecture}; `python -m quant quantize` takes both")
-    if args.dry_run:
-        dry_run(calibrator)
-        return 0
-    target = run_job(calibrator, args.save_directory, save_type, act, args.resume)
-    verdict(target, args.target, save_type, act, reporter.line)
+    device = pick_device(config.dev_type)
+    with joined(device) as ranks:
+        reporter = Reporter(args.quiet, args.log_file) if ranks.rank == 0 else Reporter(quiet=True)
+        calibrator = Calibrator(args.model_path, config, args.calib_images, reporter)
+        if architecture and calibrator.family.architecture != architecture:
+            raise UsageError(f"{args.model_path}: is a {calibrator.family.name} model, this script is for {architecture}; `python -m quant quantize` takes both")
+        if args.dry_run:
+            dry_run(calibrator)
+            return 0
+        workers = 1 if started_by_launcher() else workers_of(device, args.num_workers)
+        if workers > 1:
+            return launch_job(calibrator, args.save_directory, workers, args.resume)
+        target = run_job(calibrator, args.save_directory, save_type, act, args.resume, ranks)
+        if ranks.rank == 0:
+            verdict(target, args.target, save_type, act, reporter.line)
     return 0
 
 

@@ -1,0 +1,164 @@
+"""One job on many cards: one process (rank) per card, started by torch.distributed.run, over the host's cards or over several hosts.
+
+Every rank streams the blocks and runs its own samples through them. Of a block the ranks join
+    lo, hi [C]       all-reduced by minimum and maximum, which do not depend on an order
+    rows             gathered, by sample number, and put into the samples' canonical order
+so that each then holds what one process would hold, bit for bit; no float is summed over ranks. Groups that share no weight are smoothed
+by different ranks, linears are rounded by different ranks, and rank 0 has them all, measures, writes and commits. So the export does not
+depend on the number of ranks; where a card's own arithmetic depends on what runs beside it, that is the card's doing.
+
+Left out: splitting a block over cards. A block of the largest model that is supported, with what is computed from it, fits one.
+"""
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from .device import distributed_backend, use_card
+from .errors import QuantError
+from .stats import Observer
+
+TIMEOUT = timedelta(days=1)  # a rank that dies is noticed by the launcher, which ends the others; a slow one is no error
+NOTES = "QUANT_LAUNCHER_DIR"  # environment: a directory for notes between launcher and ranks, on one host
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the job. objects, commits: gloo groups, one for each thread that communicates."""
+
+    rank: int = 0
+    size: int = 1
+    objects: Any = None
+    commits: Any = None
+
+    def share(self, costs: list[int]) -> list[int]:
+        """The numbers of this rank's samples, ascending: the dearest sample goes to the rank with least to do, sample 0 to rank 0."""
+        loads, shares = [0] * self.size, [[] for _ in range(self.size)]
+        for number in [0, *sorted(range(1, len(costs)), key=lambda number: (-costs[number], number))]:
+            rank = 0 if number == 0 else loads.index(min(loads))
+            loads[rank] += costs[number]
+            shares[rank].append(number)
+        return sorted(shares[self.rank])
+
+    def owns(self, number: int) -> bool:
+        """Whether piece `number` of some work is this rank's."""
+        return number % self.size == self.rank
+
+    def join(self, observers: list[Observer]) -> None:
+        """Every rank's observations into every rank's observers."""
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        with _connected():
+            for observer in observers:
+                distributed.all_reduce(observer.lo, distributed.ReduceOp.MIN)
+                distributed.all_reduce(observer.hi, distributed.ReduceOp.MAX)
+        mine = [(observer.count, {number: rows.cpu() for number, rows in observer.rows.items()}) for observer in observers]
+        everyones = self.gather(mine)
+        for position, observer in enumerate(observers):
+            parts = [part[position] for part in everyones]
+            observer.count = sum(count for count, _ in parts)
+            observer.rows = {number: value.to(observer.lo.device) for _, rows in parts for number, value in rows.items()}
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank. Tensors must be on the CPU."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        values = [None] * self.size
+        with _connected():
+            distributed.all_gather_object(values, value, group=self.objects)
+        return values
+
+    def gather_at_first(self, value: Any) -> list[Any]:
+        """As gather, on rank 0; nothing on the others."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        values = [None] * self.size if self.rank == 0 else None
+        with _connected():
+            distributed.gather_object(value, values, group=self.objects)
+        return values or []
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        self.gather(None)
+
+    def commit_barrier(self) -> None:
+        """The same for the thread that commits."""
+        if self.size > 1:
+            from torch import distributed
+
+            with _connected():
+                distributed.barrier(group=self.commits)
+
+
+def stop_asked() -> bool:
+    """Whether Ctrl-C reached the launcher."""
+    return NOTES in os.environ and os.path.exists(os.path.join(os.environ[NOTES], "stop"))
+
+
+def _told() -> bool:
+    """Whether another rank has told the user of its error; if not, this one is to."""
+    try:
+        os.close(os.open(os.path.join(os.environ[NOTES], "told"), os.O_CREAT | os.O_EXCL))
+    except (KeyError, FileNotFoundError):
+        return False  # not our launcher, which would have made a place for the note
+    except FileExistsError:
+        return True
+    return False
+
+
+def started_by_launcher() -> bool:
+    """Whether this process is a rank: torch.distributed.run's environment says so."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The Ranks that this process belongs to; alone, if torch.distributed.run did not start it.
+
+    Of an error that several of them meet, the first tells; the others exit in silence, with its exit code.
+    """
+    if not started_by_launcher() or os.environ["WORLD_SIZE"] == "1":
+        yield Ranks()
+        return
+    from torch import distributed
+
+    rank = int(os.environ["RANK"])
+    use_card(device, int(os.environ["LOCAL_RANK"]))
+    try:
+        with _connected():
+            distributed.init_process_group(distributed_backend(device), timeout=TIMEOUT)
+            groups = [distributed.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2)]
+        yield Ranks(rank, int(os.environ["WORLD_SIZE"]), *groups)
+        with _connected():
+            distributed.destroy_process_group()
+    except QuantError as err:
+        if _told():
+            raise SystemExit(err.exit_code) from None
+        raise
+    except KeyboardInterrupt:
+        if rank > 0:
+            raise SystemExit(130) from None
+        raise
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """A collective fails when another rank has died: that one has said why, and the launcher is about to end this one."""
+    try:
+        yield
+    except RuntimeError as err:
+        if isinstance(err, torch.OutOfMemoryError):
+            raise
+        time.sleep(10)
+        raise QuantError(f"another rank ended, or cannot be reached: {str(err).splitlines()[0]}") from None

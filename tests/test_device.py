@@ -1,0 +1,59 @@
+"""NPUs, by a stand-in for torch_npu: there is none here. What it is asked for is what torch_npu documents."""
+import os
+import sys
+import types
+
+import pytest
+import torch
+
+from quant import UsageError
+from quant.device import compute_dtype, distributed_backend, pick_device, use_card, workers_of
+
+
+@pytest.fixture
+def npus(monkeypatch):
+    """Four NPUs of the 910 series."""
+    stand_in = types.SimpleNamespace(
+        name="Ascend910B3", chosen=[], is_available=lambda: True, device_count=lambda: 4, get_device_name=lambda number: stand_in.name
+    )
+    stand_in.set_device = stand_in.chosen.append
+    monkeypatch.setitem(sys.modules, "torch_npu", types.ModuleType("torch_npu"))
+    monkeypatch.setattr(torch, "npu", stand_in, raising=False)
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("PYTORCH_NPU_ALLOC_CONF", raising=False)
+    return stand_in
+
+
+def test_the_npu_is_taken_where_there_is_one(npus):
+    assert pick_device(None) == pick_device("npu") == "npu"
+    assert compute_dtype(torch.float16, "npu") == torch.float16
+    assert [distributed_backend(device) for device in ("npu", "cuda", "cpu")] == ["hccl", "nccl", "gloo"]
+
+
+def test_a_worker_for_each_card_that_was_named(npus, monkeypatch):
+    assert workers_of("npu", None) == 1, "others may use the host's other cards"
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,5")
+    assert workers_of("npu", None) == 3 and workers_of("npu", 2) == 2 and workers_of("npu", 1) == 1
+    assert os.environ["PYTORCH_NPU_ALLOC_CONF"] == "expandable_segments:False"
+    with pytest.raises(UsageError, match=r"5 workers were asked for, 4 npu cards are visible; set ASCEND_RT_VISIBLE_DEVICES"):
+        workers_of("npu", 5)
+    use_card("npu", 2)
+    assert npus.chosen == [2]
+
+
+def test_an_allocator_that_the_vendor_advises_against_is_refused(npus, monkeypatch):
+    monkeypatch.setenv("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")
+    assert workers_of("npu", 1) == 1
+    with pytest.raises(UsageError, match=r"PYTORCH_NPU_ALLOC_CONF is expandable_segments:True: on several NPUs it must be expandable_segments:False"):
+        workers_of("npu", 2)
+
+
+def test_several_cards_of_a_300i_duo_are_refused_and_one_is_not(npus):
+    npus.name = "Ascend310P3"
+    with pytest.raises(UsageError, match=r"Ascend310P3: several of these cards cannot quantize together, only one can; set ASCEND_RT_VISIBLE_DEVICES to one card"):
+        workers_of("npu", 2)
+    assert workers_of("npu", None) == 1
+
+
+def test_cpu_workers_are_asked_for():
+    assert workers_of("cpu", None) == 1 and workers_of("cpu", 3) == 3
