@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import QuantError, UsageError
-from .images import Sample, one_line, open_image
+from .images import Sample, one_line, reopen_image
 
 if TYPE_CHECKING:
     import torch
@@ -126,8 +126,8 @@ class Encoder:
         return dict(inputs)
 
     def encode_sample(self, sample: Sample) -> dict[str, "torch.Tensor"]:
-        """Open and encode a sample of images.load_samples; a QuantError names its file."""
-        image = open_image(sample.image)
+        """Open and encode a sample of images.load_samples; a QuantError names its file, if it is not what it was then, too."""
+        image = reopen_image(sample)
         try:
             return self(image, sample.prompt)
         except QuantError as error:

@@ -88,6 +88,18 @@ def open_image(path: Path) -> Image.Image:
     return decode_image(read_bytes(Path(path)), path)
 
 
+def reopen_image(sample: Sample) -> Image.Image:
+    """The sample's image as open_image has it. Raises QuantError when the file has changed since its key was taken."""
+    data = read_bytes(sample.image)
+    if (key := _key(data, sample.prompt)) != sample.key:
+        raise QuantError(f"{sample.image}: changed since it was checked: with its prompt sha256 {key[:16]}, it was {sample.key[:16]}")
+    return decode_image(data, sample.image)
+
+
+def _key(data: bytes, prompt: str) -> str:
+    return hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest()
+
+
 def read_bytes(path: Path) -> bytes:
     """Raises QuantError in one line, naming the file."""
     if not os.path.isfile(path):  # a pipe would hang, a folder would give an odd message
@@ -139,7 +151,7 @@ def _sample(path: Path, prompt: str | tuple[str, ...]) -> Sample:
     decode_image(data, path)
     if not isinstance(prompt, str):
         prompt = prompt[int(hashlib.sha256(data).hexdigest(), 16) % len(prompt)]
-    return Sample(path, prompt, hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest())
+    return Sample(path, prompt, _key(data, prompt))
 
 
 def _from_folder(folder: Path, prompt: str | tuple[str, ...]) -> tuple[list[Sample], list[str]]:

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -97,13 +97,16 @@ class Work:
         self.state = state
 
     def _remove_hidden(self, pattern: str) -> None:
+        """What is left behind by an error here costs space, nothing else; it goes with the directory."""
         for file in self._hidden.glob(pattern):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
 
     def remove(self) -> None:
         """The state goes first: without it nothing else counts."""
         if self.dir.exists():
-            (self.dir / "state").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.dir / "state").unlink(missing_ok=True)
             shutil.rmtree(self.dir, ignore_errors=True)
         self.state = State()
 
@@ -158,38 +161,49 @@ def remove_uncommitted(output: Path) -> None:
 @contextmanager
 def _locked(directory: Path, output: Path) -> Iterator[None]:
     """`directory`, made if it is not there, with its file `lock` open and locked."""
-    file = directory / "lock"
+    file, handle = directory / "lock", -1
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        if directory.is_symlink():
-            raise UsageError(f"{directory}: is a symbolic link, which is not written through; remove it")
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError as err:
-        raise UsageError(f"{file}: {err.strerror}; the job cannot keep its state there") from None
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            if directory.is_symlink():
+                raise UsageError(f"{directory}: is a symbolic link, which is not written through; remove it")
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            _take(handle, file, output)
+        except OSError as err:
+            with suppress(OSError):
+                directory.rmdir()  # if it is new
+            raise UsageError(f"{file}: {err.strerror}; the job cannot keep its state there") from None
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def _take(handle: int, file: Path, output: Path) -> None:
+    """Lock the open file and write into it who has it. Raises UsageError when somebody has it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(handle), os.stat(file)):
             raise FileNotFoundError  # its owner has just finished and removed it
+    except (BlockingIOError, FileNotFoundError):
+        owner = os.pread(handle, 100, 0).decode(errors="replace")
+        raise UsageError(f"{output}: another job ({owner or 'just started'}) is writing it; wait for it, or choose another place") from None
+    with suppress(OSError):  # only a note
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
-    except OSError:
-        owner = os.pread(handle, 100, 0).decode(errors="replace")
-        os.close(handle)
-        raise UsageError(f"{output}: another job ({owner or 'just started'}) is writing it; wait for it, or choose another place") from None
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _clear(directory: Path) -> None:
-    """What a job left that was killed before its first commit."""
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
-    (directory / "hidden").mkdir(mode=0o700)
+    """What a job left that was killed before its first commit. Raises QuantError when the disk refuses."""
+    try:
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        (directory / "hidden").mkdir(mode=0o700)
+    except OSError as err:
+        raise QuantError(f"{directory}: {err.strerror}") from None
 
 
 @contextmanager

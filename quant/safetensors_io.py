@@ -92,8 +92,7 @@ class SafetensorsWriter:
             self.abandon()
             raise QuantError(f"{file}: its header is not the one that was written; it was changed, or is of another job")
         if not written:
-            os.ftruncate(self._handle, 0)
-            self._put(0, head)
+            self._put(0, head, anew=True)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Raises QuantError when the tensor is not the one announced, or the disk refuses it."""
@@ -106,8 +105,10 @@ class SafetensorsWriter:
             self._put(info.offset, memoryview(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
         self.pending.discard(name)
 
-    def _put(self, offset: int, data) -> None:
+    def _put(self, offset: int, data, anew: bool = False) -> None:
         try:
+            if anew:
+                os.ftruncate(self._handle, 0)
             view = memoryview(data)
             while view:
                 done = os.pwrite(self._handle, view[:MAX_WRITE], offset)

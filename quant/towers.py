@@ -20,7 +20,9 @@ from .block import BlockQuantizer, BlockResult
 from .checkpoint import Checkpoint
 from .config import QuantConfig
 from .console import Reporter
+from .errors import QuantError
 from .family import Family, Tower
+from .memory import on_cpu
 from .plan import Plan
 from .ranks import Ranks, stop_asked
 from .resume import Work
@@ -82,7 +84,7 @@ class TowerRun:
                 self._set(tensors)
                 if index == 0:
                     feeds = self._enter(tower, outputs)
-                result = quantizer(index, feeds)
+                result = self._quantize(quantizer, index, feeds)
                 self.skeleton.clear(tensors)
                 if written:
                     written.result()
@@ -97,6 +99,23 @@ class TowerRun:
                     raise KeyboardInterrupt
             written.result()
         return {number: feed.hidden for number, feed in feeds.items()}
+
+    def _quantize(self, quantizer: BlockQuantizer, index: int, feeds: dict[int, Feed]) -> BlockResult:
+        """On the CPU, if the device has no memory for it. Raises QuantError when there is no memory for it anywhere."""
+        before, name = {number: feed.hidden for number, feed in feeds.items()}, quantizer.tower.block(index)[:-1]
+        try:
+            return quantizer(index, feeds)
+        except (torch.OutOfMemoryError, RuntimeError) as err:
+            if not isinstance(err, torch.OutOfMemoryError):
+                if "can't allocate memory" not in str(err):
+                    raise
+                raise QuantError(f"{name}: {str(err).splitlines()[0]}; free some, or take fewer samples or a smaller --max_pixels") from None
+        if self.ranks.size > 1:  # the others are waiting for what this one would do only later
+            raise QuantError(f"{name}: out of memory on card {self.ranks.rank}; go on with one worker, which takes to the CPU, or a smaller --max_pixels")
+        for number, feed in feeds.items():
+            feed.hidden = before[number]
+        self.reporter.line(f"{name}: out of memory on {self.skeleton.device}, done on the CPU")
+        return on_cpu(self.skeleton, self.skeleton.block(quantizer.tower, index), index, feeds, lambda here: quantizer(index, here))
 
     def _load(self, tower: Tower, index: int) -> dict[str, Tensor]:
         return {name: self.checkpoint.load(name) for name in self.skeleton.block_tensors(tower, index)}

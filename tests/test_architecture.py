@@ -14,7 +14,7 @@ LAYERS = [
     {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "console", "images", "device", "output", "source"},
     {"stats", "fold", "checkpoint", "encode", "ranges", "qwen2vl", "llava", "qwen2_5vl"},
     {"smoothing", "families", "plan", "samples", "fetch_coco", "recipe", "questions", "sizes", "ranks", "resume"},
-    {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint"},
+    {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint", "memory"},
     {"block", "runtime", "embed_tokens", "formats", "compressed_tensors", "serving", "deploy_page", "handoff"},
     # What checks a result stands below what makes it, and knows nothing of it.
     {"resemble", "audit", "audit_linear", "audit_block", "streams", "verdict", "verify", "features", "dump", "compare"},

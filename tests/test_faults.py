@@ -1,0 +1,170 @@
+"""What goes wrong in hours: a disk that is full or fails, a source that changes, memory that does not suffice, a clock that jumps.
+
+Each costs one clear line; nothing half-written appears, and the job can be resumed when the cause is gone.
+"""
+import builtins
+import errno
+import os
+import re
+import shutil
+import time
+
+import faults
+import pytest
+import torch
+from test_resume import digest, world  # noqa: F401  the fixture
+
+from quant import QuantError, UsageError
+from quant.block import BlockQuantizer
+from quant.images import load_samples, reopen_image
+from quant.job import run_job
+from quant.resume import work_directory
+
+# A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, and what cannot be tidied up now is later.
+TOLERATED = {"link", "sendfile", "unlink", "rmdir"}
+LOCK = 3  # the first operations make and lock the work directory, and note who has it: that note may fail
+EVERY = 4  # of the operations that are made to fail, the first, fifth, ...: the others are of the same few kinds
+
+
+@pytest.mark.parametrize("number,text", [(errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error"), (errno.EROFS, "Read-only file system")])
+def test_a_disk_that_fails_at_any_operation(world, tmp_path, number, text):  # noqa: F811
+    with faults.counted() as operations:
+        run_job(world.calibrator(), tmp_path / "whole")
+    saved = max(index for index, name in enumerate(operations) if name == "rename")  # what follows is tidying up
+    first = [errno.ENOSPC, errno.EIO, errno.EROFS].index(number) * EVERY
+    for at in range(first, saved, 3 * EVERY):
+        out = tmp_path / f"out{at}"
+        with faults.counted(at, faults.raising(number)) as seen:
+            try:
+                run_job(world.calibrator(), out, resume=True)
+            except QuantError as err:
+                caught = str(err)
+            else:
+                caught = None
+        if caught is None:
+            assert (seen[at] in TOLERATED or at <= LOCK) and digest(out) == world.reference, f"{seen[at]} failed, and nobody noticed"
+            continue
+        assert "\n" not in caught and str(tmp_path) in caught and text in caught
+        assert not out.exists()
+        assert ("--resume" in caught) == work_directory(out).exists(), "kept, and said so; or nothing is left"
+        if at % 5 == 0 or at > saved - 30:
+            run_job(world.calibrator(), out, resume=True)
+            assert digest(out) == world.reference
+
+
+def behind(blocks, then):
+    """A stand-in for BlockQuantizer.__call__ that calls then() once `blocks` of them are done."""
+    original, done = BlockQuantizer.__call__, []
+
+    def call(self, index, feeds):
+        result = original(self, index, feeds)
+        done.append(index)
+        if len(done) == blocks:
+            then()
+        return result
+
+    return call
+
+
+def copy_of(world, tmp_path):  # noqa: F811
+    source = shutil.copytree(world.source, tmp_path / "src")
+    return source, sorted(source.glob("*.safetensors"))[-1]
+
+
+@pytest.mark.parametrize("change,pattern", [
+    (lambda shard: os.truncate(shard, os.path.getsize(shard) - 1000), r"(changed while the job ran: \d+ bytes.*, \d+ bytes|ended at byte \d+)"),
+    (lambda shard: os.utime(shard, ns=(1, 1)), r"changed while the job ran: .*changed at \d+ ns.* at the start, .*changed at 1 ns"),
+    (lambda shard: shard.unlink(), r"No such file or directory"),
+], ids=["truncated", "touched", "gone"])  # fmt: skip
+def test_a_shard_that_changes_during_the_job(world, tmp_path, monkeypatch, change, pattern):  # noqa: F811
+    source, shard = copy_of(world, tmp_path)
+    whole, before = shard.read_bytes(), os.stat(shard)
+    monkeypatch.setattr(BlockQuantizer, "__call__", behind(2, lambda: change(shard)))
+    with pytest.raises(QuantError, match=rf"{re.escape(str(shard))}: {pattern}"):
+        run_job(world.calibrator(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    shard.write_bytes(whole)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run_job(world.calibrator(source), tmp_path / "out", resume=True)
+    assert digest(tmp_path / "out") == world.reference
+
+
+def test_a_read_error_in_a_shard(world, tmp_path, monkeypatch):  # noqa: F811
+    """The job's last tensor, so that blocks are committed before."""
+    opened, reads = builtins.open, []
+
+    def failing(file, *args, **kwargs):
+        stream = opened(file, *args, **kwargs)
+        if str(file).startswith(str(world.source)) and kwargs.get("buffering") == 0 and (work_directory(tmp_path / "out") / "state").exists():
+            class Stream(type(stream)):
+                def readinto(self, _):
+                    reads.append(file)
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            stream.close()
+            return Stream(file, "rb")
+        return stream
+
+    monkeypatch.setattr(builtins, "open", failing)
+    with pytest.raises(QuantError, match=r"model-0000\d-of-00002\.safetensors: Input/output error at byte \d+; \d blocks are kept"):
+        run_job(world.calibrator(), tmp_path / "out")
+    assert reads
+    monkeypatch.undo()
+    run_job(world.calibrator(), tmp_path / "out", resume=True)
+    assert digest(tmp_path / "out") == world.reference
+
+
+def test_a_device_without_memory_for_a_block_leaves_it_to_the_cpu(world, tmp_path, monkeypatch):  # noqa: F811
+    """The device is the CPU here too: so the bytes must be the same."""
+    original, calls = BlockQuantizer.__call__, []
+
+    def full(self, index, feeds):
+        calls.append(index)
+        if len(calls) == 2:
+            feeds[0].hidden = feeds[0].hidden + 1  # it had begun
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, index, feeds)
+
+    monkeypatch.setattr(BlockQuantizer, "__call__", full)
+    calibrator, lines = world.calibrator(), []
+    monkeypatch.setattr(calibrator.reporter, "line", lambda text="": lines.append(text))
+    run_job(calibrator, tmp_path / "out")
+    assert calls == [0, 1, 1, 0, 1] and digest(tmp_path / "out") == world.reference
+    assert "visual.blocks.1: out of memory on cpu, done on the CPU" in lines
+
+
+def test_no_memory_at_all_is_one_line(world, tmp_path, monkeypatch):  # noqa: F811
+    def full(self, index, feeds):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(BlockQuantizer, "__call__", full)
+    with pytest.raises(QuantError, match=r"visual\.blocks\.0: .*can't allocate memory.*; free some, or take fewer samples"):
+        run_job(world.calibrator(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_changes_after_it_was_checked(world, tmp_path):  # noqa: F811
+    images = shutil.copytree(world.images, tmp_path / "images")
+    samples, _ = load_samples(images, "What?", None, 0)
+    samples[0].image.write_bytes(samples[1].image.read_bytes())
+    with pytest.raises(QuantError, match=rf"{samples[0].image.name}: changed since it was checked: .*sha256 [0-9a-f]+, it was [0-9a-f]+"):
+        reopen_image(samples[0])
+    samples[1].image.unlink()
+    with pytest.raises(QuantError, match=r"no such file"):
+        reopen_image(samples[1])
+
+
+def test_a_clock_that_jumps_changes_nothing(world, tmp_path, monkeypatch):  # noqa: F811
+    hours = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: 1e9 - 3600 * next(hours))
+    calibrator = world.calibrator()
+    run_job(calibrator, tmp_path / "out")
+    assert digest(tmp_path / "out") == world.reference and 0 < calibrator.seconds < 600
+
+
+def test_a_work_directory_that_cannot_be_made(world, tmp_path):  # noqa: F811
+    work_directory(tmp_path / "out").write_text("a file in its place")
+    with pytest.raises(UsageError, match=r"\.out\.quant-work.*; the job cannot keep its state there"):
+        run_job(world.calibrator(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
