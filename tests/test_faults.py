@@ -22,7 +22,7 @@ from quant.resume import work_directory
 
 # A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, and what cannot be tidied up now is later.
 TOLERATED = {"link", "sendfile", "unlink", "rmdir"}
-LOCK = 3  # the first operations make and lock the work directory, and note who has it: that note may fail
+LOCK = 4  # the first operations make and lock the work directory, and note who has it: that note may fail
 EVERY = 4  # of the operations that are made to fail, the first, fifth, ...: the others are of the same few kinds
 
 
