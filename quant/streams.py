@@ -195,13 +195,14 @@ class Watch(Observer):
     it, that the export's int8 codes do not reach. Not of the export's own activations: one bad linear would clip in all that follow."""
 
     def __init__(self, name: str, relations: dict[str, Relation], integer: dict[str, Int8Linear], rows_per_sample: int):
-        super().__init__(name, rows_per_sample)
+        column = relations[name].column
+        super().__init__(name, len(column), rows_per_sample, column.device)
         self.relation, self.linear, self.clipped, self.values = relations[name], integer[name], 0, 0
         scale, offset = self.linear.input_scale.item(), self.linear.input_offset.item()
         self.covered = ((ACT_MIN - offset) * scale, (ACT_MAX - offset) * scale)
 
     def __call__(self, module, args: tuple[Tensor]) -> None:
-        self.update(args[0], seed=self.values)
+        self.update(args[0], number=len(self.rows), seed=self.values)
         self.values += args[0].numel()
         so_far = Stats(self.lo, self.hi, self.lo[None], self.count).smoothed(self.relation.column, self.relation.shift)
         if so_far.lo.min() < self.covered[0] or so_far.hi.max() > self.covered[1]:
