@@ -4,8 +4,8 @@ A few channels c of a norm that feeds linears are made k times larger, and the c
 
     norm.weight_c *= k,  norm.bias_c *= k,  W_oc /= k  for every consumer W
 
-k is a power of two, so both are exact in bfloat16 and float16 as long as W_oc / k does not underflow; columns are therefore first
-rounded to what is left of them after the division, and `rescale` is exactly undone by `rescale` with 1/k. What it does change is
+k is a power of two, so in bfloat16 no bit is lost. In float16 a W_oc below 2^-14 k loses the bits that its quotient has no room for, an
+error of at most 2^-25 k: the float model is the rescaled one, and dividing the outliers out again gives it exactly. What changes is
 rounding to int8: one scale for the whole tensor now has to hold the large channels, and the columns that read them vanish beside
 their rows' maxima. Outlier suppression must undo this. Only norms whose consumers are rounded are touched: in the exports made
 here that is every block of the language model, and for Qwen2-VL every block of the vision tower.
