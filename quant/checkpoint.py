@@ -64,8 +64,8 @@ class Checkpoint:
     @cached_property
     def _weight_map(self) -> dict[str, str]:
         weight_map = read_json(self.dir / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise QuantError(f"{self.dir / INDEX}: has no weight_map; fetch it again")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+            raise QuantError(f"{self.dir / INDEX}: has no weight_map from tensor names to file names; fetch it again")
         return weight_map
 
     def _check_index(self) -> None:

@@ -6,6 +6,11 @@ class QuantError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """One line that is safe on a terminal: a name from an untrusted file may hold line ends and control sequences."""
+        text = super().__str__()
+        return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
 
 class SourceError(QuantError):
     """The checkpoint itself is at fault: only another one helps, so nothing that was made of it is kept."""

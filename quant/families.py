@@ -10,8 +10,9 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_
 
 def family_of(config: dict, where) -> Family:
     """The family of a checkpoint's config.json. Raises UsageError, listing what is supported, for another architecture."""
-    architectures = config.get("architectures") or ["none"]
-    if architectures[0] not in FAMILIES:
+    architectures = config.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
+    if architecture not in FAMILIES:
         supported = ", ".join(f"{family.name} ({name})" for name, family in FAMILIES.items())
-        raise UsageError(f"{where}: architecture {architectures[0]} is not supported; supported are {supported}")
-    return FAMILIES[architectures[0]]
+        raise UsageError(f"{where}: architecture {architecture} is not supported; supported are {supported}")
+    return FAMILIES[architecture]

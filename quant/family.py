@@ -78,26 +78,39 @@ class Family:
         for tower in self.towers:
             if name.startswith(tower.prefix):
                 index = name[len(tower.prefix) :].split(".", 1)[0]
-                return tower, int(index)
+                return (tower, int(index)) if index.isdecimal() else None
         return None
 
 
-def text(config: dict, key: str, default=None):
-    """A key of the language model: beside vision_config as the hub's Qwen files have it, or in text_config.
+MAX_NUMBER = 1 << 20  # of blocks, heads, pixels a side: far above any model, far below what would take the machine's time or memory
 
-    Raises QuantError when it is in neither and has no default.
+
+def text(config: dict, key: str, default: int | None = None) -> int:
+    """A number of the language model: beside vision_config as the hub's Qwen files have it, or in text_config.
+
+    Raises QuantError when it is in neither and has no default, or is none.
     """
-    value = config.get(key, config.get("text_config", {}).get(key, default))
-    if value is None:
-        raise QuantError(f"config.json: has no {key}; fetch it again")
-    return value
+    return _number(key, config[key] if key in config else _section(config, "text_config").get(key), default, "")
 
 
-def vision(config: dict, key: str, default=None):
-    """A key of vision_config. Raises QuantError when it is not there and has no default."""
-    value = config.get("vision_config", {}).get(key, default)
+def vision(config: dict, key: str, default: int | None = None) -> int:
+    """A number of vision_config. Raises QuantError when it is not there and has no default, or is none."""
+    return _number(key, _section(config, "vision_config").get(key), default, "vision_config ")
+
+
+def _section(config: dict, name: str) -> dict:
+    section = config.get(name, {})
+    if not isinstance(section, dict):
+        raise QuantError(f"config.json: {name} is a JSON {type(section).__name__}, an object was expected; fetch it again")
+    return section
+
+
+def _number(key: str, value, default: int | None, where: str) -> int:
+    value = default if value is None else value
     if value is None:
-        raise QuantError(f"config.json: vision_config has no {key}; fetch it again")
+        raise QuantError(f"config.json: {where}has no {key}; fetch it again")
+    if type(value) is not int or not 0 < value <= MAX_NUMBER:
+        raise QuantError(f"config.json: {where}has {key} {value!r:.40}, a number from 1 to {MAX_NUMBER} was expected; fetch it again")
     return value
 
 

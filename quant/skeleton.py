@@ -10,6 +10,7 @@ In memory at a time: what stands outside the blocks (while a tower is entered), 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -257,6 +258,13 @@ def _as_forward(stub: Callable, index: int) -> Callable:
     return forward
 
 
+def _refuse_absurd(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Before memory is taken for it: raises QuantError for a model with far more in it, tables of positions included, than the weights."""
+    asked, held = sum(value.numel() for value in (*model.parameters(), *model.buffers())), sum(prod(info.shape) for info in checkpoint.tensors.values())
+    if asked > 2 * held:
+        raise QuantError(f"{checkpoint.dir / 'config.json'}: describes {asked:.3g} numbers, the weights have {held:.3g}; they are of different models")
+
+
 def empty_model(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
     """The family's transformers class on the meta device; buffers are real, since no checkpoint holds them."""
     import transformers
@@ -266,9 +274,14 @@ def empty_model(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trus
         raise UsageError(f"transformers {transformers.__version__} is installed; 4.57 or a later one below 6 is needed: pip install 'transformers>=4.57,<6'")
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code)
+        build = getattr(transformers, family.architecture)._from_config
+        with torch.device("meta"):
+            _refuse_absurd(build(config, dtype=dtype), checkpoint)
         with init_empty_weights(include_buffers=False):
-            model = getattr(transformers, family.architecture)._from_config(config, dtype=dtype)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as err:
+            model = build(config, dtype=dtype)
+    except QuantError:
+        raise
+    except Exception as err:  # of any kind: transformers reads an untrusted file
         line = (str(err).strip().splitlines() or [type(err).__name__])[0]
         raise QuantError(f"{checkpoint.dir / 'config.json'}: transformers {transformers.__version__} cannot build the model from it ({line})") from None
     return model.eval()

@@ -8,9 +8,12 @@ from ..family import Family, Group, Tower, text, vision
 
 def _vision_blocks_used(config: dict) -> int:
     layer, blocks = config.get("vision_feature_layer", -2), vision(config, "num_hidden_layers")
-    if not isinstance(layer, int):
+    if type(layer) is not int:
         raise UsageError(f"vision_feature_layer={layer}: features from several layers are not supported, one layer is")
-    return layer + blocks + 1 if layer < 0 else layer  # hidden_states[0] is the input of block 0
+    used = layer + blocks + 1 if layer < 0 else layer  # hidden_states[0] is the input of block 0
+    if not 0 < used <= blocks:
+        raise UsageError(f"vision_feature_layer={layer}: the vision tower has {blocks} blocks")
+    return used
 
 
 VISION = Tower(
