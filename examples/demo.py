@@ -8,6 +8,7 @@ repeated by hand with a real model. Everything goes to out/.
 """
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ NOTES = {
 def step(*words, may_fail: bool = False) -> None:
     """Print a command and run it; end the demo where it fails. may_fail: exit code 1 is an answer, not a failure."""
     print("\n$ python " + " ".join(str(word).replace(f"{ROOT}/", "") for word in words), flush=True)
-    code = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT).returncode
+    # The models are tiny: a second thread would only wait for the first.
+    code = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
     if code and not (may_fail and code == 1):
         sys.exit(code)
 
