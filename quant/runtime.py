@@ -137,6 +137,8 @@ def _whole(source: Checkpoint | Export, int8_names: set[str], device: str, trust
         if tensor.rpartition(".")[0] not in int8_names:
             skeleton.set(tensor, source.load(tensor))
     skeleton.tie_head()
+    # generate() hands the head a slice of one position, with strides for which torch would copy the whole head to multiply with it.
+    skeleton.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].clone(memory_format=torch.contiguous_format),))
     _set_generation(skeleton.model, source.dir)
     return skeleton
 

@@ -37,7 +37,7 @@ from .verdict import SCHEMA, THRESHOLDS, conclude
 
 POSITIONS = 64  # at most so many of a sample's last positions are compared
 DECIDED = 2.0  # a position is decided where the float model's first token is so many times as likely as its second
-IMAGES, TOKENS = 4, 16  # of the free-running comparison
+IMAGES, TOKENS = 2, 16  # of the free-running comparison
 
 
 @torch.inference_mode()
