@@ -95,7 +95,10 @@ class ExportWriter:
 
     def __init__(self, directory: Path, checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype, part_bytes: int, done: Iterable[str] = ()):
         self.dir, self.checkpoint, self.plan, self.dtype = directory, checkpoint, plan, dtype
-        directory.mkdir(parents=True, mode=DIR_MODE, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, mode=DIR_MODE, exist_ok=True)
+        except OSError as err:
+            raise QuantError(f"{directory}: {err.strerror}") from None
         self.layout = export_layout(checkpoint, plan, dtype)
         parts: list[dict] = [{}]
         size = 0

@@ -130,9 +130,9 @@ def working(output: Path, resume: bool) -> Iterator[Work]:
         work = Work(directory, keeps=True)
         if work.committed and not resume:
             raise UsageError(f"{work}; to start anew, remove that directory")
-        if not work.committed:
-            _clear(directory)
         try:
+            if not work.committed:
+                _clear(directory)
             with _gentle_interrupt(work):
                 yield work
             work.remove()

@@ -20,10 +20,11 @@ from quant.images import load_samples, reopen_image
 from quant.job import run_job
 from quant.resume import work_directory
 
-# A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, and what cannot be tidied up now is later.
-TOLERATED = {"link", "sendfile", "unlink", "rmdir"}
+# A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, what cannot be tidied up now is later; and a
+# directory that is there need not be made. Whatever of these fails, the result must be right.
+TOLERATED = {"link", "sendfile", "unlink", "rmdir", "mkdir"}
 LOCK = 4  # the first operations make and lock the work directory, and note who has it: that note may fail
-EVERY = 4  # of the operations that are made to fail, the first, fifth, ...: the others are of the same few kinds
+EVERY = 2  # of the operations one in two is made to fail, each third of these in another way; 1 takes them all
 
 
 @pytest.mark.parametrize("number,text", [(errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error"), (errno.EROFS, "Read-only file system")])
