@@ -90,6 +90,6 @@ def test_a_repair_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):
 
     export = copy(exports("qwen2_vl"), tmp_path / "out")
     monkeypatch.setattr("quant.contracts.repair._write", full)
-    with pytest.raises(QuantError, match="somewhere: No space left on device"):
+    with pytest.raises(QuantError, match="fixed: No space left on device"):
         repair(export, tmp_path / "fixed")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

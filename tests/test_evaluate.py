@@ -93,12 +93,12 @@ def test_a_file_that_is_no_log(data, tmp_path):
 
 
 def test_unanswered_is_reported_and_asked_again(data, tmp_path):
-    first = asked(Scripted(raises={4: Unanswered("no\nluck")}), data, tmp_path / "log.jsonl")
-    assert first.predictions[4] is None and first.errors == {4: "no luck"}
+    first = asked(Scripted(raises={4: Unanswered("no such\nluck")}), data, tmp_path / "log.jsonl")
+    assert first.predictions[4] is None and first.errors == {4: r"no such\nluck"}
     summary = summarize(load_questions(data), [first], exact=False, max_drop=1, seed=0)
     side = summary["sides"][0]
     assert side["table"]["Right"] == {"right": COUNT - 1, "of": COUNT}
-    assert len(side["unanswered"]) == 1 and side["unanswered"][0]["where"].endswith("data.jsonl:5") and side["unanswered"][0]["why"] == "no luck"
+    assert len(side["unanswered"]) == 1 and side["unanswered"][0]["where"].endswith("data.jsonl:5") and side["unanswered"][0]["why"] == r"no such\nluck"
     assert not summary["passed"]
     model = Scripted()
     second = asked(model, data, tmp_path / "log.jsonl")
