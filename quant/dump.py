@@ -68,6 +68,8 @@ def dump(
     names, samples = _samples(source, family, config, images, inputs, reporter)
     skeleton = Skeleton(source, family, compute_dtype(source.dtype, device), device, config.trust_remote_code)
     int8 = set(source.linear_names) if isinstance(source, Export) else set()
+    if int8:
+        runtime.refuse_outside(source, family)
     chosen = _choose(skeleton, modules)
     writer = Writer(directory, model=digest(source), path=str(source.dir), int8=bool(int8), dtype=str(skeleton.dtype), device=device, torch=torch.__version__, repeat={})
     for name, sample in zip(names, samples):

@@ -24,6 +24,7 @@ from .device import compute_dtype, pick_device
 from .encode import Encoder
 from .errors import QuantError
 from .families import family_of
+from .family import Family
 from .int8 import int8_matmul, quantize_input
 from .skeleton import Skeleton
 
@@ -97,6 +98,13 @@ def check_parts(export: Export, name: str, shape: tuple[int, ...] | None = None)
             raise QuantError(f"{info.file}: {name}.{part} is {_short(info.dtype)}, a server of {_short(export.dtype)} models reads {_short(dtypes[0])} there")
         if info.shape != wanted:
             raise QuantError(f"{info.file}: {name}.{part} has shape {list(info.shape)}, {list(wanted)} is expected")
+
+
+def refuse_outside(export: Export, family: Family) -> None:
+    """Raises QuantError for an int8 linear outside the blocks: streaming loads only blocks in int8 (load() takes it)."""
+    for name in export.linear_names:
+        if family.block_of(f"{name}.") is None:
+            raise QuantError(f"{export.dir}: {name} is int8 and outside the blocks, where no server takes int8; keep it float")
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -26,9 +26,9 @@ from .audit_block import BlockAudit
 from .audit_linear import Relation
 from .checkpoint import Checkpoint
 from .device import compute_dtype
-from .family import Family, Group, Tower
+from .family import Family, Tower
 from .int8 import ACT_MAX, ACT_MIN, QLinear, quantize_linear
-from .runtime import READ, Int8Linear
+from .runtime import READ, Int8Linear, refuse_outside
 from .skeleton import Feed, Skeleton
 from .stats import ROWS, Observer, Stats
 
@@ -39,12 +39,13 @@ EQUAL = 1e-20  # least error, relative to the energy, that is told from none
 class Streams:
     """inputs: the model's keyword arguments per sample; the export must have the format that audit.check_format asks for.
 
-    findings: the damage found so far. Raises QuantError as Skeleton and Observer do.
+    findings: the damage found so far. Raises QuantError as refuse_outside, Skeleton and Observer do.
     """
 
     def __init__(self, checkpoint: Checkpoint, export: Export, family: Family, device: str, inputs: list[dict[str, Tensor]], trust_remote_code: bool = False):
         self.checkpoint, self.export, self.family, self.inputs = checkpoint, export, family, inputs
         self.int8 = set(export.linear_names)
+        refuse_outside(export, family)
         self.float = Skeleton(checkpoint, family, compute_dtype(checkpoint.dtype, device), device, trust_remote_code)
         self.integer = Skeleton(export, family, compute_dtype(export.dtype, device), device, trust_remote_code)
         self.outputs: dict[str, dict[str, list[Tensor]]] = {"float": {}, "rounded": {}, "export": {}}
@@ -103,10 +104,12 @@ class Streams:
     def _block(self, tower: Tower, index: int, relations: dict[str, Relation], integer: dict[str, Int8Linear], feeds: dict[str, list[Feed] | None]) -> dict:
         """Advances all three models past a block and measures it."""
         prefix = tower.block(index)
-        groups = [group for group in tower.groups if prefix + group.linears[0] in self.int8]
-        watches = {group: Watch(prefix + group.linears[0], relations, integer, -(-ROWS // len(self.inputs))) for group in groups}
-        self._observe(tower, index, list(watches.values()), feeds["float"])
-        rounded = {name: rounded_linear(name, self.float, relations[name], watches[group].stats(), self.export.dtype) for group in groups for name in full_names(prefix, group)}
+        groups = [[name for name in (prefix + linear for linear in group.linears) if name in integer] for group in tower.groups]
+        watches = {}
+        for names in filter(None, groups):
+            watches |= dict.fromkeys(names, Watch(names[0], relations, integer, -(-ROWS // len(self.inputs))))
+        self._observe(tower, index, set(watches.values()), feeds["float"])
+        rounded = {name: rounded_linear(name, self.float, relations[name], watch.stats(), self.export.dtype) for name, watch in watches.items()}
         if feeds["rounded"] is not None:
             with self.float.replaced(list(rounded.values())):
                 self._advance(self.float, tower, index, feeds["rounded"])
@@ -118,18 +121,14 @@ class Streams:
             "index": index,
             "rounded": fidelity(reference, [feed.hidden for feed in feeds["rounded"] or feeds["float"]]),
             "export": fidelity(reference, [feed.hidden for feed in feeds["export"]]),
-            "linears": [
-                self._linear(name, relations[name], rounded[name], integer[name], watches[group])
-                for group in groups
-                for name in full_names(prefix, group)
-            ],
+            "linears": [self._linear(name, relations[name], rounded[name], integer[name], watch) for name, watch in watches.items()],
         }
 
     def _advance(self, skeleton: Skeleton, tower: Tower, index: int, feeds: list[Feed]) -> None:
         for feed in feeds:
             feed.hidden = feed.calls[index](skeleton.block(tower, index), feed.hidden)
 
-    def _observe(self, tower: Tower, index: int, watches: list["Watch"], feeds: list[Feed]) -> None:
+    def _observe(self, tower: Tower, index: int, watches: set["Watch"], feeds: list[Feed]) -> None:
         """The float model's pass. Raises QuantError where it holds NaN or Inf."""
         hooks = [self.float.linear(watch.name).register_forward_pre_hook(watch) for watch in watches]
         try:
@@ -163,10 +162,6 @@ class Streams:
                 ]
         for number in range(len(self.inputs)):
             yield number, {name: logits[number] for name, logits in kept.items()}
-
-
-def full_names(prefix: str, group: Group) -> list[str]:
-    return [prefix + name for name in group.linears]
 
 
 def rounded_linear(name: str, skeleton: Skeleton, relation: Relation, stats: Stats, dtype: torch.dtype) -> "RoundedLinear":

@@ -338,6 +338,40 @@ def test_the_wrong_source_is_refused(made, capsys):
     assert "one must be made from the other" in capsys.readouterr().err
 
 
+def test_int8_outside_the_blocks_is_refused(made, tmp_path, capsys):
+    directory = exports.copy(made(*QWEN), tmp_path / "out")
+
+    def change(tensors):
+        name, one = "visual.merger.mlp.2", torch.tensor(1.0)
+        linear = quantize_linear(name, tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float(), -one, one, torch.bfloat16)
+        tensors.update(ascend.linear_tensors(linear, torch.bfloat16))
+
+    exports.edit_tensors(directory, change)
+    exports.edit_json(directory / exports.DESCRIPTION, lambda d: d.update({f"visual.merger.mlp.2.{part}": "W8A8" for part in PARTS}))
+    assert run(made, directory) == 1
+    assert "visual.merger.mlp.2 is int8 and outside the blocks" in capsys.readouterr().err
+
+
+def test_half_a_group_in_int8_is_measured(made, tmp_path):
+    """No server takes it (check says so), but verify must not stumble over it."""
+    directory = exports.copy(made(*LLAVA), tmp_path / "out")
+    name, source = f"{CATTN}q_proj", Checkpoint(made.source(*LLAVA))
+    tensors = ascend.read(directory)
+    scale = source.load(f"{C}input_layernorm.weight").float() / tensors.load(f"{C}input_layernorm.weight").float()
+
+    def change(stored):
+        for part in PARTS[1:]:
+            del stored[f"{name}.{part}"]
+        stored[f"{name}.weight"] = (source.load(f"{name}.weight").float() * scale).half()
+
+    exports.edit_tensors(directory, change)
+    exports.edit_json(directory / exports.DESCRIPTION, lambda d: ([d.pop(f"{name}.{part}") for part in PARTS], d.update({f"{name}.weight": "FLOAT"})))
+    report = verify(directory, source.dir, QuantConfig(dev_type="cpu"), made.images, tokens=0)
+    measured = [entry["linear"] for block in report["blocks"] for entry in block["linears"]]
+    assert name not in measured and f"{CATTN}k_proj" in measured
+    assert report["blocks"][-1]["export"]["snr_db"] > 20
+
+
 def test_thresholds_decide(made, capsys):
     assert run(made, made(*QWEN), QWEN, "--threshold", "snr=60", "kl=0.5") == 1
     assert "at least 60 are asked for" in capsys.readouterr().out
