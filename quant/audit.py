@@ -1,6 +1,7 @@
 """Does an export hold the tensors that its source and its description call for, in the right shapes and dtypes, and are those that no fold
 touches the source's own? What can be said without the arithmetic of folding; that is audit_block.py's.
 """
+import json
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from .ascend import INT8_PARTS, Export
 from .checkpoint import Checkpoint
 from .runtime import expected_parts
+
+# Of config.json: what an export changes, and what says nothing of the computation.
+MAY_DIFFER = {"quantize", "quantization_config", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "use_cache", "architectures", "model_type"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,23 @@ def check_side_files(checkpoint: Checkpoint, export: Export) -> list[str]:
         elif copy.read_bytes() != file.read_bytes():
             notices.append(f"{file.name} is not the source's")
     return notices
+
+
+def check_config(checkpoint: Checkpoint, export: Export) -> list[Finding]:
+    """Keys that both config.json have and that do not say the same, in either layout of the language model's keys."""
+    ours, theirs = _settings(checkpoint.config), _settings(export.config)
+    return [
+        Finding("config.json", f"{key} is {json.dumps(theirs[key])}, the source's is {json.dumps(value)}")
+        for key, value in ours.items()
+        if key in theirs and theirs[key] != value and key.rpartition(".")[2] not in MAY_DIFFER
+    ]
+
+
+def _settings(config: dict) -> dict:
+    """Every key of the model, those of text_config beside the others, those of vision_config with its name before them."""
+    flat = {**config.get("text_config", {}), **config}
+    vision = {f"vision_config.{key}": value for key, value in flat.get("vision_config", {}).items()}
+    return {key: value for key, value in flat.items() if key not in ("text_config", "vision_config")} | vision
 
 
 def check_outside(checkpoint: Checkpoint, export: Export, names: list[str]) -> list[Finding]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import ascend, runtime
 from .ascend import Export
-from .audit import Finding, check_format, check_side_files, parts_of
+from .audit import Finding, check_config, check_format, check_side_files, parts_of
 from .checkpoint import Checkpoint
 from .config import QuantConfig
 from .console import SILENT, Reporter, size
@@ -67,10 +67,10 @@ def verify(
     report = {"schema": SCHEMA, "passed": False, "verdict": {}, "findings": [], "notices": check_side_files(checkpoint, export)}
     report |= {"model_path": str(checkpoint.dir), "quantized": str(export.dir), "layout": export.kind, "architecture": family.architecture}
     report |= {"device": device, "versions": versions(), "thresholds": limits, "blocks": [], "logits": None, "free_running": None}
-    findings = check_format(checkpoint, export)
+    findings, settings = check_format(checkpoint, export), check_config(checkpoint, export)
     if findings:  # no server could run it as it is: report all the damage there is, and stop
         findings += audit_values(checkpoint, export, family, {finding.tensor for finding in findings})
-        return conclude(report, findings, start)
+        return conclude(report, findings + settings, start)
     samples = prepare(images, checkpoint, family, config)
     report["notices"] += samples.notices
     report["samples"] = [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)]
@@ -90,7 +90,7 @@ def verify(
         report["free_running"] = compare_answers(samples, answers, theirs, Encoder(checkpoint.dir))
     else:
         report["free_running"] = {"skipped": room or "not asked for"}
-    return conclude(report, streams.findings + unread(checkpoint, export, family), start)
+    return conclude(report, streams.findings + unread(checkpoint, export, family) + settings, start)
 
 
 def versions() -> dict[str, str]:

@@ -338,6 +338,32 @@ def test_the_wrong_source_is_refused(made, capsys):
     assert "one must be made from the other" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "family,change,said",
+    [
+        (QWEN, lambda c: c.update(rms_norm_eps=1e-3), "rms_norm_eps is 0.001, the source's is 1e-06"),
+        (QWEN, lambda c: c["vision_config"].update(num_heads=1), "vision_config.num_heads is 1, the source's is 2"),
+        (LLAVA, lambda c: c["text_config"].update(rms_norm_eps=1e-3), "rms_norm_eps is 0.001, the source's is 1e-05"),
+    ],
+)
+def test_another_config_is_damage(made, tmp_path, capsys, family, change, said):
+    directory = exports.copy(made(*family), tmp_path / "out")
+    exports.edit_json(directory / "config.json", change)
+    assert run(made, directory, family) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"config.json: {said}" in printed and "the export is damaged" in printed
+
+
+def test_side_files_are_compared(made, tmp_path, capsys):
+    directory = exports.copy(made(*QWEN), tmp_path / "out")
+    (directory / "merges.txt").unlink()
+    exports.edit_json(directory / "preprocessor_config.json", lambda value: value.update(image_mean=[0, 0, 0]))
+    assert run(made, directory) == 0
+    printed = capsys.readouterr().out
+    assert "note: merges.txt of the source is missing in the export" in printed
+    assert "note: preprocessor_config.json is not the source's" in printed
+
+
 def test_int8_outside_the_blocks_is_refused(made, tmp_path, capsys):
     directory = exports.copy(made(*QWEN), tmp_path / "out")
 
