@@ -1,14 +1,25 @@
-"""When a device's memory does not suffice for a block: that block is done on the CPU, and the run goes on.
+"""What keeps memory small, and what happens when it does not suffice.
+
+When a device's memory does not suffice for a block, that block is done on the CPU, and the run goes on.
 
 Samples go through a block one at a time, so there is no smaller batch to try first. On the CPU the block is computed in the same dtype, by
 other kernels: the result is as good, and may differ from the device's in the last bit.
 """
+import ctypes
 import gc
 from collections.abc import Callable
 
 import torch
 
 from .skeleton import Call, Feed, Skeleton
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system. glibc keeps what was freed, per thread, for tensors of up to 32 MB: a block's worth or more."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):  # another C library
+        pass
 
 
 def on_cpu(skeleton: Skeleton, block: torch.nn.Module, index: int, feeds: dict[int, Feed], job: Callable):

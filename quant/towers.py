@@ -22,7 +22,7 @@ from .config import QuantConfig
 from .console import Reporter
 from .errors import QuantError
 from .family import Family, Tower
-from .memory import on_cpu
+from .memory import give_back, on_cpu
 from .plan import Plan
 from .ranks import Ranks, stop_asked
 from .resume import Work
@@ -88,6 +88,7 @@ class TowerRun:
                 self.skeleton.clear(tensors)
                 if written:
                     written.result()
+                give_back()
                 entry = block_entry(tower.block(index)[:-1], result, time.perf_counter() - start)
                 hidden = {number: feed.hidden for number, feed in feeds.items()}
                 written = self.committer.submit(self._commit, tower, index, tensors, result, hidden, entry)
