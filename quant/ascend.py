@@ -137,10 +137,11 @@ class ExportWriter:
         self.file_of[name].write(name, tensor)
         self.pending.discard(name)
 
-    def copy_pending(self) -> None:
-        """Carry over what no block has written: all that stands outside them, and blocks without effect."""
-        for name in sorted(self.pending, key=lambda name: (str(self.checkpoint.tensors[name].file), self.checkpoint.tensors[name].offset)):
-            self.put_float(name, self.checkpoint.load(name))
+    def carry(self, name: str, pieces: Iterable[Tensor]) -> None:
+        """A tensor of the checkpoint as it was, in pieces that follow each other; floats are rounded to the model's dtype."""
+        kind = self.layout[name][0]
+        self.file_of[name].write_pieces(name, (to_dtype(name, piece, kind) if piece.is_floating_point() else piece for piece in pieces))
+        self.pending.discard(name)
 
     def sync(self) -> None:
         """Bring to the disk what was written so far."""

@@ -147,7 +147,7 @@ class BlockQuantizer:
         consumers = [linears[prefix + name] for name in group.linears]
         problem = Problem(
             stats=stats,
-            weights=[consumer.float(some_outputs(len(consumer.weight), consumer.weight.device)) for consumer in consumers],
+            weight=torch.cat([consumer.float(some_outputs(len(consumer.weight), consumer.weight.device)) for consumer in consumers]),
             column_max=torch.stack([consumer.column_max() for consumer in consumers]).amax(0),
             share=(lambda x: spread_heads(share_heads(x, heads, kv_heads), heads, kv_heads)) if group.kind == "value" else (lambda x: x),
             may_shift=group.kind == "norm" and norms[prefix + group.source].bias is not None and all(consumer.bias is not None for consumer in consumers),
@@ -176,7 +176,7 @@ class BlockQuantizer:
             members = [linears[prefix + name] for name in group.linears]
             sampled = [] if self.config.act_method == 1 else [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
             lo, hi = activation_range(stats[group], sampled, self.config.act_method)
-            rounded += [quantize_linear(member.name, member.float(), member.bias, lo, hi, self.dtype) for member in members]
+            rounded += [quantize_linear(member.name, member.parts(), member.bias, lo, hi, self.dtype) for member in members]
         if self.ranks.size == 1:
             return rounded
         gathered = self.ranks.gather_at_first([linear.to("cpu") for linear in rounded])

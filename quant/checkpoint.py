@@ -3,6 +3,7 @@
 What is checked on opening costs header reads only: config.json, the index and the shards it names, that every shard is whole, that no
 name occurs twice, that no path leaves the directory. Tensors are validated as they are read.
 """
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .config_json import read_json
 from .errors import QuantError, SourceError, UsageError
-from .safetensors_io import TensorInfo, read_header, read_tensor
+from .safetensors_io import TensorInfo, read_header, read_pieces, read_tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -97,10 +98,19 @@ class Checkpoint:
         if name not in self.tensors:
             raise QuantError(f"{self.dir}: tensor {name} is missing; fetch the model again")
         tensor = read_tensor(self.tensors[name])
+        self._check_finite(name, tensor)
+        return tensor
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The same as flat pieces that follow each other, for a tensor that is only passed on. Raises what `load` does."""
+        for piece in read_pieces(self.tensors[name]):
+            self._check_finite(name, piece)
+            yield piece
+
+    def _check_finite(self, name: str, tensor: Tensor) -> None:
         # NaN and Inf survive a minimum and a maximum; one pass, no copy of the size of the tensor.
         if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             raise SourceError(f"{self.tensors[name].file}: {name} holds NaN or Inf; the checkpoint is damaged")
-        return tensor
 
     @cached_property
     def side_files(self) -> list[Path]:

@@ -189,6 +189,7 @@ class Encoder:
         arguments = {key: value if key in self._filled else stored[key] for key, value in needed.items()}
 
         import transformers
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top-level name wants torchvision up to 5.17
 
         pinned = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
         if self._limits:
@@ -197,7 +198,7 @@ class Encoder:
         common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.directory), **common)
-            image_processor = transformers.AutoImageProcessor.from_pretrained(str(self.directory), **pinned, **common)
+            image_processor = AutoImageProcessor.from_pretrained(str(self.directory), **pinned, **common)
             image_only = _image_only(getattr(transformers, self._family.processor))
             self._processor = image_only(image_processor=image_processor, tokenizer=self.tokenizer, **arguments)
         except Exception as error:  # OSError, ValueError, KeyError and more, by file and version

@@ -6,15 +6,18 @@
 
 The float side of a fold is stored in the checkpoint's dtype and would lose bits. A norm's weight is rounded first, and the scale the
 consumers absorb is what the rounding left, s := w / w'; likewise z := b - s b'. So nothing is lost but the rounding of int8 itself.
-Consumers are rounded once, from float32; their scales are kept beside the stored weight until then, so that never more than one
-linear is held in float32.
+Consumers are rounded once, from float32; their scales are kept beside the stored weight until then, and the folded weight is made a few
+rows at a time: so no linear is ever held in float32, and what is computed of it stays in the processor's cache.
 
 Left out: norms that multiply by (1 + weight) (Gemma), which no supported family has.
 """
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+PART = 1 << 20  # numbers of a weight that are in float32 at a time: 4 MB, what a processor's cache holds
 
 
 @dataclass
@@ -37,18 +40,25 @@ class FoldedLinear:
             weight = weight * self.column
         return weight if self.row is None else weight / self.row[outputs, None]
 
+    def parts(self) -> Iterator[Tensor]:
+        """The folded weight in float32, rows by rows: [O', I] of at most PART numbers, but at least one row."""
+        outputs, inputs = self.weight.shape
+        step = max(1, PART // inputs)
+        return (self.float(slice(start, start + step)) for start in range(0, outputs, step))
+
     def scale_columns(self, scale: Tensor, shift: Tensor | None = None) -> None:
         """Absorb what the input was divided by. scale [I], float32; shift [I] or None: what was subtracted from it before."""
         if shift is not None:
-            moved = self.float() @ shift
+            moved = torch.cat([part @ shift for part in self.parts()])
             self.bias = moved if self.bias is None else self.bias + moved
         self.column = scale if self.column is None else self.column * scale
 
     def column_max(self) -> Tensor:
         """max over the outputs of |W_oc|, float32 [I]."""
-        weight = self.weight if self.row is None else self.weight.float() / self.row[:, None]
-        largest = torch.maximum(weight.amax(0), -weight.amin(0)).float()
-        return largest if self.column is None else largest * self.column
+        if self.row is None:
+            largest = torch.maximum(self.weight.amax(0), -self.weight.amin(0)).float()
+            return largest if self.column is None else largest * self.column
+        return torch.stack([part.abs().amax(0) for part in self.parts()]).amax(0)
 
     def divide_rows(self, scale: Tensor) -> None:
         """Divide the last len(scale) outputs: all of them, or the value rows of a fused q/k/v."""

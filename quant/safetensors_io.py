@@ -7,7 +7,8 @@ order: a 70 GB export needs memory for one tensor. The library reads what is wri
 import json
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,11 @@ class TensorInfo:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def rows(self, start: int, count: int) -> "TensorInfo":
+        """Where `count` rows of it lie, rows along the first dimension."""
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return replace(self, offset=self.offset + start * row, shape=(count, *self.shape[1:]))
+
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Tensor name -> TensorInfo. Raises QuantError, naming the file, for a missing, truncated or inconsistent one."""
@@ -62,6 +68,22 @@ def read_tensor(info: TensorInfo) -> Tensor:
     except OSError as err:
         raise QuantError(f"{info.file}: {err.strerror} at byte {info.offset}") from None
     return tensor
+
+
+def read_rows(info: TensorInfo, rows: Tensor) -> Tensor:
+    """A tensor of which only these rows, int64, are read; the others are undefined, and take no memory before they are touched. Rows that
+    it does not have are left out. Raises QuantError as read_tensor does."""
+    tensor = torch.empty(info.shape, dtype=info.dtype)
+    for row in rows[(rows >= 0) & (rows < len(tensor))].tolist():
+        tensor[row] = read_tensor(info.rows(row, 1))[0]
+    return tensor
+
+
+def read_pieces(info: TensorInfo, numbers: int = 1 << 23) -> Iterator[Tensor]:
+    """The same tensor as flat pieces of at most `numbers` numbers that follow each other."""
+    flat = replace(info, shape=(math.prod(info.shape),))
+    for start in range(0, flat.shape[0], numbers):
+        yield read_tensor(flat.rows(start, min(numbers, flat.shape[0] - start)))
 
 
 class SafetensorsWriter:
@@ -99,10 +121,22 @@ class SafetensorsWriter:
         info = self.infos[name]
         if (tensor.dtype, tuple(tensor.shape)) != (info.dtype, info.shape):
             raise QuantError(f"{name}: {tensor.dtype} {list(tensor.shape)} written where {info.dtype} {list(info.shape)} was announced; this is a bug")
+        self.write_pieces(name, [tensor])
+
+    def write_pieces(self, name: str, pieces: Iterable[Tensor]) -> None:
+        """The same, of a tensor that comes in pieces, in order."""
+        info = self.infos[name]
         if name not in self.pending:
             raise QuantError(f"{name}: written twice; this is a bug")
-        if info.nbytes:
-            self._put(info.offset, memoryview(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
+        done = 0
+        for piece in pieces:
+            if piece.dtype != info.dtype:
+                raise QuantError(f"{name}: {piece.dtype} written where {info.dtype} was announced; this is a bug")
+            if piece.numel():
+                self._put(info.offset + done, memoryview(piece.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
+            done += piece.nbytes
+        if done != info.nbytes:
+            raise QuantError(f"{name}: {done} bytes written where {info.nbytes} were announced; this is a bug")
         self.pending.discard(name)
 
     def _put(self, offset: int, data, anew: bool = False) -> None:

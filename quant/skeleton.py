@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .checkpoint import Checkpoint
 from .errors import QuantError, UsageError
 from .family import Family, Tower
+from .safetensors_io import read_rows
 
 
 class _Stop(Exception):
@@ -124,11 +125,16 @@ class Skeleton:
         return self.model.get_submodule(self.names[f"{name}.weight"].rpartition(".")[0])
 
     @contextmanager
-    def outside(self, *, head: bool = False) -> Iterator[None]:
-        """What stands outside the blocks, in memory for the time of the with block; the head only when asked for."""
+    def outside(self, *, head: bool = False, ids: Tensor | None = None) -> Iterator[None]:
+        """What stands outside the blocks, in memory for the time of the with block; the head only when asked for. ids: the tokens whose
+        embeddings are needed, None for all; of a large vocabulary they are few, and the rest takes neither time nor memory."""
         tensors = [name for name in self.names if self.family.block_of(name) is None and (head or not self.names[name].startswith("lm_head."))]
+        embedding = self.model.get_input_embeddings()
         for tensor in tensors:
-            self.set(tensor, self.checkpoint.load(tensor))
+            if ids is not None and self.model.get_submodule(self.names[tensor].rpartition(".")[0]) is embedding:
+                self.set(tensor, read_rows(self.checkpoint.tensors[tensor], ids))
+            else:
+                self.set(tensor, self.checkpoint.load(tensor))
         if head:
             self.tie_head()
         try:
@@ -163,11 +169,11 @@ class Skeleton:
         earlier: tower name -> the samples' outputs, for the towers that the data passed before.
         """
         feeds = []
-        with self.outside():
+        if not samples:
+            return feeds
+        with self.outside(ids=torch.cat([inputs["input_ids"].reshape(-1).cpu() for inputs in samples]).unique()):
             for number, inputs in enumerate(samples):
                 outputs = {name: hidden[number] for name, hidden in earlier.items()}
-                if tower.name not in self._returns_tuple:
-                    self._learn_return(tower, inputs, outputs)
                 feeds.append(self._record(tower, inputs, outputs))
         return feeds
 
@@ -187,17 +193,6 @@ class Skeleton:
                 return
         raise UsageError("the model's forward never reached the blocks: does the sample hold an image?")
 
-    def _learn_return(self, tower: Tower, inputs: dict[str, Tensor], earlier: dict[str, Tensor]) -> None:
-        """Run block 0 once to see whether its output comes in a tuple: stubs must answer alike."""
-        def stub(index: int, hidden: Tensor, args: tuple, kwargs: dict):
-            caught.append((hidden, args, kwargs))
-            raise _Stop
-
-        caught: list = []
-        self._run(inputs, {tower.name: stub, **self._players(earlier)})
-        hidden, args, kwargs = caught[0]
-        self._returns_tuple[tower.name] = isinstance(self.block(tower, 0)(hidden, *args, **kwargs), tuple)
-
     def _record(self, tower: Tower, inputs: dict[str, Tensor], earlier: dict[str, Tensor]) -> Feed:
         used = tower.used(self.checkpoint.config)
         entrance, calls = [], []
@@ -208,6 +203,9 @@ class Skeleton:
             elif hidden is not entrance[0]:
                 raise QuantError(f"{self.family.name}: block {index} of the {tower.name} tower does not get its predecessor's output unchanged; not supported")
             calls.append(Call(args, kwargs))
+            if tower.name not in self._returns_tuple:  # run block 0 once to see whether its output comes in a tuple: stubs must answer alike
+                block = self.block(tower, index)
+                self._returns_tuple[tower.name] = isinstance(type(block).forward(block, hidden, *args, **kwargs), tuple)
             if index == used - 1:
                 raise _Stop
             return self._answer(tower, hidden)

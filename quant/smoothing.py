@@ -7,12 +7,12 @@ with the quantizers of int8.py and ranges.py. Of large linears OUTPUTS channels,
 does not depend on the others, so each of them is exact.
 """
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .int8 import input_scale_offset, int8_matmul, quantize_input, quantize_weight, weight_scale
+from .int8 import input_scale_offset, int8_matmul, quantize_input, quantize_weight, row_sums, weight_scale
 from .ranges import activation_range
 from .stats import Stats
 
@@ -35,40 +35,36 @@ class Smoothing:
 class Problem:
     """One group, as a method sees it.
 
-    stats: of the input; weights: the linears' folded weights, float32 [O_l, C], all or OUTPUTS of their rows; column_max: float32 [C],
-    the largest |W_oc| over all rows of all linears; share: [C] -> [C], the largest over the columns that must have one scale (grouped-query
-    attention), the identity elsewhere; may_shift: whether the source has a bias that can carry a shift; act_method: ranges.py's.
+    stats: of the input; weight: float32 [O, C], the folded weights of its linears one below the other, of each all or OUTPUTS of their
+    rows; column_max: float32 [C], the largest |W_oc| over all rows of all linears; share: [C] -> [C], the largest over the columns that must
+    have one scale (grouped-query attention), the identity elsewhere; may_shift: whether the source has a bias that can carry a shift;
+    act_method: ranges.py's.
     """
 
     stats: Stats
-    weights: list[Tensor]
+    weight: Tensor
     column_max: Tensor
     share: Callable[[Tensor], Tensor]
     may_shift: bool
     act_method: int
     _shift: Tensor | None = None
-    _products: list[Tensor] = field(default_factory=list)
+    _product: Tensor | None = None
 
     def error(self, smoothing: Smoothing) -> Tensor:
         """The formula above, a scalar."""
-        stats = self.stats.smoothed(smoothing.scale, smoothing.shift)
-        weights = [weight * smoothing.scale for weight in self.weights]
-        step, offset = input_scale_offset(*activation_range(stats, weights, self.act_method))
-        q_x = quantize_input(stats.rows, step, offset)
-        total = torch.zeros((), device=q_x.device)
-        for weight, exact in zip(weights, self._exact(smoothing.shift)):
-            scale = weight_scale(weight)
-            q_w = quantize_weight(weight, scale)
-            product = int8_matmul(q_x, q_w).float() - offset * q_w.sum(dim=1, dtype=torch.int32)
-            total += (exact - product * (step * scale.T)).square().sum()
-        return total
+        stats, weight = self.stats.smoothed(smoothing.scale, smoothing.shift), self.weight * smoothing.scale
+        step, offset = input_scale_offset(*activation_range(stats, [weight], self.act_method))
+        q_x, scale = quantize_input(stats.rows, step, offset), weight_scale(weight)
+        q_w = quantize_weight(weight, scale)
+        product = int8_matmul(q_x, q_w).float().sub_(offset * row_sums(q_w)).mul_(step * scale.T)
+        return product.sub_(self._exact(smoothing.shift)).square_().sum()
 
-    def _exact(self, shift: Tensor | None) -> list[Tensor]:
-        """(X - z) W_l^T per linear, [T, O_l]; kept, since the candidates of a method share the shift."""
-        if not self._products or self._shift is not shift:
+    def _exact(self, shift: Tensor | None) -> Tensor:
+        """(X - z) W^T, [T, O]; kept, since the candidates of a method share the shift."""
+        if self._product is None or self._shift is not shift:
             rows = self.stats.rows if shift is None else self.stats.rows - shift
-            self._shift, self._products = shift, [rows @ weight.T for weight in self.weights]
-        return self._products
+            self._shift, self._product = shift, rows @ self.weight.T
+        return self._product
 
 
 def some_outputs(count: int, device) -> Tensor:

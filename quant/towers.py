@@ -3,12 +3,14 @@
     for each tower, for each block:   read it                    (while the one before computes)
                                       observe, smooth, round, measure        (block.py)
                                       write and commit it        (while the next one computes; resume.py)
-    then carry over what stands outside the blocks.
+    and meanwhile carry over what no block holds.
 
 A job that is resumed enters the tower as ever, puts the committed hidden states in the place of the entrance's, and goes on.
 """
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict
 
 import torch
@@ -45,6 +47,7 @@ class TowerRun:
         self.inputs = {number: samples.inputs[number] for number in ranks.share(costs)}
         self.source = source.describe_all(checkpoint.files)
         self.start = time.perf_counter() - work.state.seconds
+        self.ended = threading.Event()
 
     def run(self) -> None:
         """Raises QuantError; KeyboardInterrupt, after a commit, when the work is asked to stop."""
@@ -54,11 +57,19 @@ class TowerRun:
         if self.work.state.outside:
             return
         outputs: dict[str, dict[int, Tensor]] = {}
-        with ThreadPoolExecutor(1, "reader") as self.reader, ThreadPoolExecutor(1, "writer") as self.committer:
-            for tower in self.family.towers:
-                outputs[tower.name] = self._run_tower(tower, outputs)
+        with (
+            ThreadPoolExecutor(1, "reader") as self.reader,
+            ThreadPoolExecutor(1, "writer") as self.committer,
+            ThreadPoolExecutor(1, "carrier") as carrier,
+        ):
+            self.carried = carrier.submit(self._carry)
+            try:
+                for tower in self.family.towers:
+                    outputs[tower.name] = self._run_tower(tower, outputs)
+                self.carried.result()
+            finally:
+                self.ended.set()
         if self.writer:
-            self.writer.copy_pending()
             self.writer.sync()
         source.check_unchanged(self.checkpoint.files, self.source, whole=True)
         if self.writer:
@@ -88,6 +99,8 @@ class TowerRun:
                 self.skeleton.clear(tensors)
                 if written:
                     written.result()
+                if self.carried.done():
+                    self.carried.result()  # raises what stopped it
                 give_back()
                 entry = block_entry(tower.block(index)[:-1], result, time.perf_counter() - start)
                 hidden = {number: feed.hidden for number, feed in feeds.items()}
@@ -139,6 +152,22 @@ class TowerRun:
         for number, hidden in self.work.hidden(tower.name, feeds).items():
             feeds[number].hidden = hidden.to(self.skeleton.device)
         return feeds
+
+    def _carry(self) -> None:
+        """Copy what no block writes: all that stands outside them, blocks without effect, tensors of older revisions."""
+        if not self.writer:
+            return
+        used = {tower: tower.used(self.checkpoint.config) for tower in self.family.towers}
+        for name in self.checkpoint.tensors:
+            tower, index = self.family.block_of(name) or (None, 0)
+            if tower is None or index >= used[tower] or name not in self.skeleton.names:
+                self.writer.carry(name, self._pieces(name))
+
+    def _pieces(self, name: str) -> Iterator[Tensor]:
+        for piece in self.checkpoint.pieces(name):
+            if self.ended.is_set():
+                raise CancelledError
+            yield piece
 
     def _commit(self, tower: Tower, index: int, tensors: dict[str, Tensor], result: BlockResult, hidden: dict[int, Tensor], entry: dict) -> None:
         """Bring one block to the disk, and all that is needed to go on behind it."""

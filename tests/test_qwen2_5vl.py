@@ -148,6 +148,7 @@ def test_folding_leaves_the_model_as_it_was(source, images, tmp_path, method, mo
     folded = {}
 
     def catch(name, weight, bias, *rest):
+        weight = torch.cat(list(weight))
         folded[f"{name}.weight"], folded[f"{name}.bias"] = weight, bias
         return quantize_linear(name, weight, bias, *rest)
 

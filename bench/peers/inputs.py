@@ -1,0 +1,14 @@
+"""The calibration inputs that every peer gets: those of this project's own encoder."""
+
+from pathlib import Path
+
+
+def prepared(model: Path, images: Path) -> list[dict]:
+    """The model's keyword arguments for each image of a folder, batch 1, sorted by file name."""
+    from quant.config import QuantConfig
+    from quant.checkpoint import Checkpoint
+    from quant.families import family_of
+    from quant.samples import prepare
+
+    checkpoint = Checkpoint(model)
+    return prepare(images, checkpoint, family_of(checkpoint.config, model), QuantConfig()).inputs
