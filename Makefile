@@ -1,9 +1,10 @@
 # make demo   quantize two small models with the shipped photographs     make test          the tests
 # make test-compat   the same tests with transformers 4.57.6             make test-oracle   against the vendor's library
+# make bench   time and memory against msmodelslim, llm-compressor and the machine's limits: an hour     make bench-short   a cut-down version
 PYTHON ?= python3
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
 
-.PHONY: demo test test-compat test-oracle bench clean
+.PHONY: demo test test-compat test-oracle bench bench-short clean
 
 # An environment is made once for each version of its requirements; torch first, so that nothing else chooses its build.
 define environment
@@ -23,6 +24,9 @@ endef
 .venv-oracle/.made: requirements-oracle.txt
 	$(call environment,.venv-oracle,-r requirements-oracle.txt)
 
+.venv-llmc/.made: requirements-llmc.txt
+	$(call environment,.venv-llmc,-r requirements-llmc.txt)
+
 demo: .venv/.made
 	.venv/bin/python examples/demo.py
 
@@ -35,5 +39,11 @@ test-compat: .venv-compat/.made
 test-oracle: .venv-oracle/.made .venv/.made
 	QUANT_PYTHON=.venv/bin/python .venv-oracle/bin/python -m pytest -q tests/oracle
 
+bench: .venv/.made .venv-oracle/.made .venv-llmc/.made
+	.venv/bin/python bench/bench.py
+
+bench-short: .venv/.made .venv-oracle/.made .venv-llmc/.made
+	.venv/bin/python bench/bench.py --short
+
 clean:
-	rm -rf .venv .venv-compat .venv-oracle out
+	rm -rf .venv .venv-compat .venv-oracle .venv-llmc out

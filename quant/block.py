@@ -7,7 +7,11 @@ the disk is the calibrator's.
     measure   one sample through the block with its QLinears in place -> signal-to-noise of what the block adds to its input
 """
 import hashlib
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -21,6 +25,7 @@ from .int8 import QLinear, quantize_linear, signal_to_noise
 from .plan import Plan
 from .ranges import activation_range
 from .ranks import Ranks
+from .side_by_side import side_by_side
 from .skeleton import Feed, Skeleton
 from .smoothing import Problem, Smoothing, some_outputs
 from .stats import ROWS, Observer, Stats
@@ -43,13 +48,29 @@ class GroupRange:
 
 @dataclass
 class BlockResult:
-    """What a block becomes. floats: hub tensor name -> what folding made of it, float32; snr in dB, plain: without smoothing."""
+    """What a block becomes. floats: hub tensor name -> what folding made of it, float32; snr in dB, plain: without smoothing; seconds: by
+    the step of the work (on a card, where work is queued, a step's time may count for the next)."""
 
     linears: list[QLinear]
     floats: dict[str, Tensor]
     ranges: list[GroupRange]
     snr: float = field(default=float("nan"))
     snr_plain: float = field(default=float("nan"))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def timed(step: Callable) -> Callable:
+    """A method whose time is added up in self.seconds under its name."""
+
+    @wraps(step)
+    def wrapper(self, *args):
+        start = time.perf_counter()
+        try:
+            return step(self, *args)
+        finally:
+            self.seconds[step.__name__] = self.seconds.get(step.__name__, 0.0) + time.perf_counter() - start
+
+    return wrapper
 
 
 class BlockQuantizer:
@@ -61,19 +82,21 @@ class BlockQuantizer:
 
     def __init__(self, skeleton: Skeleton, tower: Tower, plan: Plan, config: QuantConfig, dtype: torch.dtype, keys: list[str], ranks: Ranks = Ranks()):
         self.skeleton, self.tower, self.plan, self.config, self.dtype, self.ranks = skeleton, tower, plan, config, dtype, ranks
+        self.seconds: dict[str, float] = {}
         self.seeds = [int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:8], "big") >> 1 for key in keys]
 
     def __call__(self, index: int, feeds: dict[int, Feed]) -> BlockResult:
         """Advances every feed's hidden state past block `index`. feeds: sample number -> Feed, of this rank's samples."""
+        self.seconds = {}
         groups = [group for group in self.tower.groups if self.plan.int8_group(self.tower, index, group)]
         probe_in = feeds[0].hidden if 0 in feeds else None
         stats = self.observe(index, groups, feeds)
         if not groups:
-            return BlockResult([], {}, [])
+            return BlockResult([], {}, [], seconds=self.seconds)
         prefix = self.tower.block(index)
         linears, norms = self._folded(prefix)
         plain = self.round(prefix, groups, linears, stats)
-        result = BlockResult(plain, {}, [])
+        result = BlockResult(plain, {}, [], seconds=self.seconds)
         result.snr = result.snr_plain = self.measure(index, plain, feeds.get(0), probe_in)
         smoothed = stats
         if self.config.anti_method != "none":
@@ -92,6 +115,7 @@ class BlockQuantizer:
         ]
         return result
 
+    @timed
     def observe(self, index: int, groups: list[Group], feeds: dict[int, Feed]) -> dict[Group, Stats]:
         """The float pass. A group's input is observed once, at its first linear."""
         prefix, per_sample = self.tower.block(index), -(-ROWS // len(self.seeds))
@@ -99,16 +123,22 @@ class BlockQuantizer:
         observers = {
             group: Observer(name, self.skeleton.linear(name).weight.shape[1], per_sample, self.skeleton.device) for group, name in firsts.items()
         }
-        block, sample = self.skeleton.block(self.tower, index), 0
+        block, this = self.skeleton.block(self.tower, index), threading.local()
         hooks = [
-            self.skeleton.linear(observer.name).register_forward_pre_hook(lambda _, args, observer=observer: observer.update(args[0], sample, self.seeds[sample]))
+            self.skeleton.linear(observer.name).register_forward_pre_hook(
+                lambda _, args, observer=observer: observer.update(args[0], this.sample, self.seeds[this.sample])
+            )
             for observer in observers.values()
         ]
+
+        def advance(sample: int, feed: Feed) -> None:
+            this.sample = sample
+            feed.hidden = feed.calls[index](block, feed.hidden)
+            if not torch.isfinite(torch.stack(feed.hidden.aminmax())).all():
+                raise SourceError(f"the output of {prefix[:-1]} holds NaN or Inf for sample {sample}; the checkpoint or the compute dtype {self.skeleton.dtype} is at fault")
+
         try:
-            for sample, feed in feeds.items():
-                feed.hidden = feed.calls[index](block, feed.hidden)
-                if not torch.isfinite(torch.stack(feed.hidden.aminmax())).all():
-                    raise SourceError(f"the output of {prefix[:-1]} holds NaN or Inf for sample {sample}; the checkpoint or the compute dtype {self.skeleton.dtype} is at fault")
+            side_by_side(advance, feeds.items(), self.skeleton.device)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -127,6 +157,7 @@ class BlockQuantizer:
             norms[name] = FoldedNorm(name, module.weight.data.float(), None if bias is None else bias.data.float(), self.dtype)
         return linears, norms
 
+    @timed
     def smooth(self, prefix: str, groups: list[Group], linears: dict, norms: dict, stats: dict[Group, Stats]) -> dict[Group, Stats]:
         """Solve and fold every group that has a source, in ORDER. Returns the statistics of the smoothed inputs.
 
@@ -167,6 +198,7 @@ class BlockQuantizer:
             linears[prefix + name].scale_columns(scale, shift)
         return stats.smoothed(scale, shift)
 
+    @timed
     def round(self, prefix: str, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]) -> list[QLinear]:
         """One scale and offset per group: q, k, v and gate, up read the same tensor, and servers demand the same."""
         rounded = []
@@ -192,6 +224,7 @@ class BlockQuantizer:
                 floats[f"{part.name}.bias"] = part.bias
         return floats
 
+    @timed
     def measure(self, index: int, linears: list[QLinear], feed: Feed | None, hidden: Tensor | None) -> float:
         """dB: what the block adds to `hidden` in float, which `feed` has done, against the error of adding it with `linears` in place."""
         if feed is None:

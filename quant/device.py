@@ -42,6 +42,11 @@ def export_dtype(stored: torch.dtype, asked: str | None, served: str | None = No
     return torch.bfloat16 if stored == torch.float32 else stored
 
 
+def is_out_of_memory(err: RuntimeError) -> bool:
+    """Whether a device's memory did not suffice. Older torch_npu says so in a plain RuntimeError."""
+    return isinstance(err, torch.OutOfMemoryError) or "NPU out of memory" in str(err)
+
+
 # -- several cards ----------------------------------------------------------------------------------------------------------------------
 
 VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}

@@ -1,7 +1,7 @@
 """--dry_run: every decision, and what the run will take, before any work.
 
-    memory  libraries + the larger of (what stands outside the blocks, while a tower is entered; two blocks and their int8 copies, the
-            largest linear in float32) + the samples' hidden states
+    memory  libraries + the larger of (what stands outside the blocks but for the embedding, while a tower is entered; three blocks)
+            + the samples' hidden states
     disk    the weight files of the result
     time    multiply-adds of one float pass, one search and two measured samples, at the rate of a short matmul here, + reading and writing
 The rates are measured for a tenth of a second: take the time as a magnitude, not as a promise.
@@ -15,7 +15,7 @@ from .calibrator import Calibrator, peak_memory
 from .console import duration, size
 from .smoothing import OUTPUTS
 from .stats import ROWS
-from .m2 import THRESHOLDS
+from .m2 import STRIDE, THRESHOLDS
 from .summary import decisions_table
 from .workload import export_bytes, multiply_adds, tokens
 
@@ -55,14 +55,14 @@ def _groups(calibrator: Calibrator) -> list[str]:
 
 
 def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
-    """Largest block of each tower, and what stands outside ("outside"), in the compute dtype."""
+    """Largest block of each tower, and what stands outside ("outside") and is read whole, in the compute dtype."""
     sizes: dict[str, int] = {"outside": 0}
     itemsize = calibrator.compute_dtype.itemsize
     for tower in calibrator.family.towers:
         prefix = tower.block(0)
         sizes[tower.name] = sum(prod(info.shape) * itemsize for name, info in calibrator.checkpoint.tensors.items() if name.startswith(prefix))
     for name, info in calibrator.checkpoint.tensors.items():
-        if calibrator.family.block_of(name) is None and "lm_head" not in name:
+        if calibrator.family.block_of(name) is None and not name.endswith(("lm_head.weight", "embed_tokens.weight")):
             sizes["outside"] += prod(info.shape) * itemsize
     return sizes
 
@@ -70,15 +70,13 @@ def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
 def memory(calibrator: Calibrator) -> int:
     """Peak resident bytes to expect."""
     sizes = _block_bytes(calibrator)
-    largest = max(prod(decision.shape) for decision in calibrator.plan.decisions.values() if calibrator.family.block_of(decision.name))
     block = max(sizes["vision"], sizes["language"])
-    working = 3 * block + 3 * largest * 4  # this block, the next and the one being written; a linear in float32, scaled and rounded
+    working = 4 * block  # this one, in int8 plain and smoothed, the next, and the one being written
     hidden = 0
     for tower in calibrator.family.towers:
         width = calibrator.checkpoint.tensors[f"{tower.block(0)}{tower.groups[0].source}.weight"].shape[0]
         hidden = max(hidden, tokens(calibrator, tower) * width * calibrator.compute_dtype.itemsize)
-    head = next((info.nbytes for name, info in calibrator.checkpoint.tensors.items() if "lm_head" in name), 0)
-    return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block, 2 * head)
+    return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block)
 
 
 def seconds(calibrator: Calibrator) -> float:
@@ -89,7 +87,7 @@ def seconds(calibrator: Calibrator) -> float:
         block = calibrator.family.block_of(decision.name)
         if block and block[1] < block[0].used(calibrator.checkpoint.config):
             float_work += prod(decision.shape) * tokens(calibrator, block[0])
-            search_work += decision.int8 * searched * THRESHOLDS * 2 * ROWS * min(OUTPUTS, decision.shape[0]) * decision.shape[1]
+            search_work += decision.int8 * searched * 2 * (THRESHOLDS // STRIDE + STRIDE) * ROWS * min(OUTPUTS, decision.shape[0]) * decision.shape[1]
     probes = 2 / len(calibrator.samples.keys)
     arithmetic = float_work * (1 + probes) / _rate(calibrator, calibrator.compute_dtype) + search_work / _rate(calibrator, torch.float32)
     return arithmetic + (calibrator.checkpoint.nbytes + export_bytes(calibrator)) / DISK_RATE

@@ -1,16 +1,21 @@
 """What keeps memory small, and what happens when it does not suffice.
 
-When a device's memory does not suffice for a block, that block is done on the CPU, and the run goes on.
+When a device's memory does not suffice for a block, that block is done on the CPU, by all ranks, and the run goes on.
 
 Samples go through a block one at a time, so there is no smaller batch to try first. On the CPU the block is computed in the same dtype, by
 other kernels: the result is as good, and may differ from the device's in the last bit.
 """
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+from .device import is_out_of_memory
+from .errors import QuantError
+from .family import Tower
 from .skeleton import Call, Feed, Skeleton
 
 
@@ -22,16 +27,33 @@ def give_back() -> None:
         pass
 
 
-def on_cpu(skeleton: Skeleton, block: torch.nn.Module, index: int, feeds: dict[int, Feed], job: Callable):
-    """job(feeds) with the block, its index-th in the tower, and the feeds on the CPU; afterwards the feeds are on the device again."""
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Memory that does not suffice for `name`, on the device or the host, becomes a QuantError."""
+    try:
+        yield
+    except RuntimeError as err:
+        if not is_out_of_memory(err) and "can't allocate memory" not in str(err):
+            raise
+        raise QuantError(f"{name}: {str(err).splitlines()[0]}; free some, or take fewer samples or a smaller --max_pixels") from None
+
+
+def on_cpu(skeleton: Skeleton, tower: Tower, index: int, tensors: dict[str, Tensor], feeds: dict[int, Feed], job: Callable):
+    """job(feeds) with a block and the feeds on the CPU; afterwards the feeds are on the device again.
+
+    tensors: the block's, as read; what the device has of it is dropped, since an attempt may have changed it.
+    """
     device = skeleton.device
+    skeleton.clear(tensors)
     gc.collect()
     if device.type != "cpu":
         getattr(torch, device.type).empty_cache()
     here = {number: Feed(feed.hidden.cpu(), {index: _moved(feed.calls[index], "cpu")}) for number, feed in feeds.items()}
     skeleton.device = torch.device("cpu")
-    block.to("cpu")
     try:
+        for name, tensor in tensors.items():
+            skeleton.set(name, tensor)
+        skeleton.block(tower, index).to("cpu")  # its buffers
         result = job(here)
     finally:
         skeleton.device = device
@@ -42,7 +64,7 @@ def on_cpu(skeleton: Skeleton, block: torch.nn.Module, index: int, feeds: dict[i
 
 def _moved(value, device: str):
     """A call's arguments, however nested, with their tensors on `device`."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Call):
         return Call(_moved(value.args, device), _moved(value.kwargs, device))

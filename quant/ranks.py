@@ -7,6 +7,9 @@ so that each then holds what one process would hold, bit for bit; no float is su
 by different ranks, linears are rounded by different ranks, and rank 0 has them all, measures, writes and commits. So the export does not
 depend on the number of ranks; where a card's own arithmetic depends on what runs beside it, that is the card's doing.
 
+A rank whose card has no memory for its part of a block says so in the place of the next exchange: in front of every exchange the ranks agree
+that none has said it. If one has, all of them leave the block at that exchange (NoMemory), and none waits for what does not come.
+
 Left out: splitting a block over cards. A block of the largest model that is supported, with what is computed from it, fits one.
 """
 import os
@@ -19,12 +22,20 @@ from typing import Any
 
 import torch
 
-from .device import distributed_backend, use_card
+from .device import distributed_backend, is_out_of_memory, use_card
 from .errors import QuantError
 from .stats import Observer
 
 TIMEOUT = timedelta(days=1)  # a rank that dies is noticed by the launcher, which ends the others; a slow one is no error
 NOTES = "QUANT_LAUNCHER_DIR"  # environment: a directory for notes between launcher and ranks, on one host
+
+
+class NoMemory(Exception):
+    """A device has no memory for a block: raised on all ranks. rank: whose device it is, the highest if there are several."""
+
+    def __init__(self, rank: int):
+        super().__init__(f"out of memory on the device of rank {rank}")
+        self.rank = rank
 
 
 @dataclass(frozen=True)
@@ -49,17 +60,41 @@ class Ranks:
         """Whether piece `number` of some work is this rank's."""
         return number % self.size == self.rank
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all ranks do with a block. Raises NoMemory on all of them when the device of one has no memory for it."""
+        try:
+            yield
+        except RuntimeError as err:
+            if not is_out_of_memory(err):
+                raise
+            self._agree(out_of_memory=True)
+        self._agree()  # one may have run out of memory behind the last exchange
+
+    def _agree(self, out_of_memory: bool = False) -> None:
+        """In front of every exchange, on the host: raises NoMemory if any rank is out of memory."""
+        flag = torch.tensor(self.rank + 1 if out_of_memory else 0)
+        if self.size > 1:
+            from torch import distributed
+
+            with _connected():
+                distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.objects)
+        if flag > 0:
+            raise NoMemory(int(flag) - 1) from None
+
     def join(self, observers: list[Observer]) -> None:
         """Every rank's observations into every rank's observers."""
         if self.size == 1:
             return
         from torch import distributed
 
+        mine = [(observer.count, {number: rows.cpu() for number, rows in observer.rows.items()}) for observer in observers]
+        self._agree()
         with _connected():
             for observer in observers:
-                distributed.all_reduce(observer.lo, distributed.ReduceOp.MIN)
-                distributed.all_reduce(observer.hi, distributed.ReduceOp.MAX)
-        mine = [(observer.count, {number: rows.cpu() for number, rows in observer.rows.items()}) for observer in observers]
+                group = self.objects if observer.lo.device.type == "cpu" else None  # a block may be on the CPU in a job on cards
+                distributed.all_reduce(observer.lo, distributed.ReduceOp.MIN, group=group)
+                distributed.all_reduce(observer.hi, distributed.ReduceOp.MAX, group=group)
         everyones = self.gather(mine)
         for position, observer in enumerate(observers):
             parts = [part[position] for part in everyones]
@@ -72,6 +107,7 @@ class Ranks:
             return [value]
         from torch import distributed
 
+        self._agree()
         values = [None] * self.size
         with _connected():
             distributed.all_gather_object(values, value, group=self.objects)
@@ -83,6 +119,7 @@ class Ranks:
             return [value]
         from torch import distributed
 
+        self._agree()
         values = [None] * self.size if self.rank == 0 else None
         with _connected():
             distributed.gather_object(value, values, group=self.objects)
@@ -158,7 +195,7 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as err:
-        if isinstance(err, torch.OutOfMemoryError):
-            raise
+        if is_out_of_memory(err):  # not NoMemory: the others are in the midst of it, and cannot be told
+            raise QuantError(f"out of memory while the ranks exchange results: {str(err).splitlines()[0]}; take a smaller --max_pixels") from None
         time.sleep(10)
         raise QuantError(f"another rank ended, or cannot be reached: {str(err).splitlines()[0]}") from None

@@ -8,6 +8,7 @@ order of the images nor their distribution over workers changes a bit.
 
 Left out: histograms and second moments. Both would have to be taken after smoothing, in a second pass; the rows stand in for them.
 """
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +35,14 @@ class Stats:
 
 
 class Observer:
-    """Collects the Stats of one tensor, sample after sample."""
+    """Collects the Stats of one tensor, sample after sample, from any thread."""
 
     def __init__(self, name: str, channels: int, rows_per_sample: int, device: torch.device | str = "cpu"):
         self.name, self.rows_per_sample = name, rows_per_sample
         self.lo, self.hi = torch.full((2, channels), torch.inf, device=device) * torch.tensor([[1.0], [-1.0]], device=device)
         self.rows: dict[int, Tensor] = {}
         self.count = 0
+        self._lock = threading.Lock()
 
     def update(self, x: Tensor, number: int, seed: int) -> None:
         """x [..., C], any float dtype; number, seed: the sample's own. Raises SourceError when x holds NaN or Inf."""
@@ -49,10 +51,12 @@ class Observer:
         if not torch.isfinite(torch.stack([lo.min(), hi.max()])).all():
             channel = int((~torch.isfinite(hi - lo)).nonzero()[0])
             raise SourceError(f"the input of {self.name} holds NaN or Inf in channel {channel}; the checkpoint or the compute dtype {x.dtype} is at fault")
-        self.lo, self.hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
         picked = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.rows_per_sample]
-        self.rows[number] = x[picked.to(x.device)].clone()
-        self.count += len(x)
+        rows = x[picked.to(x.device)].clone()
+        with self._lock:
+            self.lo, self.hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
+            self.rows[number] = rows
+            self.count += len(x)
 
     def stats(self) -> Stats:
         """Joins the rows in the samples' canonical order, whatever the order that they came in."""

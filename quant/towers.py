@@ -24,9 +24,9 @@ from .config import QuantConfig
 from .console import Reporter
 from .errors import QuantError
 from .family import Family, Tower
-from .memory import give_back, on_cpu
+from .memory import give_back, on_cpu, told
 from .plan import Plan
-from .ranks import Ranks, stop_asked
+from .ranks import NoMemory, Ranks, stop_asked
 from .resume import Work
 from .samples import CalibrationSet
 from .skeleton import Feed, Skeleton
@@ -92,10 +92,10 @@ class TowerRun:
                 tensors = coming.result()
                 if index + 1 < used:
                     coming = self.reader.submit(self._load, tower, index + 1)
-                self._set(tensors)
                 if index == 0:
+                    self._set(tensors)
                     feeds = self._enter(tower, outputs)
-                result = self._quantize(quantizer, index, feeds)
+                result = self._quantize(quantizer, index, feeds, tensors)
                 self.skeleton.clear(tensors)
                 if written:
                     written.result()
@@ -114,22 +114,20 @@ class TowerRun:
             written.result()
         return {number: feed.hidden for number, feed in feeds.items()}
 
-    def _quantize(self, quantizer: BlockQuantizer, index: int, feeds: dict[int, Feed]) -> BlockResult:
-        """On the CPU, if the device has no memory for it. Raises QuantError when there is no memory for it anywhere."""
+    def _quantize(self, quantizer: BlockQuantizer, index: int, feeds: dict[int, Feed], tensors: dict[str, Tensor]) -> BlockResult:
+        """On the CPU of every rank, if the device of one has no memory for it. Raises QuantError when there is no memory for it anywhere."""
         before, name = {number: feed.hidden for number, feed in feeds.items()}, quantizer.tower.block(index)[:-1]
-        try:
-            return quantizer(index, feeds)
-        except (torch.OutOfMemoryError, RuntimeError) as err:
-            if not isinstance(err, torch.OutOfMemoryError):
-                if "can't allocate memory" not in str(err):
-                    raise
-                raise QuantError(f"{name}: {str(err).splitlines()[0]}; free some, or take fewer samples or a smaller --max_pixels") from None
-        if self.ranks.size > 1:  # the others are waiting for what this one would do only later
-            raise QuantError(f"{name}: out of memory on card {self.ranks.rank}; go on with one worker, which takes to the CPU, or a smaller --max_pixels")
-        for number, feed in feeds.items():
-            feed.hidden = before[number]
-        self.reporter.line(f"{name}: out of memory on {self.skeleton.device}, done on the CPU")
-        return on_cpu(self.skeleton, self.skeleton.block(quantizer.tower, index), index, feeds, lambda here: quantizer(index, here))
+        with told(name):
+            try:
+                with self.ranks.together():
+                    self._set(tensors)
+                    return quantizer(index, feeds)
+            except NoMemory as err:
+                where = f"{self.skeleton.device} of rank {err.rank}" if self.ranks.size > 1 else self.skeleton.device
+            self.reporter.line(f"{name}: out of memory on {where}, done on the CPU")
+            for number, feed in feeds.items():
+                feed.hidden = before[number]
+            return on_cpu(self.skeleton, quantizer.tower, index, tensors, feeds, lambda here: quantizer(index, here))
 
     def _load(self, tower: Tower, index: int) -> dict[str, Tensor]:
         return {name: self.checkpoint.load(name) for name in self.skeleton.block_tensors(tower, index)}
@@ -141,7 +139,8 @@ class TowerRun:
     def _enter(self, tower: Tower, outputs: dict[str, dict[int, Tensor]]) -> dict[int, Feed]:
         """This rank's samples at the tower's entrance. Block 0 must be set."""
         earlier = {name: list(hidden.values()) for name, hidden in outputs.items()}
-        return dict(zip(self.inputs, self.skeleton.enter(tower, list(self.inputs.values()), earlier)))
+        with told(f"the {tower.name} tower's entrance"):
+            return dict(zip(self.inputs, self.skeleton.enter(tower, list(self.inputs.values()), earlier)))
 
     def _enter_again(self, tower: Tower, outputs: dict[str, dict[int, Tensor]]) -> dict[int, Feed]:
         """The feeds of a tower, standing behind its last committed block."""

@@ -255,3 +255,28 @@ def test_two_layouts_in_one_directory_are_refused(made, tmp_path):
     _, _, calibrator = made("qwen2_vl")
     with pytest.raises(UsageError, match="two formats in one directory would hold every tensor twice"):
         calibrator.save(tmp_path / "x", ["ascendV1", "mindie"])
+
+
+def test_pieces_and_rows_are_the_tensor(tmp_path):
+    from quant.safetensors_io import read_header, read_pieces, read_rows, read_tensor
+
+    tensor = torch.randn(7, 5).bfloat16()
+    writer = SafetensorsWriter(tmp_path / "x.safetensors", {"a": (torch.bfloat16, (7, 5)), "none": (torch.bfloat16, (0, 5))})
+    writer.write_pieces("a", iter(tensor.reshape(-1).split(4)))
+    writer.write("none", torch.zeros(0, 5).bfloat16())
+    writer.close()
+    infos = read_header(tmp_path / "x.safetensors")
+    assert torch.equal(read_tensor(infos["a"]), tensor)
+    pieces = list(read_pieces(infos["a"], numbers=8))
+    assert [len(piece) for piece in pieces] == [8, 8, 8, 8, 3] and torch.equal(torch.cat(pieces), tensor.reshape(-1))
+    rows = torch.tensor([6, 0, 3, 99, -1])
+    assert torch.equal(read_rows(infos["a"], rows)[[6, 0, 3]], tensor[[6, 0, 3]])
+    assert not list(read_pieces(infos["none"]))
+
+
+def test_pieces_that_do_not_make_the_tensor_are_refused(tmp_path):
+    writer = SafetensorsWriter(tmp_path / "x.safetensors", {"a": (torch.int8, (8,))})
+    with pytest.raises(QuantError, match="a: 6 bytes written where 8 were announced"):
+        writer.write_pieces("a", [torch.zeros(6, dtype=torch.int8)])
+    with pytest.raises(QuantError, match="a: torch.int16 written where torch.int8 was announced"):
+        writer.write_pieces("a", [torch.zeros(4, dtype=torch.int16)])

@@ -1,0 +1,77 @@
+"""Samples at once: the same bits as one after the other, whatever the threads, and errors that come through."""
+import threading
+
+import pytest
+import torch
+
+from quant import Calibrator, QuantConfig, ascend
+from quant.side_by_side import side_by_side
+from quant.stats import Observer
+
+import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_one_is_done_once_by_several_threads_at_a_time(four_threads):
+    done, together = [], threading.Barrier(4, timeout=30)
+
+    def job(number, other):
+        together.wait()  # passes only when four are in it
+        done.append((number, other, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+
+    side_by_side(job, [(number, number * 2) for number in range(8)], CPU)
+    assert sorted(done) == [(number, number * 2, 1, True) for number in range(8)]
+    assert torch.get_num_threads() == 4
+
+
+def test_the_first_error_comes_through_and_no_more_are_begun(four_threads):
+    begun = []
+
+    def job(number):
+        begun.append(number)
+        raise ValueError(f"number {number}")
+
+    with pytest.raises(ValueError, match="number 0"):
+        side_by_side(job, [(number,) for number in range(100)], CPU)
+    assert len(begun) <= 8 and torch.get_num_threads() == 4
+
+
+def test_on_a_card_they_go_one_by_one_in_order(four_threads):
+    seen = []
+    side_by_side(lambda number: seen.append((number, threading.current_thread())), [(number,) for number in range(5)], torch.device("cuda"))
+    assert seen == [(number, threading.main_thread()) for number in range(5)]
+
+
+def test_an_observer_fed_from_many_threads_has_seen_all(four_threads):
+    samples = torch.randn(200, 6, 16)
+    alone, together = (Observer("x", 16, 2) for _ in range(2))
+    for number, sample in enumerate(samples):
+        alone.update(sample, number, number)
+    side_by_side(lambda number: together.update(samples[number], number, number), [(number,) for number in range(200)], CPU)
+    for name in ("lo", "hi", "rows", "count"):
+        a, b = getattr(alone.stats(), name), getattr(together.stats(), name)
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), name
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_number_of_threads_does_not_change_a_byte(tmp_path, family):
+    source, images = tiny.make(tmp_path / "src", family), tiny.make_images(tmp_path / "images", 5)
+    before, exports = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            Calibrator(source, QuantConfig(anti_method="m2"), images).run(tmp_path).save(tmp_path / f"out{threads}")
+            exports.append(b"".join(file.read_bytes() for file in sorted((tmp_path / f"out{threads}").glob("*.safetensors"))))
+            assert ascend.read(tmp_path / f"out{threads}").tensors
+    finally:
+        torch.set_num_threads(before)
+    assert exports[0] == exports[1] == exports[2]
