@@ -199,6 +199,7 @@ def block_entry(name: str, result: BlockResult, seconds: float) -> dict:
         "snr_db": result.snr,
         "ranges": [asdict(entry) for entry in result.ranges],
         "seconds": round(seconds, 3),
+        "steps": {step: round(took, 3) for step, took in result.seconds.items()},
     }
 
 
