@@ -11,12 +11,15 @@ from .errors import QuantError
 if TYPE_CHECKING:
     import torch
 
+MAX_JSON = 64 << 20  # bytes: parsed, it takes up to 30 times that; the largest honest ones, a tokenizer's, have 35 MB
 DTYPE_KEYS = ("torch_dtype", "dtype")  # transformers 5 writes the second
 
 
 def read_json(file: Path) -> dict:
-    """Raises QuantError, naming the file, when it is missing, not JSON, or not an object."""
+    """Raises QuantError, naming the file, when it is missing, not JSON, not an object, or larger than MAX_JSON."""
     try:
+        if (size := file.stat().st_size) > MAX_JSON:
+            raise QuantError(f"{file}: has {size} bytes, at most {MAX_JSON} are read; fetch it again")
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as err:
         raise QuantError(f"{file}: {err.strerror}") from None

@@ -8,16 +8,21 @@ transformers' work.
     text   chat template(image, prompt)  ->  input_ids, attention_mask [1,T]; Qwen in 5.x also mm_token_type_ids [1,T]
     image  RGB  ->  pixel_values: Qwen [patches, 3*2*14*14] with image_grid_thw [1,3]; LLaVA [1,3,H,W]
 
+The files are a stranger's: their numbers are checked before they are used (processor_files.py); the template is
+rendered, and its text cut into tokens, in a process that can be ended (confined.py) before the latter is done here.
+
 A new family is one entry in PROCESSING. Left out: video, several images, several turns. transformers is imported when
 an Encoder is made. Written for transformers 4.57 and 5.x; 4.46, which the vendor's library needs, works too.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import processor_files
+from .config_json import read_json
+from .confined import TEXT, Failed, confined
 from .errors import QuantError, UsageError
 from .images import Sample, one_line, reopen_image
 
@@ -90,15 +95,20 @@ class Encoder:
         trust_remote_code: bool = False,
     ):
         self.directory = Path(directory)
-        config = self._json("config.json", required=True)
-        architecture = (config.get("architectures") or [None])[0]
+        processor_files.check_file_sizes(self.directory)
+        config = read_json(self.directory / "config.json")
+        architectures = config.get("architectures")
+        architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else None
         if architecture not in PROCESSING:
             known = ", ".join(sorted(PROCESSING))
             raise UsageError(
                 f"{self.directory / 'config.json'}: architecture {architecture} has no encoder, only {known}"
             )
-        self._family = PROCESSING[architecture]
+        self._family, self._texts = PROCESSING[architecture], {}
+        self._file, self._said = processor_files.image_processor(self.directory)
+        processor_files.check_image_processor(self._file, self._said, config)
         self._limits = self._find_limits(min_pixels=min_pixels, max_pixels=max_pixels)
+        processor_files.check_sides(self._file, self._said, processor_files.SIZES[bool(self._limits) :])  # Qwen's size is one of areas
         self._load(config, trust_remote_code)
         self._check_image_token(config)
         self._template, self._template_source = self._find_template()
@@ -106,20 +116,25 @@ class Encoder:
     def __call__(self, image: "Image.Image", prompt: str) -> dict[str, "torch.Tensor"]:
         """RGB image, prompt -> model inputs, batch 1, as shown at the top of this file; float32 pixels, int64 ids.
 
-        Raises QuantError: the prompt contains an image placeholder, or the processor refuses the image (Qwen's: when it
-        is over 200 times as wide as high).
+        Raises QuantError: the prompt contains an image placeholder, the processor refuses the image (Qwen's: when it
+        is over 200 times as wide as high) or would make it too large, or a template or tokenizer takes more than it may.
         """
         if used := [token for token in self._family.reserved if token in prompt]:
             raise QuantError(f"the prompt contains {used[0]}: leave it out, the image is put in by the chat template")
-        text = self._render(self._template, prompt)
-        bos = self.tokenizer.bos_token
+        area, most = processor_files.area(image.width, image.height, self._said, self._limits), processor_files.MAX_AREA
+        if area > most:
+            raise QuantError(f"an image of {image.width}x{image.height}: the processor makes it {area} pixels, at most {most} are taken; make it smaller")
+        try:
+            text = self._render(self._template, prompt)
+        except (Failed, QuantError) as error:
+            raise QuantError(f"{self.directory}: chat template or tokenizer: {error}") from None
         try:
             inputs = self._processor(
                 images=[image],
                 text=[text],
                 return_tensors="pt",
                 input_data_format="channels_last",  # else 4.x takes an image 1 or 3 pixels high for channels first
-                add_special_tokens=not (bos and text.startswith(bos)),  # a template may have written <s> itself
+                add_special_tokens=self._adds_special_tokens(text),
             )
         except Exception as error:
             raise QuantError(f"an image of {image.width}x{image.height}: {one_line(error)}") from error
@@ -160,33 +175,33 @@ class Encoder:
             if name := next((name for name, value in given.items() if value is not None), None):
                 raise UsageError(f"{name}: {self._family.processor} resizes every image to one size, leave it out")
             return None
-        stored = self._json("processor_config.json").get("image_processor") or self._json("preprocessor_config.json")
-        size, found = stored.get("size"), []
+        stored, size, found = self._said, self._said.get("size"), []
         size = size if isinstance(size, dict) else {}
         for name, edge, default in zip(given, ("shortest_edge", "longest_edge"), self._family.limits):
             candidates = (given[name], stored.get(name), size.get(edge), size.get(name), default)
             found.append(next(value for value in candidates if value is not None))
-        if not all(isinstance(value, int) for value in found):
+        if not all(type(value) is int for value in found):
             raise QuantError(
-                f"{self.directory}: min_pixels and max_pixels of its processor must be integers, are {found}"
+                f"{self.directory}: min_pixels and max_pixels of its processor must be integers, are {str(found):.80}"
             )
         if not 0 < found[0] <= found[1]:
             raise UsageError(f"min_pixels {found[0]}, max_pixels {found[1]}: the first must not exceed the second")
+        if found[0] > (most := processor_files.MAX_AREA):
+            raise UsageError(f"{self._file}: min_pixels {found[0]}: an image of at most {most} is taken; pass --min_pixels")
         return found[0], found[1]
 
     def _load(self, config: dict, trust_remote_code: bool) -> None:
         """Sets tokenizer, _processor and _filled."""
-        stored = self._json("processor_config.json")
-        if "image_processor" not in stored and not (self.directory / "preprocessor_config.json").is_file():
-            raise QuantError(f"{self.directory}: preprocessor_config.json is missing")
+        stored = processor_files.optional_json(self.directory / "processor_config.json")
         if not any((self.directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
             raise QuantError(f"{self.directory}: no tokenizer.json, vocab.json or tokenizer.model")
         try:
             needed = self._family.from_config(config)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise QuantError(f"{self.directory / 'config.json'}: the processor needs {error}") from None
         self._filled = sorted(key for key in needed if stored.get(key) is None)
         arguments = {key: value if key in self._filled else stored[key] for key, value in needed.items()}
+        processor_files.check_arguments(self.directory / "processor_config.json", arguments)
 
         import transformers
         from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top-level name wants torchvision up to 5.17
@@ -201,7 +216,9 @@ class Encoder:
             image_processor = AutoImageProcessor.from_pretrained(str(self.directory), **pinned, **common)
             image_only = _image_only(getattr(transformers, self._family.processor))
             self._processor = image_only(image_processor=image_processor, tokenizer=self.tokenizer, **arguments)
-        except Exception as error:  # OSError, ValueError, KeyError and more, by file and version
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # OSError, ValueError, KeyError and more, by file and version; of Rust, what is no Exception
             if "trust_remote_code" in str(error):
                 way_out = "its processor needs code of its own: read it, then pass trust_remote_code True"
                 raise QuantError(f"{self.directory}: {way_out}") from error
@@ -221,13 +238,15 @@ class Encoder:
 
     def _find_template(self) -> tuple[str | None, str]:
         """-> (template, where it is from); None stands for the family's documented format. A template that has no place
-        for an image (a language model's, left over) is passed over."""
+        for an image (a language model's, left over) is passed over. Raises QuantError for one that takes more than it may."""
         passed_over = []
         for source, template in self._templates():
             try:
                 count = self._render(template, "x").count(self._family.image_token)
-            except Exception:  # Jinja errors: a text-only template fails on content that is a list
+            except Failed:  # Jinja errors: a text-only template fails on content that is a list
                 count = 0
+            except QuantError as error:
+                raise QuantError(f"{self.directory / source}: its chat template {error}; without it the family's own format is used") from None
             if count == 1:
                 return template, source
             passed_over.append(source)
@@ -236,34 +255,36 @@ class Encoder:
     def _templates(self) -> list[tuple[str, str]]:
         jinja = self.directory / "chat_template.jinja"
         own = self.tokenizer.chat_template
+        try:
+            text = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
+        except (OSError, ValueError) as error:
+            raise QuantError(f"{jinja}: {one_line(error)}") from None
         found = [
-            (jinja.name, jinja.read_text(encoding="utf-8") if jinja.is_file() else None),
-            ("chat_template.json", self._json("chat_template.json").get("chat_template")),
+            (jinja.name, text),
+            ("chat_template.json", processor_files.optional_json(self.directory / "chat_template.json").get("chat_template")),
             ("tokenizer_config.json", own.get("default") if isinstance(own, dict) else own),
         ]
-        return [(source, template) for source, template in found if template]
+        return [(source, template) for source, template in found if template and isinstance(template, str)]
 
     def _render(self, template: str | None, prompt: str) -> str:
-        if template is None:
-            return self._family.chat.replace("{prompt}", prompt)
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        return self.tokenizer.apply_chat_template(
-            [turn], chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        """The chat of one turn. It is made, and cut into tokens, in a process that can be ended; then the latter is safe here, too."""
+        def render() -> str:
+            text = self._family.chat.replace("{prompt}", prompt)
+            if template is not None:
+                turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+                text = self.tokenizer.apply_chat_template([turn], chat_template=template, tokenize=False, add_generation_prompt=True)
+            if len(text) <= TEXT:
+                self.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))
+            return text
 
-    def _json(self, name: str, required: bool = False) -> dict:
-        path = self.directory / name
-        if not path.is_file():
-            if required:
-                raise QuantError(f"{path}: no such file")
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise QuantError(f"{path}: {one_line(error)}") from None
-        if not isinstance(content, dict):
-            raise QuantError(f"{path}: expected a JSON object, found {type(content).__name__}")
-        return content
+        if (template, prompt) not in self._texts:
+            self._texts[template, prompt] = confined(render)
+        return self._texts[template, prompt]
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """A template may have written <s> itself."""
+        bos = self.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
 
 
 def _image_only(processor_class: type) -> type:

@@ -279,9 +279,9 @@ def test_missing_and_damaged_files(copy, family):
     edit(directory / "config.json", architectures=["BertModel"])
     refused("BertModel.*LlavaForConditionalGeneration", UsageError, Encoder, directory)
     (directory / "config.json").write_text("[]")
-    refused("config.json: expected a JSON object, found list", QuantError, Encoder, directory)
+    refused("config.json: holds a JSON list, an object was expected", QuantError, Encoder, directory)
     (directory / "config.json").unlink()
-    refused("config.json: no such file", QuantError, Encoder, directory)
+    refused("config.json: No such file", QuantError, Encoder, directory)
 
 
 def test_config_at_odds_with_the_files(copy):
