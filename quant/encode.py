@@ -220,7 +220,7 @@ class Encoder:
             raise
         except BaseException as error:  # OSError, ValueError, KeyError and more, by file and version; of Rust, what is no Exception
             if "trust_remote_code" in str(error):
-                way_out = "its processor needs code of its own: read it, then pass trust_remote_code True"
+                way_out = "its processor needs code of its own: read it, then pass --trust_remote_code True"
                 raise QuantError(f"{self.directory}: {way_out}") from error
             raise QuantError(f"{self.directory}: the processor cannot be built: {one_line(error)}") from error
 

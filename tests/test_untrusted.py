@@ -8,11 +8,13 @@ import json
 import os
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import faults
 import pytest
 import tiny
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -212,3 +214,44 @@ def test_code_in_the_checkpoint_is_not_run(tmp_path):
     except QuantError as err:
         assert "trust_remote_code" in str(err)
     assert not mark.exists()
+
+
+OWN = """
+from pathlib import Path
+from transformers import {config}, {processor}
+Path({mark!r}).touch()
+class OwnConfig({config}):
+    pass
+class OwnProcessor({processor}):
+    def preprocess(self, images, **choices):
+        Path({mark!r} + " preprocess").touch()
+        return super().preprocess(images, **choices)
+"""
+
+
+@pytest.mark.parametrize("family, config, processor", [("qwen2_vl", "Qwen2VLConfig", "Qwen2VLImageProcessor"), ("llava", "LlavaConfig", "CLIPImageProcessor")])
+def test_code_in_the_checkpoint_is_run_when_it_is_asked_for(tmp_path, monkeypatch, family, config, processor):
+    """A config and an image processor of its own, which do what the family's do: so the result must be the same."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    mark, images = str(tmp_path / "ran"), tiny.make_images(tmp_path / "images", 1)
+    plain, source = tiny.make(tmp_path / "plain", family), tiny.make(tmp_path / "src", family)
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        processor += "Pil"  # the other needs torchvision
+    (source / "own.py").write_text(OWN.format(config=config, processor=processor, mark=mark))
+    for name, auto_map in (("config.json", {"AutoConfig": "own.OwnConfig"}), ("preprocessor_config.json", {"AutoImageProcessor": "own.OwnProcessor"})):
+        content = json.loads((source / name).read_text())
+        (source / name).write_text(json.dumps({**content, "auto_map": auto_map, **({"image_processor_type": "OwnProcessor"} if name != "config.json" else {})}))
+
+    def quantize(source, out, trusted):
+        Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu", trust_remote_code=trusted), images).run(tmp_path).save(tmp_path / out)
+
+    with pytest.raises(QuantError, match="needs code of its own: read it, then pass --trust_remote_code True"):
+        quantize(source, "out", False)
+    assert not Path(mark).exists()
+    quantize(source, "out", True)
+    assert Path(mark).exists() and Path(mark + " preprocess").exists()
+    quantize(plain, "expected", False)
+    weights = "quant_model_weight_w8a8.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "expected" / weights).read_bytes()
+    assert (tmp_path / "out" / "own.py").exists(), "a server needs it, too"
