@@ -1,7 +1,7 @@
 """Starting one process per card: the same command again, by torch.distributed.run, in each of them.
 
 The launcher computes nothing. It ends all ranks when one has died, and turns Ctrl-C into a file that the ranks look for after each block,
-since they do not belong to the terminal's group of processes.
+since they do not belong to the terminal's group of processes. When it is killed itself, the kernel ends them (ranks.py).
 """
 import logging
 import os
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import QuantError
-from .ranks import NOTES
+from .ranks import LAUNCHER, NOTES
 
 
 def launch(workers: int) -> int:
@@ -24,6 +24,7 @@ def launch(workers: int) -> int:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks say what there is to say, in one line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ[LAUNCHER] = str(os.getpid())
     options = ["--standalone", f"--nproc-per-node={workers}", "--max-restarts=0", "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT"]
     with tempfile.TemporaryDirectory(prefix="quant-") as os.environ[NOTES]:
         before = signal.signal(signal.SIGINT, _ask_to_stop)

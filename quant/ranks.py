@@ -12,7 +12,9 @@ that none has said it. If one has, all of them leave the block at that exchange 
 
 Left out: splitting a block over cards. A block of the largest model that is supported, with what is computed from it, fits one.
 """
+import ctypes
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,8 @@ from .stats import Observer
 
 TIMEOUT = timedelta(days=1)  # a rank that dies is noticed by the launcher, which ends the others; a slow one is no error
 NOTES = "QUANT_LAUNCHER_DIR"  # environment: a directory for notes between launcher and ranks, on one host
+LAUNCHER = "QUANT_LAUNCHER_PID"  # environment: the launcher's process id, unless the user started torchrun
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class NoMemory(Exception):
@@ -154,6 +158,14 @@ def _told() -> bool:
     return False
 
 
+def _end_with_launcher() -> None:
+    """Have the kernel kill this process when its parent dies, the launcher: one that was killed itself can end nobody."""
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        raise QuantError("the launcher has ended, and so does this rank")
+
+
 def started_by_launcher() -> bool:
     """Whether this process is a rank: torch.distributed.run's environment says so."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
@@ -171,6 +183,7 @@ def joined(device: str) -> Iterator[Ranks]:
     from torch import distributed
 
     rank = int(os.environ["RANK"])
+    _end_with_launcher()
     use_card(device, int(os.environ["LOCAL_RANK"]))
     try:
         with _connected():

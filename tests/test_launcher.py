@@ -1,0 +1,59 @@
+"""What becomes of the ranks when their launcher is killed, and ranks that torchrun starts on several hosts."""
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from test_calibrator import digest
+from test_ranks import ROOT, by_launcher, children_of, command, in_ranks, quantize, world  # noqa: F401  the fixture
+
+from quant.job import run_job
+from quant.ranks import LAUNCHER
+from quant.resume import work_directory
+
+
+def alive(pid):
+    """Whether the process is there, and not only as an entry that nobody has asked after."""
+    try:
+        return re.search(r"^State:\s+[^ZX\s]", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE) is not None
+    except FileNotFoundError:
+        return False
+
+
+def within(seconds, condition):
+    """Whether it comes true in that time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@by_launcher
+def test_ranks_end_with_a_launcher_that_is_killed(world, tmp_path):  # noqa: F811
+    out, notes = tmp_path / "out", tmp_path / "notes"
+    notes.mkdir()
+    job = subprocess.Popen(command(world, out, "--num_workers", "2"), cwd=ROOT, env={**os.environ, "TMPDIR": str(notes)}, stderr=subprocess.PIPE, text=True)
+    assert within(60, (work_directory(out) / "state").exists), "no block was committed"
+    ranks = children_of(job.pid)
+    assert len(ranks) == 2 and all(map(alive, ranks))
+    os.kill(ranks[0], signal.SIGSTOP)  # so that the job cannot end by itself: the other waits for this one
+    job.kill()
+    job.wait()
+    gone = within(15, lambda: not any(map(alive, ranks)))
+    for rank in filter(alive, ranks):
+        os.kill(rank, signal.SIGKILL)
+    assert gone and not out.exists()
+    assert job.communicate(timeout=60)[1] == ""
+    run_job(world.calibrator(), out, resume=True)  # the lock is free
+    assert digest(out) == world.reference
+
+
+@by_launcher
+def test_a_rank_whose_launcher_is_gone_before_it_has_begun(world, tmp_path, monkeypatch, capfd):  # noqa: F811
+    monkeypatch.setenv(LAUNCHER, "1")  # not what its parent is
+    assert in_ranks(2, lambda: quantize(world.calibrator(), tmp_path / "out")) == [1 << 8] * 2
+    assert capfd.readouterr().err.count("QuantError: the launcher has ended, and so does this rank") == 2
