@@ -87,7 +87,7 @@ def verify(
     report["logits"] = compare_logits(streams, inputs, checkpoint.config)
     if answers:
         theirs = free_run(runtime.load, export.dir, samples, tokens, device, config)
-        report["free_running"] = compare_answers(samples, answers, theirs, Encoder(checkpoint.dir))
+        report["free_running"] = compare_answers(samples, answers, theirs, Encoder(checkpoint.dir, trust_remote_code=config.trust_remote_code))
     else:
         report["free_running"] = {"skipped": room or "not asked for"}
     return conclude(report, streams.findings + unread(checkpoint, export, family) + settings, start)

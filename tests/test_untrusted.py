@@ -24,6 +24,7 @@ from quant.checkpoint import Checkpoint
 from quant.images import decode_image
 from quant.safetensors_header import read_entries
 from quant.safetensors_io import read_header
+from quant.verify import verify
 
 HANG = 120  # seconds
 LIMIT = 3 << 30  # bytes of address space above what the tests have
@@ -255,3 +256,5 @@ def test_code_in_the_checkpoint_is_run_when_it_is_asked_for(tmp_path, monkeypatc
     weights = "quant_model_weight_w8a8.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "expected" / weights).read_bytes()
     assert (tmp_path / "out" / "own.py").exists(), "a server needs it, too"
+    report = verify(tmp_path / "out", source, QuantConfig(dev_type="cpu", trust_remote_code=True), images, tokens=1)
+    assert report["free_running"] and not report["findings"]
