@@ -54,7 +54,7 @@ class Calibrator:
     def prepare(self) -> None:
         """Read and encode the calibration samples, if that has not been done."""
         if self.samples is None:
-            self.samples = prepare(self.calib_data, self.checkpoint, self.family, self.config)
+            self.samples = prepare(self.calib_data, self.checkpoint, self.family, self.config, shared=self.ranks.size > 1)
             for notice in self.samples.notices:
                 self.reporter.line(notice)
 

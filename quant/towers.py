@@ -44,7 +44,7 @@ class TowerRun:
         self.skeleton, self.writer, self.work, self.reporter, self.ranks = skeleton, writer, work, reporter, ranks
         self.keys = samples.keys
         costs = [sum(tower.tokens(checkpoint.config, inputs) for tower in family.towers) for inputs in samples.inputs]
-        self.inputs = {number: samples.inputs[number] for number in ranks.share(costs)}
+        self.inputs = {number: samples.whole(number) for number in ranks.share(costs)}
         self.source = source.describe_all(checkpoint.files)
         self.start = time.perf_counter() - work.state.seconds
         self.ended = threading.Event()
