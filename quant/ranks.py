@@ -14,6 +14,7 @@ Left out: splitting a block over cards. A block of the largest model that is sup
 """
 import ctypes
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from .device import distributed_backend, is_out_of_memory, use_card
-from .errors import QuantError
+from .errors import QuantError, UsageError
 from .stats import Observer
 
 TIMEOUT = timedelta(days=1)  # a rank that dies is noticed by the launcher, which ends the others; a slow one is no error
@@ -129,6 +130,15 @@ class Ranks:
             distributed.gather_object(value, values, group=self.objects)
         return values or []
 
+    def check_same(self, values: dict[str, str]) -> None:
+        """Raises UsageError, on every rank, when one has other values: hosts may differ, and so may the commands given there."""
+        first, *others = self.gather(values)
+        for rank, theirs in enumerate(others, 1):
+            for name in sorted({*first, *theirs}):
+                ours, other = first.get(name, "not there"), theirs.get(name, "not there")
+                if ours != other:
+                    raise UsageError(f"{name} is {ours} on rank 0 and {other} on rank {rank}; it must be the same on all hosts")
+
     def barrier(self) -> None:
         """Wait for the others."""
         self.gather(None)
@@ -211,4 +221,5 @@ def _connected() -> Iterator[None]:
         if is_out_of_memory(err):  # not NoMemory: the others are in the midst of it, and cannot be told
             raise QuantError(f"out of memory while the ranks exchange results: {str(err).splitlines()[0]}; take a smaller --max_pixels") from None
         time.sleep(10)
-        raise QuantError(f"another rank ended, or cannot be reached: {str(err).splitlines()[0]}") from None
+        reason = re.sub(r"^\[[^ ]+\] |\. This is typically.*", "", str(err).splitlines()[0])  # gloo adds a place in its source, and advice
+        raise QuantError(f"another rank ended, or cannot be reached: {reason}") from None

@@ -51,6 +51,7 @@ class TowerRun:
 
     def run(self) -> None:
         """Raises QuantError; KeyboardInterrupt, after a commit, when the work is asked to stop."""
+        self.ranks.check_same(self.work.state.identity)
         if self.work.committed:
             counts = [f"{self.work.state.done.get(tower.name, 0)} of {tower.used(self.checkpoint.config)} {tower.name}" for tower in self.family.towers]
             self.reporter.line(f"resumed  {' and '.join(counts)} blocks are done")

@@ -2,6 +2,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 from test_calibrator import digest
 from test_ranks import ROOT, by_launcher, children_of, command, in_ranks, quantize, world  # noqa: F401  the fixture
 
+from quant import Calibrator, QuantConfig
 from quant.job import run_job
-from quant.ranks import LAUNCHER
+from quant.ranks import LAUNCHER, joined
 from quant.resume import work_directory
 
 
@@ -57,3 +59,33 @@ def test_a_rank_whose_launcher_is_gone_before_it_has_begun(world, tmp_path, monk
     monkeypatch.setenv(LAUNCHER, "1")  # not what its parent is
     assert in_ranks(2, lambda: quantize(world.calibrator(), tmp_path / "out")) == [1 << 8] * 2
     assert capfd.readouterr().err.count("QuantError: the launcher has ended, and so does this rank") == 2
+
+
+@by_launcher
+def test_torchrun_on_two_hosts_gives_the_same_bytes(world, tmp_path):  # noqa: F811
+    """Two agents on one machine stand for two hosts with a shared file system."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out, hosts = tmp_path / "out", []
+    for node in (1, 0):
+        python, *ours = command(world, out)
+        agent = [python, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        hosts.append(subprocess.Popen([*agent, *ours[ours.index("-m") :]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    said = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert digest(out) == world.reference
+    (second, _), (first, _) = said
+    assert second == "" and "18 int8" in first, "rank 0 speaks"
+
+
+@by_launcher
+def test_hosts_that_differ_are_refused(world, tmp_path, capfd):  # noqa: F811
+    def job():
+        with joined("cpu") as ranks:
+            config = QuantConfig(anti_method="m2", dev_type="cpu", seed=ranks.rank)
+            run_job(Calibrator(world.source, config, world.images), tmp_path / "out", ranks=ranks)
+
+    assert in_ranks(2, job) == [1 << 8] * 2
+    assert capfd.readouterr().err.count("UsageError: seed is 0 on rank 0 and 1 on rank 1; it must be the same on all hosts") == 2
+    assert not list(tmp_path.iterdir())
