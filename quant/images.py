@@ -27,6 +27,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the content, whatever the name says
 
 
+class ReadError(QuantError):
+    """The disk did not give a file that is there. Nothing is known of its content: unlike a broken image it is not skipped."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One calibration input. `key` depends on the image's bytes and the prompt only."""
@@ -44,7 +48,7 @@ def load_samples(
     `prompt` is asked of an image that brings none of its own; of several, the image's content chooses one.
     Returns the samples, sorted by key, and notices for the user: what was skipped and why, how many of how many count.
     `num_samples` (None: all) picks a subset that depends on the seed and the set of keys alone.
-    Raises UsageError: no such source, no usable image in it, or (with file:line) a line of a JSONL that is of no use.
+    Raises UsageError: no such source, no usable image in it, or (with file:line) a line of a JSONL that is of no use; ReadError.
     """
     source = Path(source)
     if num_samples is not None and num_samples < 1:
@@ -101,13 +105,15 @@ def _key(data: bytes, prompt: str) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Raises QuantError in one line, naming the file."""
+    """Raises QuantError in one line, naming the file; ReadError when that is the disk's fault."""
     if not os.path.isfile(path):  # a pipe would hang, a folder would give an odd message
         raise QuantError(f"{path}: " + ("not a regular file" if os.path.exists(path) else "no such file"))
     try:
         return path.read_bytes()
-    except OSError as error:
+    except PermissionError as error:
         raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def decode_image(data: bytes, name: Path | str) -> Image.Image:
@@ -170,6 +176,8 @@ def _from_folder(folder: Path, prompt: str | tuple[str, ...]) -> tuple[list[Samp
         else:
             try:
                 samples.append(_sample(path, prompt))
+            except ReadError:
+                raise
             except QuantError as error:
                 notices.append("skipped " + str(error).removeprefix(f"{folder}/"))
     if others:
@@ -189,6 +197,8 @@ def _from_jsonl(file: Path, prompt: str | tuple[str, ...]) -> list[Sample]:
         try:
             name, own = _parse(line)
             samples.append(_sample(inside(root, name), prompt if own is None else own))
+        except ReadError:
+            raise
         except QuantError as error:
             raise UsageError(f"{file}:{number}: " + str(error).removeprefix(f"{root}/")) from None
     return samples

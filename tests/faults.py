@@ -3,7 +3,11 @@
 Everything that changes a disk goes through a handful of functions of `os`. They are counted here, and the one with the chosen number meets its
 fate instead: half its bytes are written, if it is a write, and then it raises OSError, or the process gets SIGKILL. Between two operations the
 disk does not change, so that dying at each of them is dying at any moment.
+
+Reads go through the raw files that open() makes; those of libraries in C and Rust (a tokenizer's) do not.
 """
+import builtins
+import io
 import os
 import signal
 import traceback
@@ -39,6 +43,45 @@ def counted(at: int = -1, fate=None):
     finally:
         for name in OPERATIONS:
             setattr(os, name, originals[name])
+
+
+@contextmanager
+def counted_reads(directories, at: int = -1, fate=None):
+    """The same for reads of the files below `directories`; the list is of the files' names. fate(name): its name."""
+    original, seen, below = io.open, [], tuple(f"{directory}{os.sep}" for directory in directories)
+
+    def count(name):
+        seen.append(name)
+        if len(seen) - 1 == at:
+            fate(name)
+
+    class Raw(io.FileIO):
+        def readinto(self, buffer):
+            count(self.name)
+            return super().readinto(buffer)
+
+        def readall(self):
+            count(self.name)
+            return super().readall()
+
+        def read(self, size=-1):
+            count(self.name)
+            return super().read(size)
+
+    def stand_in(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
+        if not str(file).startswith(below) or "r" not in mode or "+" in mode:
+            return original(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        raw = Raw(str(file))
+        if buffering == 0:
+            return raw
+        stream = io.BufferedReader(raw)
+        return stream if "b" in mode else io.TextIOWrapper(stream, encoding or "utf-8", errors, newline)
+
+    try:
+        io.open = builtins.open = stand_in
+        yield seen
+    finally:
+        io.open = builtins.open = original
 
 
 def killed(_name: str) -> None:

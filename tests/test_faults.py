@@ -2,7 +2,6 @@
 
 Each costs one clear line; nothing half-written appears, and the job can be resumed when the cause is gone.
 """
-import builtins
 import errno
 import os
 import re
@@ -91,29 +90,72 @@ def test_a_shard_that_changes_during_the_job(world, tmp_path, monkeypatch, chang
     assert digest(tmp_path / "out") == world.reference
 
 
-def test_a_read_error_in_a_shard(world, tmp_path, monkeypatch):  # noqa: F811
-    """The job's last tensor, so that blocks are committed before."""
-    opened, reads = builtins.open, []
+READS = 23  # of the reads of a job one in so many is made to fail; a prime, so that no file's share of them is passed over
 
-    def failing(file, *args, **kwargs):
-        stream = opened(file, *args, **kwargs)
-        if str(file).startswith(str(world.source)) and kwargs.get("buffering") == 0 and (work_directory(tmp_path / "out") / "state").exists():
-            class Stream(type(stream)):
-                def readinto(self, _):
-                    reads.append(file)
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-            stream.close()
-            return Stream(file, "rb")
-        return stream
+def eio(name):
+    raise OSError(errno.EIO, os.strerror(errno.EIO), name)
 
-    monkeypatch.setattr(builtins, "open", failing)
-    with pytest.raises(QuantError, match=r"model-0000\d-of-00002\.safetensors: Input/output error at byte \d+; \d blocks are kept"):
-        run_job(world.calibrator(), tmp_path / "out")
-    assert reads
-    monkeypatch.undo()
-    run_job(world.calibrator(), tmp_path / "out", resume=True)
-    assert digest(tmp_path / "out") == world.reference
+
+def fails_at_read(at, calibrator, directories, out):
+    """The one line of a job whose read number `at` fails, with the name of what was read."""
+    with faults.counted_reads(directories, at, eio) as seen:
+        with pytest.raises(QuantError) as caught:
+            run_job(calibrator(), out, resume=True)
+    text, name = str(caught.value), os.path.basename(seen[at])
+    assert "\n" not in text and "Input/output error" in text and name in text, f"{seen[at]}: {text}"
+    assert not out.exists()
+    assert ("--resume" in text) == work_directory(out).exists(), "kept, and said so; or nothing is left"
+
+
+def test_a_read_error_anywhere_in_the_checkpoint(world, tmp_path):  # noqa: F811
+    with faults.counted_reads([world.source]) as reads:
+        run_job(world.calibrator(), tmp_path / "whole")
+    kept = 0
+    for at in range(0, len(reads), READS):
+        out = tmp_path / f"out{at}"
+        fails_at_read(at, world.calibrator, [world.source], out)
+        kept += work_directory(out).exists()
+        if work_directory(out).exists() or at % 3 == 0:
+            run_job(world.calibrator(), out, resume=True)
+            assert digest(out) == world.reference
+    assert kept > 3, "some of these points lie behind a commit"
+
+
+def test_a_read_error_in_an_image(world, tmp_path):  # noqa: F811
+    """An image that the disk does not give is not skipped, as a broken one is: the job would calibrate on something else."""
+
+    def calibrator():
+        return world.calibrator(inputs=world.images)
+
+    with faults.counted_reads([world.images, world.source]) as reads:
+        run_job(calibrator(), tmp_path / "whole")
+    reference, images = digest(tmp_path / "whole"), [at for at, name in enumerate(reads) if name.startswith(str(world.images))]
+    assert len(images) >= 4, "checked, and read again to be encoded"
+    for at in images:
+        out = tmp_path / f"out{at}"
+        fails_at_read(at, calibrator, [world.images, world.source], out)
+        if at in images[::2]:
+            run_job(calibrator(), out, resume=True)
+            assert digest(out) == reference
+
+
+def test_a_read_error_in_what_a_job_kept(world, tmp_path, monkeypatch):  # noqa: F811
+    """Again and again, each time one read later: nothing of what was kept is lost."""
+    out, at = tmp_path / "out", 0
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockQuantizer, "__call__", behind(3, lambda: eio("a block")))
+        with pytest.raises(OSError):
+            run_job(world.calibrator(), out)
+    while not out.exists():
+        with faults.counted_reads([work_directory(out)], at, eio) as seen:
+            try:
+                run_job(world.calibrator(), out, resume=True)
+            except QuantError as error:
+                assert "\n" not in str(error) and "Input/output error" in str(error) and seen[at] in str(error)
+                assert (work_directory(out) / "state").exists() and not out.exists()
+        at += 1
+    assert at > 3 and digest(out) == world.reference
 
 
 def test_a_device_without_memory_for_a_block_leaves_it_to_the_cpu(world, tmp_path, monkeypatch):  # noqa: F811
