@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import from its own layer or from below.
 LAYERS = [
     {"errors"},
-    {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "confined", "console", "images", "device", "output", "processor_files", "source"},
+    {"config", "family", "int8", "safetensors_header", "safetensors_io", "config_json", "confined", "console", "images", "device", "output", "processor_files", "side_by_side", "source"},
     {"stats", "fold", "checkpoint", "encode", "ranges", "qwen2vl", "llava", "qwen2_5vl"},
     {"smoothing", "families", "plan", "samples", "fetch_coco", "recipe", "questions", "sizes", "ranks", "resume"},
     {"m2", "m4", "skeleton", "ascend", "vendor", "contracts", "scoring", "endpoint", "memory"},
