@@ -63,7 +63,7 @@ def plots(results: dict, directory: Path) -> None:
         pyplot.close(figure)
     if part := results.get("memory"):
         figure, axis = pyplot.subplots(figsize=(5.5, 3.2), layout="constrained")
-        names = [entry["size"] for entry in part]
+        names = [f"{entry['size']}\ncut to {entry['blocks']} + {entry['blocks']} blocks" for entry in part]
         bars = axis.bar(names, [entry["peak"] / 1e9 for entry in part], width=0.5, color="#1f6feb")
         axis.bar_label(bars, fmt="%.2f")
         axis.set(ylabel="peak memory, GB")

@@ -95,7 +95,7 @@ class Encoder:
         trust_remote_code: bool = False,
     ):
         self.directory = Path(directory)
-        processor_files.check_file_sizes(self.directory)
+        processor_files.check_files(self.directory)
         config = read_json(self.directory / "config.json")
         architectures = config.get("architectures")
         architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else None

@@ -22,11 +22,17 @@ FROM_CONFIG = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patc
 FETCH = "fetch the processor's files again"
 
 
-def check_file_sizes(directory: Path) -> None:
-    """Raises QuantError for a file too large for what it should hold."""
+def check_files(directory: Path) -> None:
+    """Raises QuantError for a file too large for what it should hold, and for one that cannot be read: transformers would do without it."""
     for path in sorted(path for pattern in HANDED_ON for path in directory.glob(pattern)):
-        if path.is_file() and (size := path.stat().st_size) > MAX_JSON:
+        if not path.is_file():
+            continue
+        if (size := path.stat().st_size) > MAX_JSON:
             raise QuantError(f"{path}: has {size} bytes, at most {MAX_JSON} are read; {FETCH}")
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def image_processor(directory: Path) -> tuple[Path, dict]:

@@ -122,7 +122,7 @@ def test_a_read_error_anywhere_in_the_checkpoint(world, tmp_path):  # noqa: F811
     assert kept > 3, "some of these points lie behind a commit"
 
 
-def test_a_read_error_in_an_image(world, tmp_path):  # noqa: F811
+def test_a_read_error_in_an_image_or_in_a_processor_file(world, tmp_path):  # noqa: F811
     """An image that the disk does not give is not skipped, as a broken one is: the job would calibrate on something else."""
 
     def calibrator():
@@ -132,7 +132,9 @@ def test_a_read_error_in_an_image(world, tmp_path):  # noqa: F811
         run_job(calibrator(), tmp_path / "whole")
     reference, images = digest(tmp_path / "whole"), [at for at, name in enumerate(reads) if name.startswith(str(world.images))]
     assert len(images) >= 4, "checked, and read again to be encoded"
-    for at in images:
+    encoder = {reads[at]: at for at in reversed(range(images[1] + 1, images[2]))}  # the first time that the encoder reads each of its files
+    assert {"config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"} <= {os.path.basename(name) for name in encoder}
+    for at in [*images, *encoder.values()]:
         out = tmp_path / f"out{at}"
         fails_at_read(at, calibrator, [world.images, world.source], out)
         if at in images[::2]:
