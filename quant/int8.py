@@ -23,6 +23,7 @@ EPS = 2.0**-23  # the least scale: a channel of zeros gets codes of zero instead
 WEIGHT_MAX = 127
 ACT_MIN, ACT_MAX = -128, 127
 INT32_MAX = 2**31 - 1
+ROWS = 512  # of an input at a time
 
 
 def weight_scale(weight: Tensor) -> Tensor:
@@ -78,10 +79,13 @@ class QLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., I] -> y [..., O] in x's dtype, by integer arithmetic."""
-        q_x = quantize_input(x, self.input_scale, self.input_offset)
-        acc = int8_matmul(q_x.reshape(-1, q_x.shape[-1]), self.weight)
-        y = acc.add_(self.quant_bias).float().mul_(self.deq_scale)
-        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.empty(len(rows), len(self.weight), dtype=x.dtype, device=x.device)
+        for start in range(0, len(rows), ROWS):  # what is computed of some rows stays in the processor's cache
+            part = slice(start, start + ROWS)
+            acc = int8_matmul(quantize_input(rows[part], self.input_scale, self.input_offset), self.weight)
+            y[part] = acc.add_(self.quant_bias).float().mul_(self.deq_scale)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 def quant_bias(name: str, weight: Tensor, bias: Tensor | None, deq_scale: Tensor, input_offset: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ class Stats:
 
     def smoothed(self, scale: Tensor, shift: Tensor | None = None) -> "Stats":
         """The statistics of (x - shift) / scale; scale, shift float32 [C], scale > 0."""
-        shift = torch.zeros_like(scale) if shift is None else shift
-        return Stats((self.lo - shift) / scale, (self.hi - shift) / scale, (self.rows - shift) / scale, self.count)
+        lo, hi, rows = (x if shift is None else x - shift for x in (self.lo, self.hi, self.rows))
+        return Stats(lo / scale, hi / scale, rows / scale, self.count)
 
 
 class Observer:
