@@ -1,6 +1,7 @@
 """Time and memory, side by side with msmodelslim and llm-compressor and against what the machine can do. make bench, make bench-short
 
     peers     the same checkpoint and photographs, one after the other in every round; medians of whole processes
+    search    the steps' shares of m2's time, and verify's time against calibration's
     full      every block of Qwen2-VL-2B with 30 photographs, against the machine's own bound (machine.py)
     scaling   time against photographs and against blocks
     memory    peak against the model's size
@@ -75,7 +76,7 @@ class Bench:
         """Shares of the steps in m2's time, and verify's time against calibration's; 8 photographs."""
         model, images = checkpoint(self.dir, "qwen2vl-2b", self.plan["blocks"]), photographs(self.dir, 8)
         took, run = self.ours(model, images)
-        steps = {step: sum(block["steps"].get(step, 0) for block in run["blocks"]) for step in ("observe", "smooth", "round", "measure")}
+        steps = steps_of(run)
         command = [sys.executable, "-m", "quant", "verify", self.dir / "export", "--model_path", model, "--images", images, "--device_type", self.device]
         verified = measure(command, self.dir / "logs" / "verify.txt", PYTHONPATH=str(ROOT))
         say(f"steps   {'  '.join(f'{step} {seconds:.1f} s' for step, seconds in steps.items())} of {took.seconds:.1f} s; verify {verified.seconds:.1f} s")
@@ -89,7 +90,7 @@ class Bench:
         read, written = (sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (model, self.dir / "export"))
         bound = machine.bound(operations, read, written)
         say(f"full    {size}, {count} photographs: {took.seconds:.1f} s, bound {bound:.1f} s, {took.seconds / bound:.2f} of it; {took.peak / 1e9:.2f} GB")
-        steps = {step: sum(block["steps"].get(step, 0) for block in run["blocks"]) for step in ("observe", "smooth", "round", "measure")}
+        steps = steps_of(run)
         return {"size": size, "images": count, **asdict(took), "operations": operations, "read": read, "written": written, "bound": bound, "steps": steps}
 
     def scaling(self) -> dict:
@@ -111,7 +112,7 @@ class Bench:
             took, _ = self.ours(model, photographs(self.dir, 2))
             found.append({"size": size, "blocks": blocks, "peak": took.peak, "seconds": took.seconds})
             say(f"memory  {size} cut to {blocks} + {blocks} blocks: {took.peak / 1e9:.2f} GB, {took.seconds:.1f} s")
-            if "72b" in size or "7b" in size:
+            if size != "qwen2vl-2b":
                 shutil.rmtree(model)  # many GB
         return found
 
@@ -124,6 +125,11 @@ class Bench:
             found[str(workers)] = {"seconds": took.seconds, "blocks": sum(block["seconds"] for block in run["blocks"])}
             say(f"ranks   {workers}: {took.seconds:.1f} s, of which blocks {found[str(workers)]['blocks']:.1f} s")
         return found
+
+
+def steps_of(run: dict) -> dict[str, float]:
+    """Seconds of each step over all blocks of a quant_run.json."""
+    return {step: sum(block["steps"].get(step, 0) for block in run["blocks"]) for step in ("observe", "smooth", "round", "measure")}
 
 
 def say(line: str) -> None:

@@ -59,7 +59,7 @@ def processor(device: str) -> str:
     return f"{found.get('model name', platform.processor())} ({' '.join(flags)})"
 
 
-def _best(job, rounds: int = 12) -> float:
+def _best(job, rounds: int) -> float:
     job()
     took = []
     for _ in range(rounds):

@@ -2,7 +2,7 @@
 
 When a device's memory does not suffice for a block, that block is done on the CPU, by all ranks, and the run goes on.
 
-Samples go through a block one at a time, so there is no smaller batch to try first. On the CPU the block is computed in the same dtype, by
+On a card samples go through a block one at a time, so there is no smaller batch to try first. On the CPU the block is computed in the same dtype, by
 other kernels: the result is as good, and may differ from the device's in the last bit.
 """
 import ctypes
