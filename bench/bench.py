@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started by its path, `bench` is not importable
 
 from bench import tables  # noqa: E402
-from bench.machine import forward_operations, measure_machine  # noqa: E402
+from bench.machine import Machine, forward_operations, measure_machine  # noqa: E402
 from bench.processes import Took, measure  # noqa: E402
 from bench.work import ROOT, checkpoint, photographs  # noqa: E402
 
@@ -30,15 +30,15 @@ PEERS = {  # name -> (environment, script, arguments)
     "msmodelslim m4": (".venv-oracle", "msmodelslim_w8a8.py", ["--method", "m4"]),
     "llm-compressor": (".venv-llmc", "llmcompressor_w8a8.py", []),
 }
-FULL = {"blocks": 4, "images": 2, "rounds": 3, "scale_images": (2, 8, 16, 30), "scale_blocks": (2, 4, 8, 16), "memory": (("qwen2vl-2b", 2), ("qwen2vl-7b", 2), ("qwen2vl-72b", 2))}
+FULL = {"blocks": 4, "images": 2, "rounds": 3, "scale_images": (2, 8, 16, 30), "scale_blocks": (2, 4, 8, 16), "memory": (("qwen2vl-2b", 2), ("qwen2vl-7b", 2), ("qwen2vl-7b", None), ("qwen2vl-72b", 2))}
 SHORT = {"blocks": 1, "images": 2, "rounds": 1, "scale_images": (2, 8), "scale_blocks": (1, 4), "memory": (("qwen2vl-2b", 2), ("qwen2vl-7b", 1))}
 
 
 class Bench:
     """The parts of a measurement; each returns what goes under its name into results.json."""
 
-    def __init__(self, directory: Path, plan: dict, device: str):
-        self.dir, self.plan, self.device = directory, plan, device
+    def __init__(self, directory: Path, plan: dict, device: str, machine: Machine):
+        self.dir, self.plan, self.device, self.machine = directory, plan, device, machine
 
     def ours(self, model: Path, images: Path, method: str = "m2", *flags: str, threads: int | None = None) -> tuple[Took, dict]:
         """This project's own script; (what it took, quant_run.json)."""
@@ -58,8 +58,14 @@ class Bench:
         shutil.rmtree(out, ignore_errors=True)
         return took
 
+    def bound(self, model: Path, images: Path) -> dict:
+        """What the job that was just done takes at least: {"operations", "read", "written", "bound"}."""
+        operations = forward_operations(model, images)
+        read, written = (sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (model, self.dir / "export"))
+        return {"operations": operations, "read": read, "written": written, "bound": self.machine.bound(operations, read, written)}
+
     def peers(self) -> dict:
-        """name -> medians over the rounds, and every round's seconds."""
+        """"programs": name -> medians over the rounds, and every round's seconds; "bound": seconds that the machine needs for ours."""
         model, images = checkpoint(self.dir, "qwen2vl-2b", self.plan["blocks"]), photographs(self.dir, self.plan["images"])
         rounds: dict[str, list[Took]] = {}
         for number in range(self.plan["rounds"]):
@@ -67,10 +73,11 @@ class Bench:
                 took = self.ours(model, images, name.split()[1])[0] if name.startswith("ours") else self.peer(name, model, images)
                 rounds.setdefault(name, []).append(took)
                 say(f"round {number + 1}  {name:<16} {took.seconds:7.1f} s  {took.peak / 1e9:5.2f} GB")
-        return {
+        programs = {
             name: {"seconds": statistics.median(took.seconds for took in all_), "peak": max(took.peak for took in all_), "rounds": [took.seconds for took in all_]}
             for name, all_ in rounds.items()
         }
+        return {"programs": programs, **self.bound(model, images)}
 
     def search(self) -> dict:
         """Shares of the steps in m2's time, and verify's time against calibration's; 8 photographs."""
@@ -82,16 +89,13 @@ class Bench:
         say(f"steps   {'  '.join(f'{step} {seconds:.1f} s' for step, seconds in steps.items())} of {took.seconds:.1f} s; verify {verified.seconds:.1f} s")
         return {"seconds": took.seconds, "steps": steps, "verify": verified.seconds}
 
-    def whole(self, size: str, count: int, machine) -> dict:
+    def whole(self, size: str, count: int) -> dict:
         """Every block, `count` photographs, against the bound."""
         model, images = checkpoint(self.dir, size), photographs(self.dir, count)
-        operations = forward_operations(model, images)
         took, run = self.ours(model, images)
-        read, written = (sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (model, self.dir / "export"))
-        bound = machine.bound(operations, read, written)
-        say(f"full    {size}, {count} photographs: {took.seconds:.1f} s, bound {bound:.1f} s, {took.seconds / bound:.2f} of it; {took.peak / 1e9:.2f} GB")
-        steps = steps_of(run)
-        return {"size": size, "images": count, **asdict(took), "operations": operations, "read": read, "written": written, "bound": bound, "steps": steps}
+        found = {"size": size, "images": count, **asdict(took), **self.bound(model, images), "steps": steps_of(run)}
+        say(f"full    {size}, {count} photographs: {took.seconds:.1f} s, bound {found['bound']:.1f} s, {took.seconds / found['bound']:.2f} of it; {took.peak / 1e9:.2f} GB")
+        return found
 
     def scaling(self) -> dict:
         """[count, seconds] against photographs, at the plan's blocks, and against blocks, at its photographs."""
@@ -105,13 +109,13 @@ class Bench:
         return {"images": images, "blocks": blocks}
 
     def memory(self) -> list[dict]:
-        """Peak for two photographs, by model; a peak does not grow with the number of blocks."""
+        """Peak for two photographs, by model, cut and whole."""
         found = []
         for size, blocks in self.plan["memory"]:
             model = checkpoint(self.dir, size, blocks)
             took, _ = self.ours(model, photographs(self.dir, 2))
             found.append({"size": size, "blocks": blocks, "peak": took.peak, "seconds": took.seconds})
-            say(f"memory  {size} cut to {blocks} + {blocks} blocks: {took.peak / 1e9:.2f} GB, {took.seconds:.1f} s")
+            say(f"memory  {size}, {f'{blocks} + {blocks}' if blocks else 'all'} blocks: {took.peak / 1e9:.2f} GB, {took.seconds:.1f} s")
             if size != "qwen2vl-2b":
                 shutil.rmtree(model)  # many GB
         return found
@@ -148,7 +152,6 @@ def main() -> int:
     plan["rounds"] = chosen.rounds or plan["rounds"]
     directory = ROOT / "out" / ("bench-short" if chosen.short else "bench")
     directory.mkdir(parents=True, exist_ok=True)
-    bench = Bench(directory, plan, chosen.device_type)
     parts = chosen.only or [part for part in ("peers", "search", "full", "scaling", "memory", "ranks") if not (chosen.short and part == "full")]
     if chosen.device_type != "cpu":
         parts = [part for part in parts if part not in ("peers", "ranks")]
@@ -157,11 +160,11 @@ def main() -> int:
     results = json.loads(file.read_text()) if file.exists() else {}
     weights = next(checkpoint(directory, "qwen2vl-2b", plan["blocks"]).glob("*.safetensors"))
     machine = measure_machine(weights, directory, chosen.device_type)
-    results["machine"] = asdict(machine)
+    results["machine"], bench = asdict(machine), Bench(directory, plan, chosen.device_type, machine)
     say(tables.machine_line(results["machine"]))
     for part in parts:
         key = f"full {chosen.size}" if part == "full" else part
-        results[key] = bench.whole(chosen.size, 30, machine) if part == "full" else getattr(bench, part)()
+        results[key] = bench.whole(chosen.size, 30) if part == "full" else getattr(bench, part)()
         file.write_text(json.dumps(results, indent=1) + "\n")
     shutil.rmtree(directory / "export", ignore_errors=True)
     (directory / "table.md").write_text(tables.markdown(results))

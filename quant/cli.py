@@ -3,13 +3,12 @@
 Expected errors are one line on stderr. A traceback means a bug of ours.
 """
 import argparse
-import atexit
-import gc
 import importlib
 import os
 import sys
 
 from .errors import QuantError
+from .process import at_work
 
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
@@ -36,9 +35,7 @@ def boolean(word: str) -> bool:
 
 def guarded(job, args: argparse.Namespace) -> int:
     """Run job(args) and turn what it raises into one line and an exit code."""
-    # A million objects of imported libraries are not worth a look while they are made, nor when the process ends: 1.4 of 5 seconds.
-    gc.set_threshold(200_000)
-    atexit.register(gc.freeze)
+    at_work()
     # Nothing is fetched behind the user's back: what is not on disk is an error.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

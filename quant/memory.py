@@ -1,11 +1,10 @@
-"""What keeps memory small, and what happens when it does not suffice.
+"""What happens when memory does not suffice.
 
 When a device's memory does not suffice for a block, that block is done on the CPU, by all ranks, and the run goes on.
 
 On a card samples go through a block one at a time, so there is no smaller batch to try first. On the CPU the block is computed in the same dtype, by
 other kernels: the result is as good, and may differ from the device's in the last bit.
 """
-import ctypes
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +16,6 @@ from .device import is_out_of_memory
 from .errors import QuantError
 from .family import Tower
 from .skeleton import Call, Feed, Skeleton
-
-
-def give_back() -> None:
-    """Hand freed memory back to the system. glibc keeps what was freed, per thread, for tensors of up to 32 MB: a block's worth or more."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # another C library
-        pass
 
 
 @contextmanager

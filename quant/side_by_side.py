@@ -1,6 +1,6 @@
-"""Samples side by side on a CPU: several at once, each with its share of the threads, in place of one at a time with all of them.
+"""Work side by side on a CPU: samples, and reading and writing beside them.
 
-One sample's operations are too small to keep all threads busy to the end of each; several samples are. An export is the same bit for bit with
+Several samples at once, each with its share of the threads, in place of one at a time with all of them. One sample's operations are too small to keep all threads busy to the end of each; several samples are. An export is the same bit for bit with
 1, 2 and 3 threads on the CPUs tried (tests compare): the products' order of summation did not depend on them. On a card samples go one by one.
 """
 import threading
@@ -37,3 +37,21 @@ def side_by_side(job: Callable, arguments: Iterable[tuple], device: torch.device
     torch.set_num_threads(threads)  # what new threads begin with; this one's was never changed
     for future in done:
         future.result()
+
+
+def beside(name: str) -> ThreadPoolExecutor:
+    """A pool of one thread, for reading and writing while the caller's thread computes; what it does with torch, it does alone.
+
+    It must not have OpenMP threads of its own: with more of them in a process than it has cores, libgomp's threads sleep between any two
+    operations instead of waiting for the next, and each of the caller's many small ones takes 50 us more.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, name)
+    pool.submit(_alone).result()
+    torch.set_num_threads(threads)  # what new threads begin with
+    return pool
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes the number over when it first asks for it

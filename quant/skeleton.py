@@ -10,12 +10,12 @@ In memory at a time: what stands outside the blocks (while a tower is entered), 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
+from .empty_model import empty_model
 from .errors import QuantError, UsageError
 from .family import Family, Tower
 from .safetensors_io import read_rows
@@ -23,6 +23,10 @@ from .safetensors_io import read_rows
 
 class _Stop(Exception):
     """Ends the model's forward where nothing further is wanted."""
+
+
+class _Changed(Exception):
+    """Block number args[0] does not get what its predecessor's stub answered."""
 
 
 @dataclass
@@ -34,7 +38,11 @@ class Call:
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Run the block. hidden [..., tokens, width]; returns the same shape."""
-        return first(block(hidden, *self.args, **self.kwargs))
+        return first(self.output(block, hidden))
+
+    def output(self, block: nn.Module, hidden: Tensor):
+        """What the block answers, a tensor or a tuple."""
+        return block(hidden, *self.args, **self.kwargs)
 
 
 @dataclass
@@ -194,6 +202,22 @@ class Skeleton:
         raise UsageError("the model's forward never reached the blocks: does the sample hold an image?")
 
     def _record(self, tower: Tower, inputs: dict[str, Tensor], earlier: dict[str, Tensor]) -> Feed:
+        """Stubs must answer as the blocks do, with a tensor or a tuple: the wrong one the model does not hand on unchanged."""
+        known = tower.name in self._returns_tuple
+        for guess in [self._returns_tuple[tower.name]] if known else [False, True]:
+            self._returns_tuple[tower.name] = guess
+            try:
+                feed = self._record_calls(tower, inputs, earlier)
+                break
+            except _Changed as err:
+                index = err.args[0]
+        else:
+            raise QuantError(f"{self.family.name}: block {index} of the {tower.name} tower does not get its predecessor's output unchanged; not supported")
+        if not known and len(feed.calls) == 1:  # nobody took the answer: the only block is run
+            self._returns_tuple[tower.name] = isinstance(feed.calls[0].output(self.block(tower, 0), feed.hidden), tuple)
+        return feed
+
+    def _record_calls(self, tower: Tower, inputs: dict[str, Tensor], earlier: dict[str, Tensor]) -> Feed:
         used = tower.used(self.checkpoint.config)
         entrance, calls = [], []
 
@@ -201,20 +225,15 @@ class Skeleton:
             if not entrance:
                 entrance.append(hidden)
             elif hidden is not entrance[0]:
-                raise QuantError(f"{self.family.name}: block {index} of the {tower.name} tower does not get its predecessor's output unchanged; not supported")
+                raise _Changed(index)
             calls.append(Call(args, kwargs))
-            if tower.name not in self._returns_tuple:  # run block 0 once to see whether its output comes in a tuple: stubs must answer alike
-                block = self.block(tower, index)
-                self._returns_tuple[tower.name] = isinstance(type(block).forward(block, hidden, *args, **kwargs), tuple)
             if index == used - 1:
                 raise _Stop
             return self._answer(tower, hidden)
 
-        self._run(inputs, {tower.name: stub, **self._players(earlier)})
+        players = {tower.name: self._play(tower, earlier[tower.name]) for tower in self.family.towers if tower.name in earlier}
+        self._run(inputs, {tower.name: stub, **players})
         return Feed(entrance[0], calls)
-
-    def _players(self, earlier: dict[str, Tensor]) -> dict[str, Callable]:
-        return {tower.name: self._play(tower, earlier[tower.name]) for tower in self.family.towers if tower.name in earlier}
 
     def _play(self, tower: Tower, output: Tensor) -> Callable:
         """Stubs that stand for a tower already run: its last used block answers with the output, the others pass on."""
@@ -254,32 +273,3 @@ def _as_forward(stub: Callable, index: int) -> Callable:
         return stub(index, kwargs.pop("hidden_states"), (), kwargs)
 
     return forward
-
-
-def _refuse_absurd(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Before memory is taken for it: raises QuantError for a model with far more in it, tables of positions included, than the weights."""
-    asked, held = sum(value.numel() for value in (*model.parameters(), *model.buffers())), sum(prod(info.shape) for info in checkpoint.tensors.values())
-    if asked > 2 * held:
-        raise QuantError(f"{checkpoint.dir / 'config.json'}: describes {asked:.3g} numbers, the weights have {held:.3g}; they are of different models")
-
-
-def empty_model(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
-    """The family's transformers class on the meta device; buffers are real, since no checkpoint holds them."""
-    import transformers
-    from accelerate import init_empty_weights
-
-    if not (4, 57) <= tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (6, 0):
-        raise UsageError(f"transformers {transformers.__version__} is installed; 4.57 or a later one below 6 is needed: pip install 'transformers>=4.57,<6'")
-    try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code)
-        build = getattr(transformers, family.architecture)._from_config
-        with torch.device("meta"):
-            _refuse_absurd(build(config, dtype=dtype), checkpoint)
-        with init_empty_weights(include_buffers=False):
-            model = build(config, dtype=dtype)
-    except QuantError:
-        raise
-    except Exception as err:  # of any kind: transformers reads an untrusted file
-        line = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        raise QuantError(f"{checkpoint.dir / 'config.json'}: transformers {transformers.__version__} cannot build the model from it ({line})") from None
-    return model.eval()

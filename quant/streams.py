@@ -15,7 +15,6 @@ states, three times.
 """
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from .device import compute_dtype
 from .family import Family, Tower
 from .int8 import ACT_MAX, ACT_MIN, QLinear, quantize_linear
 from .runtime import READ, Int8Linear, refuse_outside
+from .side_by_side import beside
 from .skeleton import Feed, Skeleton
 from .stats import ROWS, Observer, Stats
 
@@ -57,7 +57,7 @@ class Streams:
         # Until the first int8 block the rounded model is the float one; it starts where it begins to differ.
         feeds: dict[str, list[Feed] | None] = {"rounded": None}
         apart = bool(self.outputs["rounded"])
-        with ThreadPoolExecutor(1, "reader") as reader:
+        with beside("reader") as reader:
             coming = reader.submit(self._load, tower, 0)
             for index in range(used):
                 source, exported = coming.result()

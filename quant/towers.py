@@ -10,7 +10,7 @@ A job that is resumed enters the tower as ever, puts the committed hidden states
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import asdict
 
 import torch
@@ -24,11 +24,13 @@ from .config import QuantConfig
 from .console import Reporter
 from .errors import QuantError
 from .family import Family, Tower
-from .memory import give_back, on_cpu, told
+from .memory import on_cpu, told
 from .plan import Plan
+from .process import keep_freed
 from .ranks import NoMemory, Ranks, stop_asked
 from .resume import Work
 from .samples import CalibrationSet
+from .side_by_side import beside
 from .skeleton import Feed, Skeleton
 
 
@@ -57,11 +59,12 @@ class TowerRun:
             self.reporter.line(f"resumed  {' and '.join(counts)} blocks are done")
         if self.work.state.outside:
             return
+        keep_freed()
         outputs: dict[str, dict[int, Tensor]] = {}
         with (
-            ThreadPoolExecutor(1, "reader") as self.reader,
-            ThreadPoolExecutor(1, "writer") as self.committer,
-            ThreadPoolExecutor(1, "carrier") as carrier,
+            beside("reader") as self.reader,
+            beside("writer") as self.committer,
+            beside("carrier") as carrier,
         ):
             self.carried = carrier.submit(self._carry)
             try:
@@ -102,7 +105,6 @@ class TowerRun:
                     written.result()
                 if self.carried.done():
                     self.carried.result()  # raises what stopped it
-                give_back()
                 entry = block_entry(tower.block(index)[:-1], result, time.perf_counter() - start)
                 hidden = {number: feed.hidden for number, feed in feeds.items()}
                 written = self.committer.submit(self._commit, tower, index, tensors, result, hidden, entry)

@@ -70,13 +70,23 @@ def test_checkpoints_are_made_once(tmp_path):
 def test_table_and_plots_of_a_run_on_a_tiny_model(tmp_path, monkeypatch):
     """The parts that need no peer, on a tiny model in place of the 2B."""
     monkeypatch.setattr(bench, "checkpoint", lambda directory, size, blocks=None: checkpoint(directory, "qwen2vl-tiny", blocks))
-    plan = {"blocks": 1, "images": 2, "rounds": 1, "scale_images": (2, 3), "scale_blocks": (1, 2), "memory": (("qwen2vl-2b", 1),)}
-    runs, machine = bench.Bench(tmp_path, plan, "cpu"), Machine("a processor", 2, 1e12, 2e12, 1e9, 1e8, 3.0)
-    results = {"machine": vars(machine), "full qwen2vl-2b": runs.whole("qwen2vl-2b", 2, machine), "scaling": runs.scaling(), "memory": runs.memory()}
-    results["peers"] = {name: {"seconds": seconds, "peak": 10**9, "rounds": [seconds]} for name, seconds in zip(("ours m2", "ours m4", *bench.PEERS), (2.0, 1.0, 60.0, 8.0, 12.0))}
+    plan = {"blocks": 1, "images": 2, "rounds": 1, "scale_images": (2, 3), "scale_blocks": (1, 2), "memory": (("qwen2vl-2b", 1), ("qwen2vl-7b", None))}
+    machine = Machine("a processor", 2, 1e12, 2e12, 1e9, 1e8, 3.0)
+    runs = bench.Bench(tmp_path, plan, "cpu", machine)
+    results = {"machine": vars(machine), "full qwen2vl-2b": runs.whole("qwen2vl-2b", 2), "scaling": runs.scaling(), "memory": runs.memory()}
+    times = zip(("ours m2", "ours m4", *bench.PEERS), (2.0, 1.0, 60.0, 8.0, 12.0))
+    results["peers"] = {"programs": {name: {"seconds": seconds, "peak": 10**9, "rounds": [seconds]} for name, seconds in times}, "bound": 0.5}
     json.dumps(results)
     table = tables.markdown(results)
-    for line in ("| msmodelslim m2 / ours m2 | 30.0 |", "| msmodelslim m4 / ours m4 | 8.0 |", "| llm-compressor / ours m2 | 6.0 |", "| photographs | 2 | 3 |"):
+    for line in (
+        "| msmodelslim m2 / ours m2 | 30.0 | 120.0 |",
+        "| msmodelslim m4 / ours m4 | 8.0 | 16.0 |",
+        "| llm-compressor / ours m2 | 6.0 | 24.0 |",
+        "| the machine's bound for ours | 0.5 s | | |",
+        "| photographs | 2 | 3 |",
+        "| qwen2vl-2b, 1 + 1 blocks |",
+        "| qwen2vl-7b, all blocks |",
+    ):
         assert line in table
     assert results["full qwen2vl-2b"]["steps"].keys() == {"observe", "smooth", "round", "measure"}
     tables.plots(results, tmp_path)

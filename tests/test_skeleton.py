@@ -11,7 +11,8 @@ from quant.families import family_of
 from quant.samples import prepare
 from quant.skeleton import Skeleton
 
-CASES = [(family, dtype) for family in ("qwen2_vl", "qwen2_5_vl", "llava") for dtype in ("bfloat16", "float32", "float16")]
+CASES = [(family, dtype, None) for family in ("qwen2_vl", "qwen2_5_vl", "llava") for dtype in ("bfloat16", "float32", "float16")]
+CASES += [("qwen2_vl", "bfloat16", (1, 1)), ("llava", "bfloat16", (2, 1))]  # one block used in each tower
 
 
 def stream(skeleton: Skeleton, samples: list[dict]) -> tuple[dict, list[torch.Tensor]]:
@@ -34,10 +35,10 @@ def stream(skeleton: Skeleton, samples: list[dict]) -> tuple[dict, list[torch.Te
     return blocks, logits
 
 
-@pytest.mark.parametrize("family,dtype", CASES)
+@pytest.mark.parametrize("family,dtype,cut", CASES)
 @torch.inference_mode()
-def test_streamed_equals_whole(tmp_path, family, dtype):
-    source = tiny.make(tmp_path / "src", family, dtype=dtype, shards=2, tied=family == "qwen2_vl")
+def test_streamed_equals_whole(tmp_path, family, dtype, cut):
+    source = tiny.make(tmp_path / "src", family, dtype=dtype, shards=2, tied=family == "qwen2_vl", blocks=cut)
     checkpoint = Checkpoint(source)
     compute = getattr(torch, dtype)
     samples = prepare(tiny.make_images(tmp_path / "images", 3), checkpoint, family_of(checkpoint.config, source), QuantConfig()).inputs
@@ -80,3 +81,19 @@ def test_tensor_of_wrong_shape_is_named(tmp_path):
     checkpoint = Checkpoint(source)
     with pytest.raises(QuantError, match=r"model\.layers\.0\.mlp\.\w+_proj\.weight has shape \[.*320.*\], config.json makes it \[.*384"):
         Skeleton(checkpoint, family_of(checkpoint.config, source), torch.bfloat16)
+
+
+def test_blocks_are_not_run_to_enter_a_tower_of_several(tmp_path, monkeypatch):
+    """Whether a block answers with a tensor or a tuple is told by what the model makes of a stub's answer, not by computing one."""
+    source = tiny.make(tmp_path / "src", "qwen2_vl")
+    checkpoint = Checkpoint(source)
+    family = family_of(checkpoint.config, source)
+    skeleton = Skeleton(checkpoint, family, torch.bfloat16)
+    for tower in family.towers:
+        block = type(skeleton.block(tower, 0))
+        monkeypatch.setattr(block, "forward", lambda *args, **kwargs: pytest.fail("a block was run"))
+    samples = prepare(tiny.make_images(tmp_path / "images", 2), checkpoint, family, QuantConfig()).inputs
+    vision, language = family.towers
+    with torch.inference_mode():
+        feeds = skeleton.enter(vision, samples, {})
+        assert len(skeleton.enter(language, samples, {vision.name: [feed.hidden for feed in feeds]})) == 2
