@@ -10,6 +10,7 @@ from torch import nn
 from .checkpoint import Checkpoint
 from .errors import QuantError, UsageError
 from .family import Family
+from .process import no_holes
 
 
 def empty_model(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
@@ -24,7 +25,7 @@ def empty_model(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trus
         build = getattr(transformers, family.architecture)._from_config
         with torch.device("meta"):
             _refuse_absurd(build(config, dtype=dtype), checkpoint)
-        with init_empty_weights(include_buffers=False):
+        with no_holes(), init_empty_weights(include_buffers=False):  # every weight is allocated for a moment
             model = build(config, dtype=dtype)
     except QuantError:
         raise

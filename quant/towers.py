@@ -26,7 +26,6 @@ from .errors import QuantError
 from .family import Family, Tower
 from .memory import on_cpu, told
 from .plan import Plan
-from .process import keep_freed
 from .ranks import NoMemory, Ranks, stop_asked
 from .resume import Work
 from .samples import CalibrationSet
@@ -59,7 +58,6 @@ class TowerRun:
             self.reporter.line(f"resumed  {' and '.join(counts)} blocks are done")
         if self.work.state.outside:
             return
-        keep_freed()
         outputs: dict[str, dict[int, Tensor]] = {}
         with (
             beside("reader") as self.reader,

@@ -56,6 +56,12 @@ class Directory:
     def files(self) -> list[Path]:
         return sorted(path for path in self.dir.iterdir() if path.is_file() and not path.name.startswith("."))
 
+    @cached_property
+    def not_json(self) -> list[Path]:
+        """Files called .json that are none; the description and the index of the weights, which have rules of their own, aside."""
+        others = (file for file in self.files if file.suffix == ".json" and not file.name.endswith(".index.json"))
+        return [file for file in others if file != self.description_file and read_json_or_none(file) is None]
+
     @property
     def readable(self) -> bool:
         """Whether every weight file could be read, so that a tensor that is not there is missing."""

@@ -144,13 +144,10 @@ def processor(directory: Directory, target: Target) -> Iterator[Finding]:
             dict.fromkeys(BOTH, "OSError: Can't load image processor"),
             "copy it from the source: --fix with --model_path does it",
         )
-    for file in directory.files:
-        if file.suffix != ".json" or file == directory.description_file or file.name.endswith(".index.json"):
-            continue
-        if read_json_or_none(file) is None:
-            yield Finding(
-                file.name, "is not valid JSON", dict.fromkeys(BOTH, "JSONDecodeError"), "copy it from the source again"
-            )
+    for file in directory.not_json:
+        yield Finding(
+            file.name, "is not valid JSON", dict.fromkeys(BOTH, "JSONDecodeError"), "copy it from the source again"
+        )
     said = read_json_or_none(directory.dir / "tokenizer_config.json")
     in_tokenizer = isinstance(said, dict) and said.get("chat_template")
     if not in_tokenizer and not any(name.startswith("chat_template") for name in names):
