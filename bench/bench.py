@@ -93,7 +93,7 @@ class Bench:
         """Every block, `count` photographs, against the bound."""
         model, images = checkpoint(self.dir, size), photographs(self.dir, count)
         took, run = self.ours(model, images)
-        found = {"size": size, "images": count, **asdict(took), **self.bound(model, images), "steps": steps_of(run)}
+        found = {"size": size, "images": count, **asdict(took), "card": run["peak_card_bytes"], **self.bound(model, images), "steps": steps_of(run)}
         say(f"full    {size}, {count} photographs: {took.seconds:.1f} s, bound {found['bound']:.1f} s, {took.seconds / found['bound']:.2f} of it; {took.peak / 1e9:.2f} GB")
         return found
 
@@ -113,8 +113,8 @@ class Bench:
         found = []
         for size, blocks in self.plan["memory"]:
             model = checkpoint(self.dir, size, blocks)
-            took, _ = self.ours(model, photographs(self.dir, 2))
-            found.append({"size": size, "blocks": blocks, "peak": took.peak, "seconds": took.seconds})
+            took, run = self.ours(model, photographs(self.dir, 2))
+            found.append({"size": size, "blocks": blocks, "peak": took.peak, "card": run["peak_card_bytes"], "seconds": took.seconds})
             say(f"memory  {size}, {f'{blocks} + {blocks}' if blocks else 'all'} blocks: {took.peak / 1e9:.2f} GB, {took.seconds:.1f} s")
             if size != "qwen2vl-2b":
                 shutil.rmtree(model)  # many GB

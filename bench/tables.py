@@ -29,7 +29,7 @@ def markdown(results: dict) -> str:
         lines += [f"| time | {part['seconds']:.0f} s |", f"| bound | {part['bound']:.0f} s |", f"| time / bound | {part['seconds'] / part['bound']:.2f} |"]
         lines += [f"| one forward pass | {part['operations'] / 1e12:.0f} T operations |", f"| read, written | {part['read'] / 1e9:.2f} GB, {part['written'] / 1e9:.2f} GB |"]
         lines += [f"| {step} | {seconds / part['seconds']:.0%} of the time |" for step, seconds in part["steps"].items()]
-        lines += [f"| peak memory | {part['peak'] / 1e9:.2f} GB |", ""]
+        lines += [f"| peak memory | {_memory(part)} |", ""]
     if part := results.get("search"):
         shares = ", ".join(f"{step} {seconds / part['seconds']:.0%}" for step, seconds in part["steps"].items())
         lines += [f"8 photographs, {part['seconds']:.1f} s: {shares}. verify: {part['verify']:.1f} s, {part['verify'] / part['seconds']:.1f} times calibration.", ""]
@@ -40,12 +40,16 @@ def markdown(results: dict) -> str:
         lines += ["| seconds | " + " | ".join(f"{seconds:.1f}" for _, seconds in part["blocks"]) + " |", ""]
     if part := results.get("memory"):
         lines += ["| peak memory, 2 photographs | |", "|---|---|"]
-        lines += [f"| {entry['size']}, {_cut(entry)} | {entry['peak'] / 1e9:.2f} GB |" for entry in part] + [""]
+        lines += [f"| {entry['size']}, {_cut(entry)} | {_memory(entry)} |" for entry in part] + [""]
     if part := results.get("ranks"):
         one, two = part["1"], part["2"]
         lines += [f"Two processes of one thread against one: whole {one['seconds']:.1f} s / {two['seconds']:.1f} s = {one['seconds'] / two['seconds']:.2f}, "]
         lines[-1] += f"blocks alone {one['blocks']:.1f} s / {two['blocks']:.1f} s = {one['blocks'] / two['blocks']:.2f}."
     return "\n".join(lines) + "\n"
+
+
+def _memory(entry: dict) -> str:
+    return f"{entry['peak'] / 1e9:.2f} GB" + (f", on the card {entry['card'] / 1e9:.2f} GB" if entry["card"] else "")
 
 
 def _cut(entry: dict) -> str:

@@ -14,7 +14,7 @@ from . import ascend, formats, vendor
 from .checkpoint import Checkpoint
 from .config import QuantConfig
 from .console import SILENT, Reporter
-from .device import compute_dtype, export_dtype, pick_device
+from .device import compute_dtype, export_dtype, peak_on_card, pick_device
 from .errors import UsageError
 from .families import family_of
 from .output import FILE_MODE, appearing, check_output, check_space, make_work_directory, replace_file
@@ -114,7 +114,8 @@ class Calibrator:
 
     def _write_records(self, work: Path) -> None:
         ascend.write_json(work / RECIPE, recipe(self))
-        log = {"seconds": round(self.seconds, 1), "peak_memory_bytes": peak_memory(), "device": self.device, "blocks": self.blocks}
+        memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
+        log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "blocks": self.blocks}
         replace_file(work / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
         for name in (RECIPE, RUN_LOG):
             (work / name).chmod(FILE_MODE)

@@ -47,6 +47,11 @@ def is_out_of_memory(err: RuntimeError) -> bool:
     return isinstance(err, torch.OutOfMemoryError) or "NPU out of memory" in str(err)
 
 
+def peak_on_card(device: str) -> int | None:
+    """Bytes that this process's tensors took on its card at most so far; None on a CPU."""
+    return None if device == "cpu" else getattr(torch, device).max_memory_allocated()
+
+
 # -- several cards ----------------------------------------------------------------------------------------------------------------------
 
 VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from .calibrator import Calibrator, peak_memory
 from .console import duration, size
+from .device import peak_on_card
 from .family import Tower
 from .plan import Plan
 from .workload import multiply_adds
@@ -43,7 +44,8 @@ def summary(calibrator: Calibrator, target: Path) -> None:
     say()
     say(f"layers   {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float; {int8 / total:.1%} of the multiply-adds in int8")
     say(f"size     {size(calibrator.checkpoint.nbytes)} -> {size(written)}")
-    say(f"time     {duration(calibrator.seconds)}, peak memory {size(peak_memory())}")
+    card = peak_on_card(calibrator.device)
+    say(f"time     {duration(calibrator.seconds)}, peak memory {size(peak_memory())}{f', on the card {size(card)}' if card else ''}")
     say(f"result   {target}")
 
 

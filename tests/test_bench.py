@@ -89,5 +89,8 @@ def test_table_and_plots_of_a_run_on_a_tiny_model(tmp_path, monkeypatch):
     ):
         assert line in table
     assert results["full qwen2vl-2b"]["steps"].keys() == {"observe", "smooth", "round", "measure"}
+    assert "on the card" not in table
+    results["full qwen2vl-2b"] |= {"card": 7_000_000_000, "peak": 2_000_000_000}
+    assert "| peak memory | 2.00 GB, on the card 7.00 GB |" in tables.markdown(results)
     tables.plots(results, tmp_path)
     assert (tmp_path / "time.png").read_bytes()[:4] == (tmp_path / "memory.png").read_bytes()[:4] == b"\x89PNG"

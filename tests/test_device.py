@@ -1,4 +1,5 @@
 """NPUs, by a stand-in for torch_npu: there is none here. What it is asked for is what torch_npu documents."""
+import json
 import os
 import sys
 import types
@@ -7,7 +8,12 @@ import pytest
 import torch
 
 from quant import UsageError
-from quant.device import compute_dtype, distributed_backend, pick_device, use_card, workers_of
+from quant import Calibrator, QuantConfig
+from quant.console import Reporter
+from quant.device import compute_dtype, distributed_backend, peak_on_card, pick_device, use_card, workers_of
+from quant.job import run_job
+
+import tiny
 
 
 @pytest.fixture
@@ -57,3 +63,20 @@ def test_several_cards_of_a_300i_duo_are_refused_and_one_is_not(npus):
 
 def test_cpu_workers_are_asked_for():
     assert workers_of("cpu", None) == 1 and workers_of("cpu", 3) == 3
+
+
+def test_what_tensors_took_on_the_card(npus):
+    npus.max_memory_allocated = lambda: 3_210_000_000
+    assert (peak_on_card("npu"), peak_on_card("cpu")) == (3_210_000_000, None)
+
+
+@pytest.mark.parametrize("card", [3_210_000_000, None])
+def test_what_tensors_took_on_the_card_is_recorded_and_said(monkeypatch, tmp_path, capsys, card):
+    """On a CPU, told that there was a card: a run cannot go on a stand-in."""
+    source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
+    monkeypatch.setattr("quant.calibrator.peak_on_card", lambda device: card)
+    monkeypatch.setattr("quant.summary.peak_on_card", lambda device: card)
+    target = run_job(Calibrator(source, QuantConfig(dev_type="cpu"), images, Reporter()), tmp_path / "out")
+    assert json.loads((target / "quant_run.json").read_text())["peak_card_bytes"] == card
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("time "))
+    assert line.endswith(", on the card 3.21 GB") == bool(card) and len(line) <= 80

@@ -1,10 +1,7 @@
 """Samples at once: the same bits as one after the other, whatever the threads, and errors that come through. Work beside them: on one thread."""
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -96,39 +93,3 @@ def test_what_goes_on_beside_has_no_threads_of_its_own(four_threads):
         assert threads_grown_by(reader) == 0
         assert reader.submit(torch.get_num_threads).result() == 1
     assert torch.get_num_threads() == 4
-
-
-HEAPS = """
-import ctypes, re, sys, threading
-import torch
-from quant.process import one_heap
-if sys.argv[1] == "one":
-    one_heap()
-def heaps():
-    libc = ctypes.CDLL(None)
-    libc.fopen.restype = ctypes.c_void_p
-    file = libc.fopen(sys.argv[2].encode(), b"w")
-    libc.malloc_info(0, ctypes.c_void_p(file))
-    libc.fclose(ctypes.c_void_p(file))
-    return len(re.findall("<heap nr", open(sys.argv[2]).read()))
-before = heaps()
-all_there = threading.Barrier(5)
-def job():
-    kept = [torch.ones(1 << 16) for _ in range(8)]
-    all_there.wait(30)
-    all_there.wait(30)
-threads = [threading.Thread(target=job) for _ in range(4)]
-[thread.start() for thread in threads]
-all_there.wait(30)
-print(heaps() - before)
-all_there.wait(30)
-"""
-
-
-def test_threads_share_one_heap(tmp_path):
-    root = Path(__file__).parent.parent
-    grown = {
-        which: int(subprocess.run([sys.executable, "-c", HEAPS, which, tmp_path / "info"], cwd=root, check=True, capture_output=True, text=True).stdout)
-        for which in ("one", "usual")
-    }
-    assert grown["one"] == 0 and grown["usual"] >= 1, grown

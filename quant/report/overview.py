@@ -68,7 +68,8 @@ def timings(facts: Facts) -> Markup:
         if bars:
             figures.append((f"{title}: {duration(total)}", bar_panel("Seconds by block", bars, "plain")))
     run = facts.run
-    told = f"{duration(run['seconds'])} in all, {size(run['peak_memory_bytes'])} of memory at the peak, on {run['device']}. Seconds per block, reading and writing included:"
+    card = f", {size(run['peak_card_bytes'])} of the card's" if run.get("peak_card_bytes") else ""
+    told = f"{duration(run['seconds'])} in all, {size(run['peak_memory_bytes'])} of memory at the peak{card}, on {run['device']}. Seconds per block, reading and writing included:"
     return section("timings", "Timings", el("p", told), panels(figures))
 
 
