@@ -4,9 +4,11 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import tiny
 from test_calibrator import digest
 from test_ranks import ROOT, by_launcher, children_of, command, in_ranks, quantize, world  # noqa: F401  the fixture
 
@@ -89,3 +91,25 @@ def test_hosts_that_differ_are_refused(world, tmp_path, capfd):  # noqa: F811
     assert in_ranks(2, job) == [1 << 8] * 2
     assert capfd.readouterr().err.count("UsageError: seed is 0 on rank 0 and 1 on rank 1; it must be the same on all hosts") == 2
     assert not list(tmp_path.iterdir())
+
+
+THREADS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from quant.commands.quantize import script
+code = script("Qwen2VLForConditionalGeneration", "")
+names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+Path({here!r}, f"{{__import__('os').environ['RANK']}}.txt").write_text(f"{{code}} {{sum('gloo' in name for name in names)}}")
+"""
+
+
+def test_no_thread_of_a_group_outlives_the_job(tmp_path):
+    """One that does may be met by the interpreter's end, which is SIGABRT: a job that is done, and a rank that 'was killed'."""
+    source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
+    program = tmp_path / "job.py"
+    program.write_text(THREADS.format(root=str(Path(__file__).resolve().parent.parent), here=str(tmp_path)))
+    flags = ["--model_path", source, "--calib_images", images, "--save_directory", tmp_path / "out", "--device_type", "cpu", "--quiet"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program, *flags]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["0 0", "0 0"]
