@@ -1,6 +1,6 @@
 # make demo   quantize two small models with the shipped photographs     make test          the tests
 # make test-compat   the same tests with transformers 4.57.6             make test-oracle   against the vendor's library
-# make bench   time and memory against msmodelslim, llm-compressor and the machine's limits: 40 minutes     make bench-short   a cut-down version
+# make bench   time and memory against msmodelslim, llm-compressor and the machine's limits: 45 minutes     make bench-short   a cut-down version
 PYTHON ?= python3
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
 
