@@ -153,8 +153,16 @@ def test_a_second_job_on_the_same_output_is_refused(world, tmp_path):
     assert digest(out) == world.reference
 
 
+@pytest.fixture
+def heeding_interrupts():
+    """Started in the background by a shell, a test run ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("times", [1, 2])
-def test_interrupts(world, tmp_path, monkeypatch, capfd, times):
+def test_interrupts(world, heeding_interrupts, tmp_path, monkeypatch, capfd, times):
     """Once: the block is finished and committed. Twice: at once, and the blocks before it are kept."""
     from quant.block import BlockQuantizer
 
