@@ -49,7 +49,7 @@ def markdown(results: dict) -> str:
 
 
 def _memory(entry: dict) -> str:
-    return f"{entry['peak'] / 1e9:.2f} GB" + (f", on the card {entry['card'] / 1e9:.2f} GB" if entry.get("card") else "")  # results of an older bench have none
+    return f"{entry['peak'] / 1e9:.2f} GB" + (f", on the card {entry['card'] / 1e9:.2f} GB" if entry["card"] else "")
 
 
 def _cut(entry: dict) -> str:

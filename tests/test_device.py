@@ -7,8 +7,7 @@ import types
 import pytest
 import torch
 
-from quant import UsageError
-from quant import Calibrator, QuantConfig
+from quant import Calibrator, QuantConfig, UsageError
 from quant.console import Reporter
 from quant.device import compute_dtype, distributed_backend, peak_on_card, pick_device, use_card, workers_of
 from quant.job import run_job

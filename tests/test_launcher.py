@@ -94,13 +94,13 @@ def test_hosts_that_differ_are_refused(world, tmp_path, capfd):  # noqa: F811
 
 
 THREADS = """
-import sys
+import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from quant.commands.quantize import script
 code = script("Qwen2VLForConditionalGeneration", "")
 names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-Path({here!r}, f"{{__import__('os').environ['RANK']}}.txt").write_text(f"{{code}} {{sum('gloo' in name for name in names)}}")
+Path({here!r}, os.environ["RANK"] + ".txt").write_text(f"{{code}} {{sum('gloo' in name for name in names)}}")
 """
 
 
