@@ -18,9 +18,20 @@ from bench.hub_config import Size
 
 WORDS = "a the of is in this image photo what describe detail text user assistant system you are helpful".split()
 QWEN_SPECIALS = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 ]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -76,8 +87,16 @@ def _added(token: str) -> dict:
 
 
 def _tokenizer_json(added: dict[int, dict], vocab: dict[str, int], merges: list[tuple[str, str]], **parts) -> dict:
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+    }
     model |= parts.pop("model", {}) | {"vocab": vocab, "merges": [" ".join(pair) for pair in merges]}
     listed = [{"id": i, **token} for i, token in added.items()]
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": listed, **parts, "model": model}
@@ -144,8 +163,12 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
     vocab = _fill([*specials, *(f"<0x{b:02X}>" for b in range(256)), *letters], merges, image)
     added = {**{i: _added(t) for i, t in enumerate(specials)}, image: _added("<image>"), pad: _added("<pad>")}
     side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
-    keys = {"image_token": "<image>", "num_additional_image_tokens": 1, "patch_size": patch,
-            "vision_feature_select_strategy": "default"}
+    keys = {
+        "image_token": "<image>",
+        "num_additional_image_tokens": 1,
+        "patch_size": patch,
+        "vision_feature_select_strategy": "default",
+    }
     begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     single = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
     return {
@@ -153,10 +176,13 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
             added,
             vocab,
             merges,
-            normalizer={"type": "Sequence", "normalizers": [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-            ]},
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Prepend", "prepend": "▁"},
+                    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                ],
+            },
             pre_tokenizer=None,
             post_processor={
                 "type": "TemplateProcessing",
@@ -164,12 +190,15 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
                 "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
                 "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
             },
-            decoder={"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ]},
+            decoder={
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                ],
+            },
             model={"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True},
         ),
         "tokenizer_config.json": {
@@ -189,7 +218,10 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
             "use_default_system_prompt": False,
         },
         "special_tokens_map.json": {
-            "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
         },
         "added_tokens.json": {"<image>": image, "<pad>": pad},
         "chat_template.json": {"chat_template": LLAVA_TEMPLATE},

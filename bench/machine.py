@@ -2,8 +2,8 @@
 
     bound = imports + max(multiply-adds of one forward pass / matmul rate, bytes read / read rate, bytes written / write rate)
 
-Reading and writing go on while the processor computes, so the slowest of the three counts. The rates are those of the best case: a large
-matrix product, attention counted like any other; a file read and written in one stream.
+Reading and writing go on while the processor computes, so the slowest of the three counts. The rates are those of the
+best case: a large matrix product, attention counted like any other; a file read and written in one stream.
 """
 
 import os
@@ -18,8 +18,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """matmul, matmul_int8: operations per second (a multiply-add counts two); read, write: bytes per second, write with its fsync;
-    imports: seconds of a process that imports what a run needs and does nothing."""
+    """matmul, matmul_int8: operations per second (a multiply-add counts two); read, write: bytes per second, write with
+    its fsync; imports: seconds of a process that imports what a run needs and does nothing.
+    """
 
     name: str
     cores: int
@@ -55,7 +56,11 @@ def processor(device: str) -> str:
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = [flag for flag in ("avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if flag in found.get("flags", "").split()]
+    flags = [
+        flag
+        for flag in ("avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+        if flag in found.get("flags", "").split()
+    ]
     return f"{found.get('model name', platform.processor())} ({' '.join(flags)})"
 
 
@@ -74,7 +79,11 @@ def _matmul(device: str, int8: bool) -> float:
 
     size = 4096 if device == "cpu" else 8192
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    a = torch.randint(-127, 127, (size, size), dtype=torch.int8, device=device) if int8 else torch.randn(size, size, device=device).bfloat16()
+    a = (
+        torch.randint(-127, 127, (size, size), dtype=torch.int8, device=device)
+        if int8
+        else torch.randn(size, size, device=device).bfloat16()
+    )
     product = (lambda: (torch._int_mm(a, a.t()), wait())) if int8 else (lambda: (a @ a.t(), wait()))
     with torch.inference_mode():
         return 2 * size**3 / _best(product, rounds=5)
@@ -110,14 +119,16 @@ def _write(file: Path) -> float:
 def _imports() -> float:
     names = "Qwen2VLForConditionalGeneration, AutoTokenizer, Qwen2VLProcessor"
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import torch; from transformers import {names}"], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", f"import torch; from transformers import {names}"], check=True, stderr=subprocess.DEVNULL
+    )
     return time.perf_counter() - start
 
 
 def forward_operations(checkpoint: Path, images: Path) -> float:
     """Operations of one forward pass of all calibration samples up to the last block, attention's products included."""
-    from quant.calibrator import Calibrator
-    from quant.config import QuantConfig
+    from quant.base.config import QuantConfig
+    from quant.calibrate.calibrator import Calibrator
 
     calibrator = Calibrator(checkpoint, QuantConfig(), images)
     calibrator.prepare()

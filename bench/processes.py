@@ -9,7 +9,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Took:
-    """seconds: wall time; cpu: user and system seconds, of all processes that it waited for; peak: largest resident bytes of one of them."""
+    """seconds: wall time; cpu: user and system seconds, of all processes that it waited for; peak: largest resident
+    bytes of one of them.
+    """
 
     seconds: float
     cpu: float
@@ -24,7 +26,12 @@ def measure(command: list, log: Path, **environment: str) -> Took:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as output:
         start = time.perf_counter()
-        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment})
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -2,13 +2,19 @@
 
 from pathlib import Path
 
-RATIOS = (("ours m2", "msmodelslim m2"), ("ours m4", "msmodelslim m4"), ("ours m2", "llm-compressor"), ("ours m4", "llm-compressor"))
+RATIOS = (
+    ("ours m2", "msmodelslim m2"),
+    ("ours m4", "msmodelslim m4"),
+    ("ours m2", "llm-compressor"),
+    ("ours m4", "llm-compressor"),
+)
 
 
 def machine_line(machine: dict) -> str:
     return (
-        f"{machine['name']}, {machine['cores']} cores: bfloat16 product {machine['matmul'] / 1e12:.2f} and int8 {machine['matmul_int8'] / 1e12:.2f} T operations/s, "
-        f"read {machine['read'] / 1e9:.1f} GB/s, write {machine['write'] / 1e9:.2f} GB/s, imports {machine['imports']:.1f} s"
+        f"{machine['name']}, {machine['cores']} cores: bfloat16 product {machine['matmul'] / 1e12:.2f} and int8"
+        f" {machine['matmul_int8'] / 1e12:.2f} T operations/s, read {machine['read'] / 1e9:.1f} GB/s, write"
+        f" {machine['write'] / 1e9:.2f} GB/s, imports {machine['imports']:.1f} s"
     )
 
 
@@ -18,33 +24,66 @@ def markdown(results: dict) -> str:
     if part := results.get("peers"):
         peers = part["programs"]
         lines += ["| whole process | median | rounds | peak memory |", "|---|---|---|---|"]
-        lines += [f"| {name} | {found['seconds']:.1f} s | {', '.join(f'{took:.1f}' for took in found['rounds'])} | {found['peak'] / 1e9:.2f} GB |" for name, found in peers.items()]
+        lines += [
+            f"| {name} | {found['seconds']:.1f} s | {', '.join(f'{took:.1f}' for took in found['rounds'])} |"
+            f" {found['peak'] / 1e9:.2f} GB |"
+            for name, found in peers.items()
+        ]
         lines += [f"| the machine's bound for ours | {part['bound']:.1f} s | | |"]
         lines += ["", "| ratio of medians | | at the bound |", "|---|---|---|"]
         for ours, theirs in RATIOS:
-            lines.append(f"| {theirs} / {ours} | {peers[theirs]['seconds'] / peers[ours]['seconds']:.1f} | {peers[theirs]['seconds'] / part['bound']:.1f} |")
+            lines.append(
+                f"| {theirs} / {ours} | {peers[theirs]['seconds'] / peers[ours]['seconds']:.1f} |"
+                f" {peers[theirs]['seconds'] / part['bound']:.1f} |"
+            )
         lines.append("")
     for part in (results[key] for key in results if key.startswith("full ")):
         lines += [f"| {part['size']}, all blocks, {part['images']} photographs | |", "|---|---|"]
-        lines += [f"| time | {part['seconds']:.0f} s |", f"| bound | {part['bound']:.0f} s |", f"| time / bound | {part['seconds'] / part['bound']:.2f} |"]
-        lines += [f"| one forward pass | {part['operations'] / 1e12:.0f} T operations |", f"| read, written | {part['read'] / 1e9:.2f} GB, {part['written'] / 1e9:.2f} GB |"]
-        lines += [f"| {step} | {seconds / part['seconds']:.0%} of the time |" for step, seconds in part["steps"].items()]
+        lines += [
+            f"| time | {part['seconds']:.0f} s |",
+            f"| bound | {part['bound']:.0f} s |",
+            f"| time / bound | {part['seconds'] / part['bound']:.2f} |",
+        ]
+        lines += [
+            f"| one forward pass | {part['operations'] / 1e12:.0f} T operations |",
+            f"| read, written | {part['read'] / 1e9:.2f} GB, {part['written'] / 1e9:.2f} GB |",
+        ]
+        lines += [
+            f"| {step} | {seconds / part['seconds']:.0%} of the time |" for step, seconds in part["steps"].items()
+        ]
         lines += [f"| peak memory | {_memory(part)} |", ""]
     if part := results.get("search"):
         shares = ", ".join(f"{step} {seconds / part['seconds']:.0%}" for step, seconds in part["steps"].items())
-        lines += [f"8 photographs, {part['seconds']:.1f} s: {shares}. verify: {part['verify']:.1f} s, {part['verify'] / part['seconds']:.1f} times calibration.", ""]
+        lines += [
+            (
+                f"8 photographs, {part['seconds']:.1f} s: {shares}. verify: {part['verify']:.1f} s,"
+                f" {part['verify'] / part['seconds']:.1f} times calibration."
+            ),
+            "",
+        ]
     if part := results.get("scaling"):
-        lines += ["| photographs | " + " | ".join(str(count) for count, _ in part["images"]) + " |", "|---" * (1 + len(part["images"])) + "|"]
+        lines += [
+            "| photographs | " + " | ".join(str(count) for count, _ in part["images"]) + " |",
+            "|---" * (1 + len(part["images"])) + "|",
+        ]
         lines += ["| seconds | " + " | ".join(f"{seconds:.1f}" for _, seconds in part["images"]) + " |", ""]
-        lines += ["| blocks in each tower | " + " | ".join(str(count) for count, _ in part["blocks"]) + " |", "|---" * (1 + len(part["blocks"])) + "|"]
+        lines += [
+            "| blocks in each tower | " + " | ".join(str(count) for count, _ in part["blocks"]) + " |",
+            "|---" * (1 + len(part["blocks"])) + "|",
+        ]
         lines += ["| seconds | " + " | ".join(f"{seconds:.1f}" for _, seconds in part["blocks"]) + " |", ""]
     if part := results.get("memory"):
         lines += ["| peak memory, 2 photographs | |", "|---|---|"]
         lines += [f"| {entry['size']}, {_cut(entry)} | {_memory(entry)} |" for entry in part] + [""]
     if part := results.get("ranks"):
         one, two = part["1"], part["2"]
-        lines += [f"Two processes of one thread against one: whole {one['seconds']:.1f} s / {two['seconds']:.1f} s = {one['seconds'] / two['seconds']:.2f}, "]
-        lines[-1] += f"blocks alone {one['blocks']:.1f} s / {two['blocks']:.1f} s = {one['blocks'] / two['blocks']:.2f}."
+        lines += [
+            f"Two processes of one thread against one: whole {one['seconds']:.1f} s / {two['seconds']:.1f} s ="
+            f" {one['seconds'] / two['seconds']:.2f}, "
+        ]
+        lines[-1] += (
+            f"blocks alone {one['blocks']:.1f} s / {two['blocks']:.1f} s = {one['blocks'] / two['blocks']:.2f}."
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """What is measured on: checkpoints with random weights at true shapes, and photographs of 640 x 480.
 
-The photographs are those of calibImages/, turned and brought to one size: COCO's are of that size, and may not be shipped.
-Everything is made once and kept beside the results.
+The photographs are those of calibImages/, turned and brought to one size: COCO's are of that size, and may not be
+shipped. Everything is made once and kept beside the results.
 """
 
 import subprocess
@@ -16,7 +16,11 @@ def checkpoint(directory: Path, size: str, blocks: int | None = None) -> Path:
     target = directory / (f"{size}-{blocks}" if blocks else size)
     if not (target / "config.json").exists():  # it is written last
         cut = ["--blocks", str(blocks)] if blocks else []
-        subprocess.run([sys.executable, ROOT / "bench" / "make_checkpoint.py", size, target, *cut], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, ROOT / "bench" / "make_checkpoint.py", size, target, *cut],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return target
 
 

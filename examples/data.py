@@ -1,13 +1,14 @@
-"""Drawn text images with questions and answers, from a seed: what the two example models were trained on and are scored on.
+"""Drawn text images with questions and answers, from a seed: what the two example models were trained on and are scored
+on.
 
-An image is 112 x 56 pixels: 2 to 4 characters, digits and ten capitals, anywhere in the frame,
-in one of seven fonts, 26 to 40 pixels high, with tracking, a tilt, a baseline that wobbles, one of six named colours (shaded) on
-a background that contrasts, a brightness ramp, blur and Gaussian noise. Five questions are asked about it (QUESTIONS).
+An image is 112 x 56 pixels: 2 to 4 characters, digits and ten capitals, anywhere in the frame, in one of seven fonts,
+26 to 40 pixels high, with tracking, a tilt, a baseline that wobbles, one of six named colours (shaded) on a background
+that contrasts, a brightness ramp, blur and Gaussian noise. Five questions are asked about it (QUESTIONS).
 
-Sample `index` of `seed` depends on nothing else, so a training set and an evaluation set never share an image if their seeds
-differ. Fonts come with PyPI packages, so that a fresh clone draws the same: Aileron (inside Pillow; CC0), Caladea (font-caladea;
-Apache 2.0), Lato (font-lato; OFL 1.1), Fredoka One (font-fredoka-one; OFL 1.1). Pixels are pinned by the versions of Pillow
-(which holds FreeType) and numpy; another version may shift an anti-aliased edge.
+Sample `index` of `seed` depends on nothing else, so a training set and an evaluation set never share an image if their
+seeds differ. Fonts come with PyPI packages, so that a fresh clone draws the same: Aileron (inside Pillow; CC0), Caladea
+(font-caladea; Apache 2.0), Lato (font-lato; OFL 1.1), Fredoka One (font-fredoka-one; OFL 1.1). Pixels are pinned by the
+versions of Pillow (which holds FreeType) and numpy; another version may shift an anti-aliased edge.
 
     python examples/data.py OUT --count 500 --seed 1     # OUT/000000.png ..., OUT/questions.jsonl for quant evaluate
 """
@@ -28,8 +29,12 @@ WIDTH, HEIGHT = 112, 56
 ALPHABET = "0123456789AEHKLMPTXY"
 SHORTEST, LONGEST = 2, 4
 COLOURS = {
-    "red": (205, 30, 35), "green": (30, 140, 50), "blue": (35, 60, 205),
-    "yellow": (245, 215, 35), "black": (15, 15, 15), "white": (245, 245, 245),
+    "red": (205, 30, 35),
+    "green": (30, 140, 50),
+    "blue": (35, 60, 205),
+    "yellow": (245, 215, 35),
+    "black": (15, 15, 15),
+    "white": (245, 245, 245),
 }
 QUESTIONS = (  # prompt, answer of (text, colour)
     ("What is written?", lambda text, colour: text),
@@ -40,8 +45,11 @@ QUESTIONS = (  # prompt, answer of (text, colour)
 )
 FONTS = (  # (package, file); Pillow's own has no package
     (None, "Aileron"),
-    ("font_caladea", "Caladea-Regular.ttf"), ("font_caladea", "Caladea-Bold.ttf"),
-    ("font_lato", "Lato-Regular.ttf"), ("font_lato", "Lato-Bold.ttf"), ("font_lato", "Lato-Black.ttf"),
+    ("font_caladea", "Caladea-Regular.ttf"),
+    ("font_caladea", "Caladea-Bold.ttf"),
+    ("font_lato", "Lato-Regular.ttf"),
+    ("font_lato", "Lato-Bold.ttf"),
+    ("font_lato", "Lato-Black.ttf"),
     ("font_fredoka_one", "FredokaOne-Regular.ttf"),
 )
 
@@ -134,7 +142,9 @@ def write_set(folder: Path, count: int, seed: int) -> Path:
         sample, (prompt, answer) = draw(seed, index), QUESTIONS[index % len(QUESTIONS)]
         name = f"{index:06d}.png"
         sample.image.save(folder / name)
-        rows.append({"image": name, "prompt": prompt, "answers": [answer(sample.text, sample.colour)], "category": prompt})
+        rows.append(
+            {"image": name, "prompt": prompt, "answers": [answer(sample.text, sample.colour)], "category": prompt}
+        )
     listing.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return listing
 

@@ -1,11 +1,13 @@
-"""make demo: the two small models of this folder, which read text in images, quantized by the scripts a user calls and scored before and after.
+"""make demo: the two small models of this folder, which read text in images, quantized by the scripts a user calls and
+scored before and after.
 
-Per model: plain rounding, m2 and m4, calibrated on the photographs of calibImages/ mixed with drawn text; `evaluate` on unseen images, float and
-int8 side by side; then `verify` and `report` of the m2 export. Every step is a command line that is printed before it runs, so that it can be
-repeated by hand with a real model. Everything goes to out/.
+Per model: plain rounding, m2 and m4, calibrated on the photographs of calibImages/ mixed with drawn text; `evaluate` on
+unseen images, float and int8 side by side; then `verify` and `report` of the m2 export. Every step is a command line
+that is printed before it runs, so that it can be repeated by hand with a real model. Everything goes to out/.
 
     python examples/demo.py [--count 200] [qwen2vl llava]
 """
+
 import argparse
 import json
 import os
@@ -33,7 +35,9 @@ def step(*words, may_fail: bool = False) -> None:
     """Print a command and run it; end the demo where it fails. may_fail: exit code 1 is an answer, not a failure."""
     print("\n$ python " + " ".join(str(word).replace(f"{ROOT}/", "") for word in words), flush=True)
     # The models are tiny: a second thread would only wait for the first.
-    code = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+    code = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ).returncode
     if code and not (may_fail and code == 1):
         sys.exit(code)
 
@@ -58,7 +62,11 @@ def holdings(directory: Path) -> None:
     for file in files:
         if file.name in NOTES:
             print(f"  {file.name:<36} {file.stat().st_size / 1e3:5.0f} kB  {NOTES[file.name]}")
-    print(f"  and {sum(file.name not in NOTES for file in files)} files of the source: tokenizer, processor, chat template", flush=True)
+    print(
+        f"  and {sum(file.name not in NOTES for file in files)} files of the source: tokenizer, processor, chat"
+        " template",
+        flush=True,
+    )
 
 
 def scores(file: Path) -> tuple[float, float]:
@@ -72,14 +80,51 @@ def run(name: str, calibration: Path, questions: Path) -> dict[str, float]:
     source, result = ROOT / "examples" / f"tiny-{name}", {}
     for method in METHODS:
         out = OUT / f"{name}-{method}"
-        step(SCRIPTS[name], "--model_path", source, "--calib_images", calibration, "--save_directory", out, "--anti_method", method, "--device_type", "cpu")
+        step(
+            SCRIPTS[name],
+            "--model_path",
+            source,
+            "--calib_images",
+            calibration,
+            "--save_directory",
+            out,
+            "--anti_method",
+            method,
+            "--device_type",
+            "cpu",
+        )
         step("-m", "quant", "evaluate", "--model_path", source, "--quantized", out, "--data", questions, "--match", "exact", "--max_new_tokens", 8,
              "--results", OUT / f"{name}.results.jsonl", "--json", OUT / f"{name}-{method}.evaluation.json", "--device_type", "cpu", may_fail=True)  # fmt: skip
         result["float"], result[method] = scores(OUT / f"{name}-{method}.evaluation.json")
     best = OUT / f"{name}-m2"
     holdings(best)
-    step("-m", "quant", "verify", best, "--model_path", source, "--images", calibration, "--json", OUT / f"{name}.verify.json", "--device_type", "cpu", may_fail=True)
-    step("-m", "quant", "report", best, "--verify", OUT / f"{name}.verify.json", "--evaluation", OUT / f"{name}-m2.evaluation.json", "--output", OUT / f"{name}.html")
+    step(
+        "-m",
+        "quant",
+        "verify",
+        best,
+        "--model_path",
+        source,
+        "--images",
+        calibration,
+        "--json",
+        OUT / f"{name}.verify.json",
+        "--device_type",
+        "cpu",
+        may_fail=True,
+    )
+    step(
+        "-m",
+        "quant",
+        "report",
+        best,
+        "--verify",
+        OUT / f"{name}.verify.json",
+        "--evaluation",
+        OUT / f"{name}-m2.evaluation.json",
+        "--output",
+        OUT / f"{name}.html",
+    )
     return result
 
 
@@ -95,7 +140,9 @@ def main() -> None:
     step("examples/data.py", OUT / "unseen", "--count", args.count, "--seed", EVALUATION_SEED)
     table = {name: run(name, calibration, OUT / "unseen" / "questions.jsonl") for name in args.models or SCRIPTS}
     print(f"\nExact answers on {args.count} unseen images, percent\n")
-    print(f"  {'model':<10}" + "".join(f"{column:>12}" for column in ("float", *(f"int8 {method}" for method in METHODS))))
+    print(
+        f"  {'model':<10}" + "".join(f"{column:>12}" for column in ("float", *(f"int8 {method}" for method in METHODS)))
+    )
     for name, row in table.items():
         print(f"  {name:<10}" + "".join(f"{row[column]:12.1f}" for column in ("float", *METHODS)))
     print(f"\nReports: {', '.join(f'out/{name}.html' for name in table)}.  {time.monotonic() - start:.0f} s in all.")

@@ -4,11 +4,12 @@ A few channels c of a norm that feeds linears are made k times larger, and the c
 
     norm.weight_c *= k,  norm.bias_c *= k,  W_oc /= k  for every consumer W
 
-k is a power of two, so in bfloat16 no bit is lost. In float16 a W_oc below 2^-14 k loses the bits that its quotient has no room for, an
-error of at most 2^-25 k: the float model is the rescaled one, and dividing the outliers out again gives it exactly. What changes is
-rounding to int8: one scale for the whole tensor now has to hold the large channels, and the columns that read them vanish beside
-their rows' maxima. Outlier suppression must undo this. Only norms whose consumers are rounded are touched: in the exports made
-here that is every block of the language model, and for Qwen2-VL every block of the vision tower.
+k is a power of two, so in bfloat16 no bit is lost. In float16 a W_oc below 2^-14 k loses the bits that its quotient has
+no room for, an error of at most 2^-25 k: the float model is the rescaled one, and dividing the outliers out again gives
+it exactly. What changes is rounding to int8: one scale for the whole tensor now has to hold the large channels, and the
+columns that read them vanish beside their rows' maxima. Outlier suppression must undo this. Only norms whose consumers
+are rounded are touched: in the exports made here that is every block of the language model, and for Qwen2-VL every
+block of the vision tower.
 
 `tensors` maps hub names to tensors in the checkpoint's dtype, changed in place.
 """
@@ -23,7 +24,11 @@ GROUPS = {  # family -> (prefix of a block, norm, linears that read it)
         ("model.layers.{}.", "post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
     ),
     "llava": (
-        ("language_model.model.layers.{}.", "input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        (
+            "language_model.model.layers.{}.",
+            "input_layernorm",
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ),
         ("language_model.model.layers.{}.", "post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
     ),
 }
@@ -41,7 +46,9 @@ def groups(tensors: dict, family: str) -> list[tuple[str, list[str]]]:
 
 
 def rescale(tensors: dict, norm: str, linears: list[str], channels: torch.Tensor, factor: float) -> None:
-    """Multiply `channels` of the norm by `factor` and divide the linears' columns by it. Exact for powers of two (see above)."""
+    """Multiply `channels` of the norm by `factor` and divide the linears' columns by it. Exact for powers of two (see
+    above).
+    """
     for name in (f"{norm}.weight", f"{norm}.bias"):
         if name in tensors:
             tensors[name][channels] *= factor
@@ -50,7 +57,8 @@ def rescale(tensors: dict, norm: str, linears: list[str], channels: torch.Tensor
 
 
 def add_outliers(tensors: dict, family: str, factor: float, count: int, seed: int = 0) -> None:
-    """`count` channels of every group, the same in all norms of a tower as large models have them, become `factor` times larger.
+    """`count` channels of every group, the same in all norms of a tower as large models have them, become `factor`
+    times larger.
 
     Raises ValueError if `factor` is no power of two.
     """

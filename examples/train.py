@@ -1,17 +1,19 @@
 """Trains the two example models from scratch on a CPU: vision first, with a crutch, then vision and language together.
 
-Stage 1 (`--vision_steps`): the tower and its projector alone. A temporary linear head on the visual tokens, averaged over each
-column of the token grid, says for each of the 12 columns into which the picture's width is cut which character covers the column's
-middle (or none) and which one of the text it is (1st, 2nd, ...), and what colour the text has.
-Stage 2 (`--joint_steps`): the whole model, next-token loss on the answers, plus AUX times stage 1's loss. What the language model has
-to learn is then little more than "copy the k-th". The head is thrown away, and outlier channels are put in (outliers.py).
+Stage 1 (`--vision_steps`): the tower and its projector alone. A temporary linear head on the visual tokens, averaged
+over each column of the token grid, says for each of the 12 columns into which the picture's width is cut which
+character covers the column's middle (or none) and which one of the text it is (1st, 2nd, ...), and what colour the text
+has. Stage 2 (`--joint_steps`): the whole model, next-token loss on the answers, plus AUX times stage 1's loss. What the
+language model has to learn is then little more than "copy the k-th". The head is thrown away, and outlier channels are
+put in (outliers.py).
 
     stage 1 loss = CE(character) + CE(ordinal) + 0.3 CE(colour)        mean over the 12 columns
 
-Shapes: pixels uint8 [B,H,W,3] -> visual tokens [B,N,256] -> head [B, columns, slots, 21 + 5] and colours [B, columns, 6], where
-columns x slots = 12. All images have one size, so both towers run as plain batches; for Qwen2-VL that is a batched rewriting of its
-ragged forward (test_examples.py holds it against the module's own). Matmuls in bfloat16 autocast, weights and AdamW in float32.
-Left out: data-parallel training, accelerators, validation by generate() while training (score.py does that afterwards).
+Shapes: pixels uint8 [B,H,W,3] -> visual tokens [B,N,256] -> head [B, columns, slots, 21 + 5] and colours [B, columns,
+6], where columns x slots = 12. All images have one size, so both towers run as plain batches; for Qwen2-VL that is a
+batched rewriting of its ragged forward (test_examples.py holds it against the module's own). Matmuls in bfloat16
+autocast, weights and AdamW in float32. Left out: data-parallel training, accelerators, validation by generate() while
+training (score.py does that afterwards).
 
     python examples/train.py qwen2vl --out DIR --work SCRATCH     # resumes from SCRATCH if interrupted
 """
@@ -47,14 +49,20 @@ class QwenEyes:
         self.visual = model.model.visual
         self.modules = [self.visual]
         row, column = torch.meshgrid(torch.arange(4), torch.arange(8), indexing="ij")
-        place = torch.stack((row, column), -1).view(2, 2, 4, 2, 2).transpose(1, 2).reshape(32, 2)  # in merge order, like the patches
-        frequency = 10000.0 ** (-torch.arange(0, 40, 2) / 40)  # [20]: half of the head's 80 / 2 pairs turn with the row, half with the column
+        place = (
+            torch.stack((row, column), -1).view(2, 2, 4, 2, 2).transpose(1, 2).reshape(32, 2)
+        )  # in merge order, like the patches
+        frequency = 10000.0 ** (
+            -torch.arange(0, 40, 2) / 40
+        )  # [20]: half of the head's 80 / 2 pairs turn with the row, half with the column
         angle = (place[..., None] * frequency).reshape(32, 40).repeat(1, 2)
         self.cos, self.sin = angle.cos(), angle.sin()  # [32, 80]
 
     @staticmethod
     def patches(pixels):
-        """float [B,56,112,3] -> [B,32,588]: patches in merge order; both frames of a still image are equal, so one is kept."""
+        """float [B,56,112,3] -> [B,32,588]: patches in merge order; both frames of a still image are equal, so one is
+        kept.
+        """
         x = pixels.view(-1, 2, 2, 14, 4, 2, 14, 3)  # batch, (row, in-row, y), (column, in-column, x), channel
         return x.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 32, 588)
 
@@ -70,22 +78,30 @@ class QwenEyes:
         for block in self.visual.blocks:
             qkv = block.attn.qkv(block.norm1(x)).view(batch, 32, 3, 2, 80)
             q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B,2,32,80] each
-            scores = self.rotate(q) * 80**-0.5 @ self.rotate(k).transpose(2, 3)  # on a CPU 4 times as fast as torch's fused one
+            scores = (
+                self.rotate(q) * 80**-0.5 @ self.rotate(k).transpose(2, 3)
+            )  # on a CPU 4 times as fast as torch's fused one
             attended = scores.softmax(-1).to(v.dtype) @ v
             x = x + block.attn.proj(attended.transpose(1, 2).reshape(batch, 32, 160))
             x = x + block.mlp(block.norm2(x))
         return self.visual.merger(x.reshape(-1, 160)).view(batch, 8, 256)
 
     def positions(self, model, ids):
-        """mRoPE positions [3,1,T] (time, row, column) of one row of ids; every row of a batch has the image at the same place."""
+        """mRoPE positions [3,1,T] (time, row, column) of one row of ids; every row of a batch has the image at the same
+        place.
+        """
         start = (ids == model.config.image_token_id).nonzero()[0, 0].item()
         image = torch.stack((torch.zeros(8), torch.arange(8) // 4, torch.arange(8) % 4)).long() + start
-        text = torch.arange(len(ids) - 8)  # the text after the image goes on from the image's largest position, start + 3
+        text = torch.arange(
+            len(ids) - 8
+        )  # the text after the image goes on from the image's largest position, start + 3
         return torch.cat((text[:start].expand(3, -1), image, (text[start:] + 4).expand(3, -1)), 1)[:, None]
 
 
 class LlavaEyes:
-    """CLIP's tower to the last block but one, without the class token, and the projector: 6 x 6 tokens of a squashed image."""
+    """CLIP's tower to the last block but one, without the class token, and the projector: 6 x 6 tokens of a squashed
+    image.
+    """
 
     grid, slots = (6, 6), 2
 
@@ -110,7 +126,9 @@ EYES = {"qwen2vl": QwenEyes, "llava": LlavaEyes}
 
 
 def draw_pool(seed: int, count: int, size: tuple[int, int], work: Path):
-    """`count` images at the model's input size, uint8 [count,H,W,3], with texts, colours and column targets; cached in `work`."""
+    """`count` images at the model's input size, uint8 [count,H,W,3], with texts, colours and column targets; cached in
+    `work`.
+    """
     cache = work / f"pool-{size[0]}x{size[1]}-{seed}-{count}.pt"
     if cache.exists():
         return torch.load(cache)
@@ -127,8 +145,13 @@ def draw_pool(seed: int, count: int, size: tuple[int, int], work: Path):
             letters[index, inside], ordinals[index, inside] = 1 + data.ALPHABET.index(character), 1 + place
         texts.append(sample.text)
         colours.append(COLOURS.index(sample.colour))
-    pool = {"pixels": torch.from_numpy(pixels), "letters": torch.from_numpy(letters), "ordinals": torch.from_numpy(ordinals),
-            "colours": torch.tensor(colours), "texts": texts}
+    pool = {
+        "pixels": torch.from_numpy(pixels),
+        "letters": torch.from_numpy(letters),
+        "ordinals": torch.from_numpy(ordinals),
+        "colours": torch.tensor(colours),
+        "texts": texts,
+    }
     torch.save(pool, cache)
     return pool
 
@@ -146,13 +169,20 @@ def crutch_loss(eyes, head, tokens, pool, rows):
     height, width = eyes.grid
     out = head(tokens).float().view(len(rows), height, width, -1).mean(1)  # [B, width, ...]
     letter, ordinal, colour = out.split((eyes.slots * LETTERS, eyes.slots * ORDINALS, len(COLOURS)), -1)
-    letter, ordinal, colour = letter.reshape(-1, LETTERS), ordinal.reshape(-1, ORDINALS), colour.reshape(-1, len(COLOURS))
+    letter, ordinal, colour = (
+        letter.reshape(-1, LETTERS),
+        ordinal.reshape(-1, ORDINALS),
+        colour.reshape(-1, len(COLOURS)),
+    )
     wanted, place = pool["letters"][rows].view(-1), pool["ordinals"][rows].view(-1)  # [B*12]
     tint = pool["colours"][rows].repeat_interleave(width)
     loss = F.cross_entropy(letter, wanted) + F.cross_entropy(ordinal, place) + 0.3 * F.cross_entropy(colour, tint)
     there = wanted > 0
-    right = ((letter.argmax(-1) == wanted)[there].float().mean(), (ordinal.argmax(-1) == place).float().mean(),
-             (colour.argmax(-1) == tint).float().mean())
+    right = (
+        (letter.argmax(-1) == wanted)[there].float().mean(),
+        (ordinal.argmax(-1) == place).float().mean(),
+        (colour.argmax(-1) == tint).float().mean(),
+    )
     return loss, [share.item() for share in right]
 
 
@@ -182,7 +212,7 @@ class Writer:
         for i, (prompt, answer) in enumerate(sequences):
             end = len(prompt) + len(answer)
             ids[i, :end] = torch.tensor(prompt + answer)
-            labels[i, len(prompt):end] = torch.tensor(answer)
+            labels[i, len(prompt) : end] = torch.tensor(answer)
         return ids, labels
 
 
@@ -192,14 +222,18 @@ def language_loss(model, eyes, writer, tokens, pool, rows, questions):
     embedded = model.get_input_embeddings()(ids)
     embedded = embedded.masked_scatter((ids == writer.image)[..., None], tokens.to(embedded.dtype))
     positions = eyes.positions(model, ids[0])
-    hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
+    hidden = model.model.language_model(
+        inputs_embeds=embedded, position_ids=positions, use_cache=False
+    ).last_hidden_state
     logits, wanted = model.lm_head(hidden[:, :-1]).float(), labels[:, 1:]
     loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), wanted.reshape(-1), ignore_index=-100)
     return loss, ((logits.argmax(-1) == wanted) | (wanted < 0)).all(1).float()
 
 
 def spread(model) -> None:
-    """Larger initial weights than transformers' 0.02, which suits widths in the thousands: 1/sqrt(inputs) for every matrix of a block."""
+    """Larger initial weights than transformers' 0.02, which suits widths in the thousands: 1/sqrt(inputs) for every
+    matrix of a block.
+    """
     for name, weight in model.named_parameters():
         if weight.ndim == 2 and ("blocks." in name or "layers." in name):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
@@ -228,7 +262,10 @@ def train(args) -> None:
             if questions is None:
                 return loss, right
             answer_loss, answers = language_loss(model, eyes, writer, tokens, pool, rows, questions)
-        return AUX * loss + answer_loss, [*right, *(answers[torch.tensor(questions) == q].mean().item() for q in range(5))]
+        return AUX * loss + answer_loss, [
+            *right,
+            *(answers[torch.tensor(questions) == q].mean().item() for q in range(5)),
+        ]
 
     for stage, steps, rate in ((1, args.vision_steps, args.vision_lr), (2, args.joint_steps, args.joint_lr)):
         state_file, start = args.work / f"{args.family}-stage{stage}.pt", 0
@@ -257,10 +294,18 @@ def train(args) -> None:
             if (step + 1) % 100 == 0 or step + 1 == steps:
                 with torch.no_grad():
                     unseen, right = loss_of(fresh, asked if stage == 2 else None, augment=False)
-                print(f"stage {stage} step {step + 1:5d}/{steps} {time.time() - began:6.0f} s  loss {loss:.3f}  unseen {unseen:.3f}"
-                      f"  right {' '.join(f'{share:.3f}' for share in right)}", flush=True)
+                print(
+                    f"stage {stage} step {step + 1:5d}/{steps} {time.time() - began:6.0f} s  loss {loss:.3f}  unseen"
+                    f" {unseen:.3f}  right {' '.join(f'{share:.3f}' for share in right)}",
+                    flush=True,
+                )
             if (step + 1) % 300 == 0 or step + 1 == steps:
-                state = {"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                state = {
+                    "model": model.state_dict(),
+                    "head": head.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                }
                 torch.save(state, state_file)
     dtype = getattr(torch, kind.dtype)
     tensors = {hub.hub_name(kind, name): tensor.to(dtype) for name, tensor in model.state_dict().items()}

@@ -1,17 +1,18 @@
 """W8A8 post-training quantization of vision-language models for Ascend NPUs.
 
-    from quant import Calibrator, QuantConfig
-    Calibrator(SRC, QuantConfig(anti_method="m4"), "calibImages").run().save(OUT)
+from quant import Calibrator, QuantConfig
+Calibrator(SRC, QuantConfig(anti_method="m4"), "calibImages").run().save(OUT)
 """
-from .config import QuantConfig
-from .errors import QuantError, UsageError
+
+from .base.config import QuantConfig
+from .base.errors import QuantError, UsageError
 
 __all__ = ["Calibrator", "QuantConfig", "QuantError", "UsageError"]
 
 
 def __getattr__(name: str):
     if name == "Calibrator":  # on first use: it imports torch
-        from .calibrator import Calibrator
+        from .calibrate.calibrator import Calibrator
 
         return Calibrator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

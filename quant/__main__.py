@@ -1,6 +1,7 @@
 """python -m quant"""
+
 import sys
 
-from .cli import main
+from .commands.cli import main
 
 sys.exit(main())

@@ -1,4 +1,5 @@
 """A stand-in for an OpenAI-compatible server, on this machine, that misbehaves on command."""
+
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,9 @@ def completion(text) -> bytes:
 
 
 class Server:
-    """On 127.0.0.1. `plan`: what the next requests get, each one of the words below or (status, body); when it is empty, `reply`(request)."""
+    """On 127.0.0.1. `plan`: what the next requests get, each one of the words below or (status, body); when it is
+    empty, `reply`(request).
+    """
 
     def __init__(self):
         self.plan, self.requests, self.reply = [], [], lambda request: completion("fine")

@@ -8,15 +8,17 @@ from pathlib import Path
 import tiny
 from safetensors.torch import load_file, save_file
 
-from quant.calibrator import Calibrator
-from quant.config import QuantConfig
+from quant.base.config import QuantConfig
+from quant.calibrate.calibrator import Calibrator
 
 DESCRIPTION = "quant_model_description.json"
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
 
 
 class Exports:
-    """exports(family, dtype, layout) -> a directory that must not be changed; exports.source(family, dtype) -> its checkpoint."""
+    """exports(family, dtype, layout) -> a directory that must not be changed; exports.source(family, dtype) -> its
+    checkpoint.
+    """
 
     def __init__(self, root: Path):
         self.root = root

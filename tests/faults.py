@@ -1,11 +1,13 @@
 """A disk that fails, and a process that dies, at a chosen operation: for the tests of what a job survives.
 
-Everything that changes a disk goes through a handful of functions of `os`. They are counted here, and the one with the chosen number meets its
-fate instead: half its bytes are written, if it is a write, and then it raises OSError, or the process gets SIGKILL. Between two operations the
-disk does not change, so that dying at each of them is dying at any moment.
+Everything that changes a disk goes through a handful of functions of `os`. They are counted here, and the one with the
+chosen number meets its fate instead: half its bytes are written, if it is a write, and then it raises OSError, or the
+process gets SIGKILL. Between two operations the disk does not change, so that dying at each of them is dying at any
+moment.
 
 Reads go through the raw files that open() makes; those of libraries in C and Rust (a tokenizer's) do not.
 """
+
 import builtins
 import io
 import os
@@ -13,7 +15,20 @@ import signal
 import traceback
 from contextlib import contextmanager
 
-OPERATIONS = ("open", "write", "pwrite", "ftruncate", "fsync", "replace", "rename", "link", "mkdir", "unlink", "rmdir", "sendfile")
+OPERATIONS = (
+    "open",
+    "write",
+    "pwrite",
+    "ftruncate",
+    "fsync",
+    "replace",
+    "rename",
+    "link",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "sendfile",
+)
 WRITES = ("write", "pwrite")
 
 
@@ -99,7 +114,9 @@ def raising(number: int):
 
 @contextmanager
 def exiting():
-    """For a forked child: ends the process behind the block, with status 0, or that of SystemExit, or 1 and a traceback."""
+    """For a forked child: ends the process behind the block, with status 0, or that of SystemExit, or 1 and a
+    traceback.
+    """
     try:
         yield
         os._exit(0)

@@ -1,4 +1,5 @@
 """The export on disk: every name, shape, dtype and byte."""
+
 import json
 import stat
 
@@ -7,9 +8,10 @@ import safetensors.torch
 import tiny
 import torch
 
-from quant import Calibrator, QuantConfig, ascend
-from quant.errors import QuantError, UsageError
-from quant.safetensors_io import SafetensorsWriter, read_header, read_tensor
+from quant import Calibrator, QuantConfig
+from quant.base.errors import QuantError, UsageError
+from quant.export import ascend
+from quant.files.safetensors_io import SafetensorsWriter, read_header, read_tensor
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def test_tensors_are_those_that_servers_demand(made, family, dtype):
     source, out, calibrator = made(family, dtype)
     tensors, floats = loaded(out), safetensors.torch.load_file(source / "model.safetensors")
     # LLaVA's server computes in float16 whatever the checkpoint holds; no server computes in float32.
-    model_dtype = torch.float16 if family == "llava" else torch.bfloat16 if dtype == "float32" else getattr(torch, dtype)
+    model_dtype = (
+        torch.float16 if family == "llava" else torch.bfloat16 if dtype == "float32" else getattr(torch, dtype)
+    )
     int8 = calibrator.plan.int8_names
     expected = {}
     for name, tensor in floats.items():
@@ -86,7 +90,9 @@ def test_deq_scale_holds_the_product_of_the_scales(made):
                 stored = stored.to(torch.int32).view(torch.float32)
             product = tensors[f"{linear}.input_scale"] * tensors[f"{linear}.weight_scale"].flatten()
             assert torch.equal(stored, product)
-            assert torch.equal(tensors[f"{linear}.input_scale"], tensors[f"{linear}.input_scale"].to(getattr(torch, dtype)).float())
+            assert torch.equal(
+                tensors[f"{linear}.input_scale"], tensors[f"{linear}.input_scale"].to(getattr(torch, dtype)).float()
+            )
             assert not tensors[f"{linear}.weight_offset"].any()
 
 
@@ -97,7 +103,13 @@ def test_linears_that_read_one_tensor_share_its_scale(made, family):
     language = calibrator.family.towers[1]
     for index in range(2):
         for group in language.groups[0::2][:2]:
-            scales = {(tensors[f"{language.block(index)}{name}.input_scale"].item(), tensors[f"{language.block(index)}{name}.input_offset"].item()) for name in group.linears}
+            scales = {
+                (
+                    tensors[f"{language.block(index)}{name}.input_scale"].item(),
+                    tensors[f"{language.block(index)}{name}.input_offset"].item(),
+                )
+                for name in group.linears
+            }
             assert len(group.linears) > 1 and len(scales) == 1
 
 
@@ -120,20 +132,44 @@ def test_read_gives_what_was_written(made, tmp_path):
 def test_config_is_the_sources_with_keys_edited(made, family, vision):
     source, out, _ = made(family, vision=vision)
     before, after = (json.loads((path / "config.json").read_text()) for path in (source, out))
-    assert after["quantize"] == "w8a8" and after["torch_dtype"] == ("float16" if family == "llava" else "bfloat16") and after["vocab_size"]
+    assert (
+        after["quantize"] == "w8a8"
+        and after["torch_dtype"] == ("float16" if family == "llava" else "bfloat16")
+        and after["vocab_size"]
+    )
     assert after["vision_config"].get("quantize") == ("w8a8" if vision == "int8" else None)
     assert "quantization_config" not in after and None not in after.values()
     edited = {"quantize", "torch_dtype", "vocab_size", "vision_config"}
-    assert {key: value for key, value in before.items() if key not in edited} == {key: value for key, value in after.items() if key not in edited}
+    assert {key: value for key, value in before.items() if key not in edited} == {
+        key: value for key, value in after.items() if key not in edited
+    }
     assert before["vision_config"] == {key: value for key, value in after["vision_config"].items() if key != "quantize"}
     assert list(before) == [key for key in after if key in before]
 
 
 def nested_by_transformers_5(config: dict) -> dict:
-    """config.json as transformers 5.23 saves a Qwen2-VL: the language model's keys in text_config, rope in rope_parameters."""
-    outer = {"architectures", "model_type", "vision_config", "tie_word_embeddings", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"}
-    text = {key: value for key, value in config.items() if key not in outer | {"rope_theta", "rope_scaling", "torch_dtype"}}
-    rope = {"rope_type": "default", "type": "mrope", "rope_theta": config["rope_theta"], "mrope_section": config["rope_scaling"]["mrope_section"]}
+    """config.json as transformers 5.23 saves a Qwen2-VL: the language model's keys in text_config, rope in
+    rope_parameters.
+    """
+    outer = {
+        "architectures",
+        "model_type",
+        "vision_config",
+        "tie_word_embeddings",
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+    }
+    text = {
+        key: value for key, value in config.items() if key not in outer | {"rope_theta", "rope_scaling", "torch_dtype"}
+    }
+    rope = {
+        "rope_type": "default",
+        "type": "mrope",
+        "rope_theta": config["rope_theta"],
+        "mrope_section": config["rope_scaling"]["mrope_section"],
+    }
     text |= {"model_type": "qwen2_vl_text", "dtype": config["torch_dtype"], "rope_parameters": rope}
     return {key: config[key] for key in config if key in outer} | {"dtype": config["torch_dtype"], "text_config": text}
 
@@ -212,7 +248,9 @@ def test_large_exports_are_sharded_with_an_index(made, tmp_path, monkeypatch):
     parts = loaded(tmp_path / "s")
     assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
     index = json.loads((tmp_path / "s" / "quant_model_weight_w8a8.safetensors.index.json").read_text())
-    assert {name: file for file in files for name in safetensors.torch.load_file(tmp_path / "s" / file)} == index["weight_map"]
+    assert {name: file for file in files for name in safetensors.torch.load_file(tmp_path / "s" / file)} == index[
+        "weight_map"
+    ]
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
 
 
@@ -228,7 +266,9 @@ def test_safetensors_golden_bytes(tmp_path):
         b'"a":{"dtype":"BF16","shape":[1,2],"data_offsets":[3,7]},"empty":{"dtype":"F32","shape":[0,4],"data_offsets":[7,7]}}'
     )
     header += b" " * (-len(header) % 8)
-    assert (tmp_path / "x.safetensors").read_bytes() == len(header).to_bytes(8, "little") + header + b"\x01\xff\x7f" + b"\x80\x3f\x00\xc0"
+    assert (tmp_path / "x.safetensors").read_bytes() == len(header).to_bytes(
+        8, "little"
+    ) + header + b"\x01\xff\x7f" + b"\x80\x3f\x00\xc0"
     read = safetensors.torch.load_file(tmp_path / "x.safetensors")
     assert read["b"].tolist() == [1, -1, 127] and read["a"].tolist() == [[1.0, -2.0]]
     ours = {name: read_tensor(info) for name, info in read_header(tmp_path / "x.safetensors").items()}
@@ -258,10 +298,12 @@ def test_two_layouts_in_one_directory_are_refused(made, tmp_path):
 
 
 def test_pieces_and_rows_are_the_tensor(tmp_path):
-    from quant.safetensors_io import read_header, read_pieces, read_rows, read_tensor
+    from quant.files.safetensors_io import read_header, read_pieces, read_rows, read_tensor
 
     tensor = torch.randn(7, 5).bfloat16()
-    writer = SafetensorsWriter(tmp_path / "x.safetensors", {"a": (torch.bfloat16, (7, 5)), "none": (torch.bfloat16, (0, 5))})
+    writer = SafetensorsWriter(
+        tmp_path / "x.safetensors", {"a": (torch.bfloat16, (7, 5)), "none": (torch.bfloat16, (0, 5))}
+    )
     writer.write_pieces("a", iter(tensor.reshape(-1).split(4)))
     writer.write("none", torch.zeros(0, 5).bfloat16())
     writer.close()

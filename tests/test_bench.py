@@ -1,8 +1,12 @@
-"""What bench/ measures with: the operations it counts, the processes it times, the inputs it makes, the table it writes."""
+"""What bench/ measures with: the operations it counts, the processes it times, the inputs it makes, the table it
+writes.
+"""
+
 import json
 import sys
 
 import pytest
+import tiny
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,17 +15,17 @@ from bench import bench, tables
 from bench.machine import Machine, forward_operations
 from bench.processes import measure
 from bench.work import checkpoint, photographs
-from quant.checkpoint import Checkpoint
+from quant.base.config import QuantConfig
 from quant.families import family_of
-from quant.samples import prepare
-from quant.config import QuantConfig
-
-import tiny
+from quant.files.checkpoint import Checkpoint
+from quant.inputs.samples import prepare
 
 
 def test_operations_are_those_that_torch_counts(tmp_path):
     source, images = tiny.make(tmp_path / "src", "qwen2_vl", dtype="float32"), tiny.make_images(tmp_path / "images", 2)
-    model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()  # it does not count sdpa's
+    model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+        source, dtype=torch.float32, attn_implementation="eager"
+    ).eval()  # it does not count sdpa's
     found = Checkpoint(source)
     inputs = prepare(images, found, family_of(found.config, source), QuantConfig()).inputs
     towers = (model.model.visual.blocks, model.model.language_model.layers)
@@ -55,7 +59,9 @@ def test_photographs_are_of_one_size_and_no_two_alike(tmp_path):
 
     folder = photographs(tmp_path, 30)
     pictures = [Image.open(file) for file in sorted(folder.iterdir())]
-    assert {picture.size for picture in pictures} == {(640, 480)} and len({picture.tobytes() for picture in pictures}) == 30
+    assert {picture.size for picture in pictures} == {(640, 480)} and len(
+        {picture.tobytes() for picture in pictures}
+    ) == 30
     with pytest.raises(ValueError, match="1000 photographs were asked for, 52 can be made"):
         photographs(tmp_path, 1000)
 
@@ -63,19 +69,38 @@ def test_photographs_are_of_one_size_and_no_two_alike(tmp_path):
 def test_checkpoints_are_made_once(tmp_path):
     made = checkpoint(tmp_path, "qwen2vl-tiny", 1)
     stamps = {file: file.stat().st_mtime_ns for file in made.iterdir()}
-    assert checkpoint(tmp_path, "qwen2vl-tiny", 1) == made and stamps == {file: file.stat().st_mtime_ns for file in made.iterdir()}
+    assert checkpoint(tmp_path, "qwen2vl-tiny", 1) == made and stamps == {
+        file: file.stat().st_mtime_ns for file in made.iterdir()
+    }
     assert Checkpoint(made).config["num_hidden_layers"] == 1
 
 
 def test_table_and_plots_of_a_run_on_a_tiny_model(tmp_path, monkeypatch):
     """The parts that need no peer, on a tiny model in place of the 2B."""
-    monkeypatch.setattr(bench, "checkpoint", lambda directory, size, blocks=None: checkpoint(directory, "qwen2vl-tiny", blocks))
-    plan = {"blocks": 1, "images": 2, "rounds": 1, "scale_images": (2, 3), "scale_blocks": (1, 2), "memory": (("qwen2vl-2b", 1), ("qwen2vl-7b", None))}
+    monkeypatch.setattr(
+        bench, "checkpoint", lambda directory, size, blocks=None: checkpoint(directory, "qwen2vl-tiny", blocks)
+    )
+    plan = {
+        "blocks": 1,
+        "images": 2,
+        "rounds": 1,
+        "scale_images": (2, 3),
+        "scale_blocks": (1, 2),
+        "memory": (("qwen2vl-2b", 1), ("qwen2vl-7b", None)),
+    }
     machine = Machine("a processor", 2, 1e12, 2e12, 1e9, 1e8, 3.0)
     runs = bench.Bench(tmp_path, plan, "cpu", machine)
-    results = {"machine": vars(machine), "full qwen2vl-2b": runs.whole("qwen2vl-2b", 2), "scaling": runs.scaling(), "memory": runs.memory()}
+    results = {
+        "machine": vars(machine),
+        "full qwen2vl-2b": runs.whole("qwen2vl-2b", 2),
+        "scaling": runs.scaling(),
+        "memory": runs.memory(),
+    }
     times = zip(("ours m2", "ours m4", *bench.PEERS), (2.0, 1.0, 60.0, 8.0, 12.0))
-    results["peers"] = {"programs": {name: {"seconds": seconds, "peak": 10**9, "rounds": [seconds]} for name, seconds in times}, "bound": 0.5}
+    results["peers"] = {
+        "programs": {name: {"seconds": seconds, "peak": 10**9, "rounds": [seconds]} for name, seconds in times},
+        "bound": 0.5,
+    }
     json.dumps(results)
     table = tables.markdown(results)
     for line in (

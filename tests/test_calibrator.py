@@ -1,4 +1,5 @@
 """A whole run: what it depends on, what it improves, what it leaves alone."""
+
 import hashlib
 import json
 import random
@@ -10,9 +11,10 @@ import tiny
 import torch
 import transformers
 
-from quant import Calibrator, QuantConfig, UsageError, ascend
-from quant.encode import Encoder
-from quant.images import open_image
+from quant import Calibrator, QuantConfig, UsageError
+from quant.export import ascend
+from quant.inputs.encode import Encoder
+from quant.inputs.images import open_image
 
 
 def export(source, out, images, **choices):
@@ -23,7 +25,11 @@ def export(source, out, images, **choices):
 
 def digest(directory, leave_out=("quant_run.json",)):
     """Name -> hash of every file; quant_run.json holds the times."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir()) if path.name not in leave_out}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.iterdir())
+        if path.name not in leave_out
+    }
 
 
 @pytest.mark.parametrize("family,method,act_method", [("qwen2_vl", "m2", 1), ("qwen2_vl", "m4", 3), ("llava", "m4", 1)])
@@ -69,7 +75,7 @@ def test_every_image_counts(tmp_path):
 @pytest.mark.parametrize("method", ["m2", "m4"])
 def test_folding_leaves_the_float_model_as_it_was(tmp_path, monkeypatch, family, vision, method):
     """Rounding taken out: with int8 replaced by exact float weights, what is exported is the source's own function."""
-    from quant import block
+    from quant.calibrate import block
 
     source, images = tiny.make(tmp_path / "src", family, dtype="float32"), tiny.make_images(tmp_path / "images", 2)
     kept = {}
@@ -85,7 +91,14 @@ def test_folding_leaves_the_float_model_as_it_was(tmp_path, monkeypatch, family,
     monkeypatch.setattr(block, "quantize_linear", keep)
     calibrator = export(source, tmp_path / "out", images, anti_method=method, vision=vision, dtype="float32")
     before = safetensors.torch.load_file(source / "model.safetensors")
-    after = {**{name: ascend.read(tmp_path / "out").load(name) for name in before if name in ascend.read(tmp_path / "out").tensors}, **kept}
+    after = {
+        **{
+            name: ascend.read(tmp_path / "out").load(name)
+            for name in before
+            if name in ascend.read(tmp_path / "out").tensors
+        },
+        **kept,
+    }
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     norms = [name for name in changed if "norm" in name]
     assert norms and len(changed) > len(norms), "nothing was folded: the method did not work"
@@ -110,7 +123,10 @@ def test_smoothing_pays_on_outliers(tmp_path, family):
         gains = [entry["snr_db"] - entry["snr_plain_db"] for entry in measured]
         assert min(gains) > 0 and sum(gains) / len(gains) > 3, gains
         for entry in measured:
-            assert all(after[1] - after[0] < before[1] - before[0] for before, after in ((r["before"], r["after"]) for r in entry["ranges"][0::2]))
+            assert all(
+                after[1] - after[0] < before[1] - before[0]
+                for before, after in ((r["before"], r["after"]) for r in entry["ranges"][0::2])
+            )
 
 
 def test_plain_rounding_changes_no_float(tmp_path):
@@ -129,7 +145,12 @@ def test_plain_rounding_changes_no_float(tmp_path):
 def test_shards_do_not_matter(tmp_path):
     images = tiny.make_images(tmp_path / "images", 2)
     for shards in (1, 3):
-        export(tiny.make(tmp_path / f"src{shards}", "qwen2_vl", shards=shards), tmp_path / f"out{shards}", images, anti_method="m4")
+        export(
+            tiny.make(tmp_path / f"src{shards}", "qwen2_vl", shards=shards),
+            tmp_path / f"out{shards}",
+            images,
+            anti_method="m4",
+        )
     one, three = digest(tmp_path / "out1"), digest(tmp_path / "out3")
     assert one == three
 
@@ -151,15 +172,26 @@ def test_disable_names_replace_the_recipe(tmp_path):
     assert ("model.layers.0.mlp.up_proj", ("model.layers.0.mlp.down_proj",)) in calibrator.plan.smoothed
     floats = safetensors.torch.load_file(source / "model.safetensors")
     for name in ("input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "mlp.down_proj"):
-        assert torch.equal(ascend.read(tmp_path / "out").load(f"model.layers.1.{name}.weight"), floats[f"model.layers.1.{name}.weight"])
+        assert torch.equal(
+            ascend.read(tmp_path / "out").load(f"model.layers.1.{name}.weight"), floats[f"model.layers.1.{name}.weight"]
+        )
 
 
 def test_a_float_source_of_a_fold_is_exported_folded(tmp_path):
     """up float and down int8: up's rows are divided and must be written that way."""
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
-    export(source, tmp_path / "out", images, anti_method="m4", disable_names=("model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"))
+    export(
+        source,
+        tmp_path / "out",
+        images,
+        anti_method="m4",
+        disable_names=("model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"),
+    )
     name = "model.layers.0.mlp.up_proj.weight"
-    before, after = safetensors.torch.load_file(source / "model.safetensors")[name].float(), ascend.read(tmp_path / "out").load(name).float()
+    before, after = (
+        safetensors.torch.load_file(source / "model.safetensors")[name].float(),
+        ascend.read(tmp_path / "out").load(name).float(),
+    )
     ratio = before / after
     assert after.dtype == torch.float32 and not torch.equal(before, after)
     assert ((ratio / ratio.median(1, keepdim=True).values - 1).abs() < 0.02).all(), "every row divided by one number"
@@ -180,7 +212,11 @@ def test_recipe_says_what_was_done(tmp_path):
     assert len(recipe["samples"]) == 2 and len(recipe["calibration_sha256"]) == 64
     assert recipe["float"]["lm_head"] and recipe["smoothed_groups"] == 12 and recipe["encoder"]
     other = QuantConfig(anti_method="m4", num_samples=2, seed=6).fingerprint()
-    assert recipe["fingerprint"] == QuantConfig(anti_method="m4", num_samples=2, seed=5, part_file_size=1).fingerprint() != other
+    assert (
+        recipe["fingerprint"]
+        == QuantConfig(anti_method="m4", num_samples=2, seed=5, part_file_size=1).fingerprint()
+        != other
+    )
 
 
 def test_seed_chooses_the_samples(tmp_path):
@@ -195,7 +231,10 @@ def test_seed_chooses_the_samples(tmp_path):
 
 def test_jsonl_prompts_reach_the_model(tmp_path):
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
-    lines = [json.dumps({"image": path.name, "prompt": f"Count to {number}."}) for number, path in enumerate(sorted(images.iterdir()))]
+    lines = [
+        json.dumps({"image": path.name, "prompt": f"Count to {number}."})
+        for number, path in enumerate(sorted(images.iterdir()))
+    ]
     (images / "list.jsonl").write_text("\n".join(lines))
     calibrator = Calibrator(source, QuantConfig(), images / "list.jsonl")
     calibrator.prepare()
@@ -214,4 +253,9 @@ def test_saving_twice_and_saving_before_running(tmp_path):
     calibrator.save(tmp_path / "two", save_type=["ascendV1"])
     assert digest(tmp_path / "one", ()) == digest(tmp_path / "two", ())
     calibrator.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "one", "src", "two"], "the working copy is gone"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images",
+        "one",
+        "src",
+        "two",
+    ], "the working copy is gone"

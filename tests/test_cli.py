@@ -1,4 +1,5 @@
 """The command line as a user meets it: exit codes, one line per error, nothing half-written."""
+
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import tiny
 import torch
 
 from quant.commands import quantize
-from quant.cli import main
+from quant.commands.cli import main
 
 ROOT = Path(__file__).parent.parent
 PARSER_ERROR = 2
@@ -27,8 +28,23 @@ def world(tmp_path):
         out = tmp_path / "results" / "out"
 
         def run(self, *flags, **overrides):
-            paths = {"--model_path": self.source, "--save_directory": self.out, "--calib_images": self.images, **overrides}
-            return main(["quantize", "--anti_method", "m4", "--device_type", "cpu", *(str(word) for pair in paths.items() for word in pair), *flags])
+            paths = {
+                "--model_path": self.source,
+                "--save_directory": self.out,
+                "--calib_images": self.images,
+                **overrides,
+            }
+            return main(
+                [
+                    "quantize",
+                    "--anti_method",
+                    "m4",
+                    "--device_type",
+                    "cpu",
+                    *(str(word) for pair in paths.items() for word in pair),
+                    *flags,
+                ]
+            )
 
     return World()
 
@@ -60,7 +76,9 @@ def test_quiet_and_log_file(world, capsys, tmp_path):
 
 def test_mindie_format(world):
     assert world.run("--mindie_format") == 0
-    assert (world.out / "quant_model_description_w8a8.json").exists() and "quantization_config" in json.loads((world.out / "config.json").read_text())
+    assert (world.out / "quant_model_description_w8a8.json").exists() and "quantization_config" in json.loads(
+        (world.out / "config.json").read_text()
+    )
 
 
 def test_dry_run_decides_and_writes_nothing(world, capsys):
@@ -76,7 +94,9 @@ def test_dry_run_decides_and_writes_nothing(world, capsys):
 def test_dry_run_names_the_blocks_that_differ(world, capsys):
     assert world.run("--dry_run", "--disable_names", "model.layers.1.mlp.*") == 0
     text = capsys.readouterr().out
-    assert re.search(r"mlp\.gate_proj +1 x +320 x 256 +int8  blocks 0\n", text) and re.search(r"mlp\.gate_proj +1 x +320 x 256 +float \[\d\]  blocks 1\n", text)
+    assert re.search(r"mlp\.gate_proj +1 x +320 x 256 +int8  blocks 0\n", text) and re.search(
+        r"mlp\.gate_proj +1 x +320 x 256 +float \[\d\]  blocks 1\n", text
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,8 +107,17 @@ def test_dry_run_names_the_blocks_that_differ(world, capsys):
         (["--alpha", "1.5"], r"alpha=1\.5: input should be less than 1"),
         (["--num_samples", "0"], r"num_samples=0"),
         (["--anti_method", "m2", "--alpha", "0.5"], r"alpha=0\.5 is m4's migration strength; anti_method is m2"),
-        (["--disable_names", "model.layers.9.*"], r"model\.layers\.9\.\*: matches none of the 25 linears; names look like visual\.blocks\.0\.attn\.qkv"),
-        (["--disable_names", "model.layers.*.self_attn.q_proj"], r"keeps model\.layers\.0\.self_attn\.q_proj float .* add model\.layers\.0\.self_attn\.k_proj model\.layers\.0\.self_attn\.v_proj"),
+        (
+            ["--disable_names", "model.layers.9.*"],
+            r"model\.layers\.9\.\*: matches none of the 25 linears; names look like visual\.blocks\.0\.attn\.qkv",
+        ),
+        (
+            ["--disable_names", "model.layers.*.self_attn.q_proj"],
+            (
+                r"keeps model\.layers\.0\.self_attn\.q_proj float .* add model\.layers\.0\.self_attn\.k_proj"
+                r" model\.layers\.0\.self_attn\.v_proj"
+            ),
+        ),
         (["--disable_names", "visual.blocks.0.attn.qkv"], r"visual\.blocks\.0\.attn\.qkv float .* use --vision float"),
         (["--disable_names", "*"], r"nothing to quantize"),
         (["--engine", "msmodelslim"], r"--engine msmodelslim: .*requirements-oracle\.txt"),
@@ -114,7 +143,15 @@ def test_missing_places(world, capsys, overrides, pattern):
 
 def test_llava_vision_int8_is_refused(world, capsys, tmp_path):
     llava = tiny.make(tmp_path / "llava", "llava")
-    refused(world, capsys, r"--vision int8: MindIE loads LLaVA's vision tower in float", 2, "--vision", "int8", **{"--model_path": llava})
+    refused(
+        world,
+        capsys,
+        r"--vision int8: MindIE loads LLaVA's vision tower in float",
+        2,
+        "--vision",
+        "int8",
+        **{"--model_path": llava},
+    )
 
 
 def edit_index(source, edit):
@@ -175,7 +212,13 @@ def test_pickles_and_unknown_architectures(world, capsys, tmp_path):
     shutil.copytree(world.source, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["MllamaForConditionalGeneration"]}))
-    refused(world, capsys, r"MllamaForConditionalGeneration is not supported; supported are Qwen2-VL .*LLaVA-1\.5", 2, **{"--model_path": other})
+    refused(
+        world,
+        capsys,
+        r"MllamaForConditionalGeneration is not supported; supported are Qwen2-VL .*LLaVA-1\.5",
+        2,
+        **{"--model_path": other},
+    )
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text(json.dumps(config))
@@ -194,8 +237,16 @@ def test_outputs_that_cannot_be(world, capsys, tmp_path):
     refused(world, capsys, r"overlaps the source", 2, **{"--save_directory": world.source.parent})
     (tmp_path / "file").write_text("")
     refused(world, capsys, r"is a file", 2, **{"--save_directory": tmp_path / "file"})
-    refused(world, capsys, r"must be in a place that can be written to", 2, **{"--save_directory": tmp_path / "file" / "out"})
-    refused(world, capsys, r"/proc.*must be in a place that can be written to", 2, **{"--save_directory": "/proc/quant/out"})
+    refused(
+        world,
+        capsys,
+        r"must be in a place that can be written to",
+        2,
+        **{"--save_directory": tmp_path / "file" / "out"},
+    )
+    refused(
+        world, capsys, r"/proc.*must be in a place that can be written to", 2, **{"--save_directory": "/proc/quant/out"}
+    )
 
 
 def test_no_usable_image(world, capsys, tmp_path):
@@ -206,7 +257,14 @@ def test_no_usable_image(world, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["own folder", "anywhere"])
-@pytest.mark.parametrize("family,script", [("qwen2_vl", "quant/qwen2vl/quant_qwen2vl.py"), ("qwen2_5_vl", "quant/qwen2_5vl/quant_qwen2_5vl.py"), ("llava", "quant/llava/quant_llava.py")])
+@pytest.mark.parametrize(
+    "family,script",
+    [
+        ("qwen2_vl", "quant/qwen2vl/quant_qwen2vl.py"),
+        ("qwen2_5_vl", "quant/qwen2_5vl/quant_qwen2_5vl.py"),
+        ("llava", "quant/llava/quant_llava.py"),
+    ],
+)
 def test_scripts_run_by_path(tmp_path, family, script, where):
     dtype = "float16" if family == "llava" else "bfloat16"  # as the hub has them
     source, images = tiny.make(tmp_path / "src", family, dtype=dtype), tiny.make_images(tmp_path / "images", 1)
@@ -216,7 +274,9 @@ def test_scripts_run_by_path(tmp_path, family, script, where):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     flags = ["--model_path", source, "--calib_images", images, "--save_directory", tmp_path / "out", "--w_bit", "8", "--a_bit", "8", "--device_type", "cpu",
              "--trust_remote_code", "False", "--anti_method", "m4", "--part_file_size", "1", "--mindie_format"]  # fmt: skip
-    done = subprocess.run([sys.executable, name, *map(str, flags)], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, name, *map(str, flags)], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (tmp_path / "out" / "quant_model_weight_w8a8.safetensors").exists()
@@ -224,9 +284,20 @@ def test_scripts_run_by_path(tmp_path, family, script, where):
 
 def test_a_script_takes_its_own_family(tmp_path):
     source = tiny.make(tmp_path / "src", "llava")
-    command = [sys.executable, ROOT / "quant/qwen2vl/quant_qwen2vl.py", "--model_path", source, "--save_directory", tmp_path / "out"]
+    command = [
+        sys.executable,
+        ROOT / "quant/qwen2vl/quant_qwen2vl.py",
+        "--model_path",
+        source,
+        "--save_directory",
+        tmp_path / "out",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "is a LLaVA-1.5 model, this script is for Qwen2VL" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and "is a LLaVA-1.5 model, this script is for Qwen2VL" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_usage_errors_of_the_parser():
@@ -239,7 +310,7 @@ def test_usage_errors_of_the_parser():
 
 @pytest.mark.parametrize("blocks,kept", [(0, 0), (2, 2)])
 def test_interrupt_leaves_nothing_or_what_can_be_resumed(world, capsys, monkeypatch, blocks, kept):
-    from quant.block import BlockQuantizer
+    from quant.calibrate.block import BlockQuantizer
 
     calls = []
 
@@ -252,8 +323,13 @@ def test_interrupt_leaves_nothing_or_what_can_be_resumed(world, capsys, monkeypa
     original = BlockQuantizer.__call__
     monkeypatch.setattr(BlockQuantizer, "__call__", interrupted)
     assert world.run() == 130
-    assert re.match(f"interrupted; {kept} blocks are kept in .*--resume" if kept else "interrupted; nothing was left", capsys.readouterr().err)
-    assert not world.out.exists() and [path.name for path in world.out.parent.iterdir()] == [".out.quant-work"] * bool(kept)
+    assert re.match(
+        f"interrupted; {kept} blocks are kept in .*--resume" if kept else "interrupted; nothing was left",
+        capsys.readouterr().err,
+    )
+    assert not world.out.exists() and [path.name for path in world.out.parent.iterdir()] == [".out.quant-work"] * bool(
+        kept
+    )
     monkeypatch.undo()
     assert world.run("--resume") == 0
     assert re.search("resumed  1 of|resumed  2 of 2 vision" if kept else "model", capsys.readouterr().out)
@@ -272,4 +348,11 @@ def test_defaults_are_those_that_the_readme_states():
     parser = argparse.ArgumentParser()
     quantize.add_arguments(parser)
     args = parser.parse_args(["--model_path", "x"])
-    assert (args.anti_method, args.act_method, args.w_bit, args.a_bit, args.trust_remote_code, args.mindie_format) == ("m2", 1, 8, 8, False, False)
+    assert (args.anti_method, args.act_method, args.w_bit, args.a_bit, args.trust_remote_code, args.mindie_format) == (
+        "m2",
+        1,
+        8,
+        8,
+        False,
+        False,
+    )

@@ -7,11 +7,11 @@ import pytest
 import tiny
 import torch
 
-from quant import runtime
-from quant.cli import main
-from quant.compare import compare, describe, rename
-from quant.errors import QuantError, UsageError
-from quant.features import Dump, Writer
+from quant.base.errors import QuantError, UsageError
+from quant.commands.cli import main
+from quant.compare.compare import compare, describe, rename
+from quant.compare.features import Dump, Writer
+from quant.verify import runtime
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(1, 40, 64)).astype(np.float32)
@@ -110,7 +110,10 @@ def test_other_inputs_are_refused(tmp_path):
 
 
 def test_names_are_mapped(tmp_path):
-    a, b = write(tmp_path / "a"), write(tmp_path / "b", rename=lambda name: name.replace("layers.", "model.blocks.").replace("q_proj", "query"))
+    a, b = (
+        write(tmp_path / "a"),
+        write(tmp_path / "b", rename=lambda name: name.replace("layers.", "model.blocks.").replace("q_proj", "query")),
+    )
     assert [row.feature for row in compare(a, b).rows] == ["embed", "logits"]
     names = {"layers.*": "model.blocks.*", "layers.0.q_proj": "model.blocks.0.query"}
     result = compare(a, b, names)
@@ -125,7 +128,9 @@ def test_no_common_name_is_refused(tmp_path):
 
 def test_nondeterminism_is_warned_of(tmp_path):
     shaky = compare(write(tmp_path / "a", repeat={"layers.1": 0.25}), write(tmp_path / "b"))
-    assert "nondeterministic, 1 features differ between two runs of the same model, layers.1 by 0.25" in shaky.warnings[0]
+    assert (
+        "nondeterministic, 1 features differ between two runs of the same model, layers.1 by 0.25" in shaky.warnings[0]
+    )
     same = dict(model="m", device="cpu", dtype="d", torch="2")
     twice = compare(write(tmp_path / "c", **same), write(tmp_path / "d", damaged_from("logits", 1e-6), **same))
     assert "both dumps are of the same model" in twice.warnings[0] and twice.first is None
@@ -164,13 +169,27 @@ def run(*words) -> int:
 def test_features_are_those_of_the_whole_model(source, tmp_path):
     """Streamed, and yet what hooks on the whole model see, in its order of execution."""
     checkpoint, images = source
-    assert run("dump", tmp_path / "d", "--model_path", checkpoint, "--images", images, "--num_samples", 2, "--modules", "*") == 0
+    assert (
+        run(
+            "dump", tmp_path / "d", "--model_path", checkpoint, "--images", images, "--num_samples", 2, "--modules", "*"
+        )
+        == 0
+    )
     dump = Dump(tmp_path / "d")
     model, _ = runtime.load_float(checkpoint)
-    names = {"visual.blocks.1.attn.qkv": "model.visual.blocks.1.attn.qkv", "model.layers.0": "model.language_model.layers.0", "visual.merger.mlp.2": "model.visual.merger.mlp.2", "model.norm": "model.language_model.norm"}
+    names = {
+        "visual.blocks.1.attn.qkv": "model.visual.blocks.1.attn.qkv",
+        "model.layers.0": "model.language_model.layers.0",
+        "visual.merger.mlp.2": "model.visual.merger.mlp.2",
+        "model.norm": "model.language_model.norm",
+    }
     caught = {}
     for hub, path in names.items():
-        model.get_submodule(path).register_forward_hook(lambda module, args, output, hub=hub: caught.update({hub: output[0] if isinstance(output, tuple) else output}))
+        model.get_submodule(path).register_forward_hook(
+            lambda module, args, output, hub=hub: caught.update(
+                {hub: output[0] if isinstance(output, tuple) else output}
+            )
+        )
     for sample in (0, 1):
         logits = model(**{key: torch.from_numpy(value) for key, value in dump.inputs(sample).items()}).logits
         assert list(caught) == [name for name in dump.features if name in names]
@@ -179,7 +198,12 @@ def test_features_are_those_of_the_whole_model(source, tmp_path):
         assert np.array_equal(dump.load("logits", sample), logits[0, -1].float().numpy())
         caught.clear()
     assert dump.manifest["repeat"] == {}
-    assert dump.features.index("visual.patch_embed.proj") < dump.features.index("visual.blocks.0.norm1") < dump.features.index("visual.blocks.0") < dump.features.index("visual.blocks.1.norm1")
+    assert (
+        dump.features.index("visual.patch_embed.proj")
+        < dump.features.index("visual.blocks.0.norm1")
+        < dump.features.index("visual.blocks.0")
+        < dump.features.index("visual.blocks.1.norm1")
+    )
     assert dump.features[-1] == "logits"
 
 
@@ -208,7 +232,9 @@ def test_a_damaged_weight_is_found_by_the_commands(source, tmp_path, capsys):
 
 def test_bad_requests_are_one_line(source, tmp_path, capsys):
     checkpoint, images = source
-    assert run("dump", tmp_path / "d", "--model_path", checkpoint, "--images", images, "--modules", "model.layer.*") == 2
+    assert (
+        run("dump", tmp_path / "d", "--model_path", checkpoint, "--images", images, "--modules", "model.layer.*") == 2
+    )
     assert "--modules model.layer.*: matches none of" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
@@ -222,7 +248,9 @@ def test_nondeterminism_of_a_model_is_recorded(source, tmp_path, monkeypatch, ca
     from transformers.models.qwen2_vl import modeling_qwen2_vl
 
     forward = modeling_qwen2_vl.Qwen2MLP.forward
-    monkeypatch.setattr(modeling_qwen2_vl.Qwen2MLP, "forward", lambda self, x: forward(self, x) + torch.randn_like(x) * 0.1)
+    monkeypatch.setattr(
+        modeling_qwen2_vl.Qwen2MLP, "forward", lambda self, x: forward(self, x) + torch.randn_like(x) * 0.1
+    )
     checkpoint, images = source
     assert run("dump", tmp_path / "d", "--model_path", checkpoint, "--images", images) == 0
     assert "nondeterministic" in capsys.readouterr().out

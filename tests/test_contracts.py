@@ -1,4 +1,6 @@
-"""The check of an export against the servers' rules: silent on good exports, and exactly one rule named for each thing broken."""
+"""The check of an export against the servers' rules: silent on good exports, and exactly one rule named for each thing
+broken.
+"""
 
 import json
 import os
@@ -15,8 +17,8 @@ import torch
 from exports import DESCRIPTION, WEIGHTS, Exports, copy, drop, edit_json, edit_tensors
 from safetensors.torch import save_file
 
-from quant.contracts import RULES, check
-from quant.errors import QuantError
+from quant.base.errors import QuantError
+from quant.servers.rules import RULES, check
 
 FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl")
 BOTH = ("mindie", "vllm-ascend")
@@ -44,8 +46,8 @@ def test_good_export_has_no_findings(exports, family, dtype):
 def test_good_shards_tied_heads_and_float_vision_have_no_findings(exports, tmp_path):
     import tiny
 
-    from quant.calibrator import Calibrator
-    from quant.config import QuantConfig
+    from quant.base.config import QuantConfig
+    from quant.calibrate.calibrator import Calibrator
 
     source = tiny.make(tmp_path / "src", "qwen2_vl", tied=True)
     for vision in ("int8", "float"):
@@ -164,7 +166,9 @@ def nested_config(settings: dict) -> None:
 
 @dataclass
 class Broken:
-    """rule: the one that must be named, and no other. servers: those that are asked; other_minds: whether the other one does too."""
+    """rule: the one that must be named, and no other. servers: those that are asked; other_minds: whether the other one
+    does too.
+    """
 
     rule: str
     change: Callable[[Path], object]
@@ -471,12 +475,12 @@ def hollow_export(directory: Path, size: str) -> Path:
     from bench import hub_files
     from bench.hub_config import SIZES
     from bench.hub_tensors import tensors as hub_tensors
-    from quant import ascend
-    from quant.checkpoint import Checkpoint
-    from quant.config import QuantConfig
+    from quant.base.config import QuantConfig
+    from quant.export import ascend
+    from quant.export.plan import make_plan
     from quant.families import family_of
-    from quant.plan import make_plan
-    from quant.safetensors_io import SafetensorsWriter
+    from quant.files.checkpoint import Checkpoint
+    from quant.files.safetensors_io import SafetensorsWriter
 
     def hollow(file: Path, layout: dict) -> None:
         writer = SafetensorsWriter(file, layout)

@@ -7,9 +7,9 @@ import pytest
 from exports import DESCRIPTION, WEIGHTS, Exports, copy, drop, edit_json
 from test_contracts import BROKEN, command
 
-from quant.contracts import check
-from quant.contracts.repair import repair
-from quant.errors import QuantError, UsageError
+from quant.base.errors import QuantError, UsageError
+from quant.servers.rules import check
+from quant.servers.rules.repair import repair
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_repair_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", "somewhere")
 
     export = copy(exports("qwen2_vl"), tmp_path / "out")
-    monkeypatch.setattr("quant.contracts.repair._write", full)
+    monkeypatch.setattr("quant.servers.rules.repair._write", full)
     with pytest.raises(QuantError, match="fixed: No space left on device"):
         repair(export, tmp_path / "fixed")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

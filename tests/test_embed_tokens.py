@@ -1,4 +1,7 @@
-"""embed-tokens: the file holds the table's numbers, in the order and dtype that its description states, or is not there at all."""
+"""embed-tokens: the file holds the table's numbers, in the order and dtype that its description states, or is not there
+at all.
+"""
+
 import hashlib
 import json
 
@@ -9,9 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from quant import embed_tokens
-from quant.cli import main
-from quant.errors import QuantError, UsageError
+from quant.base.errors import QuantError, UsageError
+from quant.commands.cli import main
+from quant.export import embed_tokens
 
 TABLE = "model.embed_tokens.weight"
 NAMES = {"qwen2_vl": TABLE, "qwen2_5_vl": TABLE, "llava": f"language_model.{TABLE}"}
@@ -58,7 +61,11 @@ def test_it_is_read_in_pieces(tmp_path, monkeypatch):
     embed_tokens.extract(source, tmp_path / "pieces.bin", piece=100 * 256 * 2)
     embed_tokens.extract(source, tmp_path / "rows.bin", piece=1)
     assert rows == [576] + [100] * 5 + [76] + [1] * 576
-    assert (tmp_path / "whole.bin").read_bytes() == (tmp_path / "pieces.bin").read_bytes() == (tmp_path / "rows.bin").read_bytes()
+    assert (
+        (tmp_path / "whole.bin").read_bytes()
+        == (tmp_path / "pieces.bin").read_bytes()
+        == (tmp_path / "rows.bin").read_bytes()
+    )
 
 
 def rewrite(source, change):
@@ -68,11 +75,17 @@ def rewrite(source, change):
 
 
 DAMAGES = {
-    "does not fit": (lambda t: t[TABLE][500].fill_(1e6), r"embed_tokens\.weight reaches 9.99e\+05, float16 ends at 65504"),
+    "does not fit": (
+        lambda t: t[TABLE][500].fill_(1e6),
+        r"embed_tokens\.weight reaches 9.99e\+05, float16 ends at 65504",
+    ),
     "NaN": (lambda t: t[TABLE][500].fill_(float("nan")), r"holds NaN or Inf between rows 500 and 500"),
     "missing": (lambda t: t.pop(TABLE), r"tensor model\.embed_tokens\.weight is missing"),
     "a vector": (lambda t: t.update({TABLE: torch.zeros(7)}), r"shape \[7\], a float matrix was expected"),
-    "integers": (lambda t: t.update({TABLE: torch.zeros(7, 7).to(torch.int8)}), r"torch\.int8 .*, a float matrix was expected"),
+    "integers": (
+        lambda t: t.update({TABLE: torch.zeros(7, 7).to(torch.int8)}),
+        r"torch\.int8 .*, a float matrix was expected",
+    ),
 }
 
 
@@ -107,6 +120,8 @@ def test_command_tells_shape_and_dtype(tmp_path, capsys):
     source = tiny.make(tmp_path / "src", "llava")
     assert main(["embed-tokens", str(source), str(tmp_path / "embed.bin"), "--dtype", "float16"]) == 0
     printed = capsys.readouterr().out
-    assert "512 x 256 (vocabulary x hidden), row-major" in printed and "float16" in printed and "embed.bin.json" in printed
+    assert (
+        "512 x 256 (vocabulary x hidden), row-major" in printed and "float16" in printed and "embed.bin.json" in printed
+    )
     assert main(["embed-tokens", str(source), str(tmp_path / "embed.bin")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -11,9 +11,9 @@ import tiny
 import torch
 from PIL import Image
 
-from quant.encode import Encoder
-from quant.errors import QuantError, UsageError
-from quant.images import load_samples
+from quant.base.errors import QuantError, UsageError
+from quant.inputs.encode import Encoder
+from quant.inputs.images import load_samples
 
 FAMILIES = list(tiny.FAMILIES)
 QWEN = [family for family in FAMILIES if family.startswith("qwen")]

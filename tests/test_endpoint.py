@@ -1,4 +1,5 @@
 """The client against a server on this machine that misbehaves on command."""
+
 import base64
 import io
 import time
@@ -9,9 +10,9 @@ import pytest
 from chat_server import Server, completion
 from PIL import Image
 
-from quant.endpoint import Endpoint, Unanswered, data_url
-from quant.errors import QuantError, UsageError
-from quant.questions import Question
+from quant.base.errors import QuantError, UsageError
+from quant.evaluate.endpoint import Endpoint, Unanswered, data_url
+from quant.evaluate.questions import Question
 
 
 @pytest.fixture
@@ -41,7 +42,12 @@ def test_what_is_asked(server):
     assert endpoint.answer(question()) == "fine"
     path, request = server.requests[0]
     assert path == "/v1/chat/completions"
-    assert (request["model"], request["temperature"], request["max_tokens"], request["stream"]) == ("served", 0, 16, False)
+    assert (request["model"], request["temperature"], request["max_tokens"], request["stream"]) == (
+        "served",
+        0,
+        16,
+        False,
+    )
     image, text = request["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is written?"}
     assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(picture()).decode()
@@ -61,15 +67,32 @@ def test_urls_that_are_none(url):
 
 
 NONSENSE = [
-    b"", b"<html>busy</html>", b"[]", b"null", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"\xff\xfe", completion(5), b"[" * 100_000,
+    b"",
+    b"<html>busy</html>",
+    b"[]",
+    b"null",
+    b"{}",
+    b'{"choices": []}',
+    b'{"choices": [{"message": {"content": null}}]}',
+    b"\xff\xfe",
+    completion(5),
+    b"[" * 100_000,
 ]
 
 
-@pytest.mark.parametrize("step, kind", [
-    ("hang", "timeout"), ("trickle", "timeout"), ("hang up", "connection"), ("cut", "connection"),
-    ((500, b"oh"), "status 500"), ((503, b""), "status 503"), ((429, b"slow down"), "status 429"),
-    *(((200, body), "nonsense") for body in NONSENSE),
-])
+@pytest.mark.parametrize(
+    "step, kind",
+    [
+        ("hang", "timeout"),
+        ("trickle", "timeout"),
+        ("hang up", "connection"),
+        ("cut", "connection"),
+        ((500, b"oh"), "status 500"),
+        ((503, b""), "status 503"),
+        ((429, b"slow down"), "status 429"),
+        *(((200, body), "nonsense") for body in NONSENSE),
+    ],
+)
 def test_trouble_is_counted_and_tried_again(server, step, kind):
     server.plan = [step, step]
     endpoint = client(server)
@@ -128,8 +151,15 @@ def test_half_a_surrogate_pair_can_be_written(server):
 def test_images_that_readers_disagree_on_go_as_png():
     rotated = Image.Exif()
     rotated[0x0112] = 6
-    for data, size in ((picture("JPEG", exif=rotated), (20, 30)), (picture("JPEG", "CMYK"), (30, 20)), (picture("PNG", "RGBA"), (30, 20)), (picture("BMP"), (30, 20))):
+    for data, size in (
+        (picture("JPEG", exif=rotated), (20, 30)),
+        (picture("JPEG", "CMYK"), (30, 20)),
+        (picture("PNG", "RGBA"), (30, 20)),
+        (picture("BMP"), (30, 20)),
+    ):
         head, _, body = data_url(question(data)).partition(",")
         with Image.open(io.BytesIO(base64.b64decode(body))) as image:
-            assert head == "data:image/png;base64" and image.format == "PNG" and image.mode == "RGB" and image.size == size
+            assert (
+                head == "data:image/png;base64" and image.format == "PNG" and image.mode == "RGB" and image.size == size
+            )
     assert data_url(question(picture("JPEG"))) == "data:image/jpeg;base64," + base64.b64encode(picture("JPEG")).decode()

@@ -1,4 +1,7 @@
-"""Answers kept, resumed and compared: with made-up models, with servers on this machine, and with a tiny export through the int8 runtime."""
+"""Answers kept, resumed and compared: with made-up models, with servers on this machine, and with a tiny export through
+the int8 runtime.
+"""
+
 import json
 
 import pytest
@@ -7,12 +10,12 @@ from PIL import Image
 from tiny import make, make_images
 
 from quant import Calibrator, QuantConfig, QuantError
-from quant.cli import main
-from quant.console import SILENT
-from quant.endpoint import Unanswered
-from quant.evaluate import GIVE_UP, LocalModel, Results, ask, summarize
-from quant.questions import load_questions
-from quant.runtime import load
+from quant.base.console import SILENT
+from quant.commands.cli import main
+from quant.evaluate.endpoint import Unanswered
+from quant.evaluate.evaluate import GIVE_UP, LocalModel, Results, ask, summarize
+from quant.evaluate.questions import load_questions
+from quant.verify.runtime import load
 
 COUNT = 20
 
@@ -23,7 +26,14 @@ def data(tmp_path):
     rows = []
     for number in range(COUNT):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-        rows.append({"image": f"{number}.png", "prompt": f"{number}?", "answers": [f"answer {number}."], "category": f"part {number % 2}"})
+        rows.append(
+            {
+                "image": f"{number}.png",
+                "prompt": f"{number}?",
+                "answers": [f"answer {number}."],
+                "category": f"part {number % 2}",
+            }
+        )
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "data.jsonl"
 
@@ -98,7 +108,11 @@ def test_unanswered_is_reported_and_asked_again(data, tmp_path):
     summary = summarize(load_questions(data), [first], exact=False, max_drop=1, seed=0)
     side = summary["sides"][0]
     assert side["table"]["Right"] == {"right": COUNT - 1, "of": COUNT}
-    assert len(side["unanswered"]) == 1 and side["unanswered"][0]["where"].endswith("data.jsonl:5") and side["unanswered"][0]["why"] == r"no such\nluck"
+    assert (
+        len(side["unanswered"]) == 1
+        and side["unanswered"][0]["where"].endswith("data.jsonl:5")
+        and side["unanswered"][0]["why"] == r"no such\nluck"
+    )
     assert not summary["passed"]
     model = Scripted()
     second = asked(model, data, tmp_path / "log.jsonl")
@@ -107,7 +121,9 @@ def test_unanswered_is_reported_and_asked_again(data, tmp_path):
 
 def test_a_server_that_is_gone_ends_the_run(data, tmp_path):
     model = Scripted(raises={number: Unanswered("refused") for number in range(10, COUNT)} | {3: Unanswered("once")})
-    with pytest.raises(QuantError, match=rf"{GIVE_UP} questions in a row without an answer.*log.jsonl.*run again.*refused"):
+    with pytest.raises(
+        QuantError, match=rf"{GIVE_UP} questions in a row without an answer.*log.jsonl.*run again.*refused"
+    ):
         asked(model, data, tmp_path / "log.jsonl")
     assert len(model.asked) == 10 + GIVE_UP
     assert len(Results(tmp_path / "log.jsonl").known) == 9
@@ -115,13 +131,23 @@ def test_a_server_that_is_gone_ends_the_run(data, tmp_path):
 
 def test_summary_of_two(data, tmp_path):
     questions = load_questions(data)
-    sides = [asked(Scripted("a", wrong=[1, 2]), data, tmp_path / "log.jsonl"), asked(Scripted("b", wrong=[2, 4, 6]), data, tmp_path / "log.jsonl")]
+    sides = [
+        asked(Scripted("a", wrong=[1, 2]), data, tmp_path / "log.jsonl"),
+        asked(Scripted("b", wrong=[2, 4, 6]), data, tmp_path / "log.jsonl"),
+    ]
     summary = summarize(questions, sides, exact=False, max_drop=4.9, seed=0)
     assert [side["table"]["Right"]["right"] for side in summary["sides"]] == [COUNT - 2, COUNT - 3]
     assert summary["sides"][0]["table"]["part 0"] == {"right": 9, "of": 10}
-    assert [(flip["where"].rpartition(":")[2], flip["lost"]) for flip in summary["flips"]] == [("2", False), ("5", True), ("7", True)]
+    assert [(flip["where"].rpartition(":")[2], flip["lost"]) for flip in summary["flips"]] == [
+        ("2", False),
+        ("5", True),
+        ("7", True),
+    ]
     assert summary["flips"][1]["predictions"] == ["It is ANSWER 4.", "no idea"]
-    assert summary["difference"]["points"] == -5 and (summary["difference"]["lost"], summary["difference"]["gained"]) == (2, 1)
+    assert summary["difference"]["points"] == -5 and (
+        summary["difference"]["lost"],
+        summary["difference"]["gained"],
+    ) == (2, 1)
     assert summary["difference"]["exceeded"] and not summary["passed"]
     assert summarize(questions, sides, exact=False, max_drop=5, seed=0)["passed"]
     assert summarize(questions, sides, exact=True, max_drop=5, seed=0)["sides"][0]["table"]["Right"]["right"] == 0
@@ -146,13 +172,26 @@ def reply(request, wrong):
 
 
 def command(data, servers, *words):
-    return ["evaluate", "--data", str(data), "--results", str(data.parent / "log.jsonl"), *(word for server in servers for word in ("--endpoint", server.url)), *words]
+    return [
+        "evaluate",
+        "--data",
+        str(data),
+        "--results",
+        str(data.parent / "log.jsonl"),
+        *(word for server in servers for word in ("--endpoint", server.url)),
+        *words,
+    ]
 
 
 def test_two_servers(data, servers, capsys):
     assert main(command(data, servers, "--json", str(data.parent / "out.json"))) == 1
     printed = capsys.readouterr().out
-    assert "part 1" in printed and "Right" in printed and "2 lost, 0 gained" in printed and "a larger drop than --max_drop 1\n" in printed
+    assert (
+        "part 1" in printed
+        and "Right" in printed
+        and "2 lost, 0 gained" in printed
+        and "a larger drop than --max_drop 1\n" in printed
+    )
     assert "'3?'  wanted 'answer 3.':  'answer 3.' -> 'no idea'" in printed
     summary = json.loads((data.parent / "out.json").read_text())
     assert summary["difference"]["points"] == -10 and not summary["passed"]
@@ -167,7 +206,11 @@ def test_trouble_is_told_and_nothing_is_lost(data, servers, capsys, monkeypatch)
     assert main(command(data, servers[:1], "--retries", "3")) == 1
     printed = capsys.readouterr().out
     assert "1 x status 500, 1 x nonsense, 1 x connection, 1 x status 400" in printed
-    assert "1 questions have no answer and count as wrong" in printed and "data.jsonl:2: " in printed and "bad image" in printed
+    assert (
+        "1 questions have no answer and count as wrong" in printed
+        and "data.jsonl:2: " in printed
+        and "bad image" in printed
+    )
     count = len(servers[0].requests)
     assert main(command(data, servers[:1])) == 0
     assert len(servers[0].requests) == count + 1
@@ -176,11 +219,25 @@ def test_trouble_is_told_and_nothing_is_lost(data, servers, capsys, monkeypatch)
 
 def test_ocrbench_prints_the_published_keys(tmp_path, servers, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    row = {"dataset_name": "x", "type": "Digit String Recognition", "question": "1?", "answers": ["Answer 1"], "image_path": "a.png"}
+    row = {
+        "dataset_name": "x",
+        "type": "Digit String Recognition",
+        "question": "1?",
+        "answers": ["Answer 1"],
+        "image_path": "a.png",
+    }
     (tmp_path / "ocr.json").write_text(json.dumps([row]))
     assert main(command(tmp_path / "ocr.json", servers)) == 0
     printed = capsys.readouterr().out
-    for key in ("Text Recognition", "Scene Text-centric VQA", "Doc-oriented VQA", "Key Information Extraction", "Handwritten Mathematical Expression Recognition", "Final Score", "Final Score Norm"):
+    for key in (
+        "Text Recognition",
+        "Scene Text-centric VQA",
+        "Doc-oriented VQA",
+        "Key Information Extraction",
+        "Handwritten Mathematical Expression Recognition",
+        "Final Score",
+        "Final Score Norm",
+    ):
         assert f"\n{key}  " in printed
     assert "defined for OCRBench's 1000 items, this file has 1" in printed
 
@@ -189,20 +246,30 @@ def test_some_of_the_questions(data):
     questions = load_questions(data)
     some = [question.where for question in questions.some(5, 0).questions]
     assert len(some) == 5 and some == sorted(some, key=lambda where: int(where.rpartition(":")[2]))
-    assert some == [question.where for question in questions.some(5, 0).questions] != [question.where for question in questions.some(5, 1).questions]
+    assert (
+        some
+        == [question.where for question in questions.some(5, 0).questions]
+        != [question.where for question in questions.some(5, 1).questions]
+    )
 
 
-@pytest.mark.parametrize("words, message", [
-    ([], "0 models are given"),
-    (["--endpoint", "http://x", "--endpoint", "http://y", "--model_path", "z"], "3 models are given"),
-    (["--endpoint", "x"], "expected http://host:port"),
-    (["--model_path", "nowhere"], "nowhere: no such directory"),
-    (["--quantized", "nowhere"], "nowhere"),
-    (["--endpoint", "http://x", "--served_model", "a", "--served_model", "b"], "--served_model is given 2 times for 1"),
-    (["--model_path", "x", "--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
-    (["--model_path", "x", "--max_drop", "nan"], "--max_drop nan"),
-    (["--model_path", "x", "--timeout", "0"], "--timeout 0"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "0 models are given"),
+        (["--endpoint", "http://x", "--endpoint", "http://y", "--model_path", "z"], "3 models are given"),
+        (["--endpoint", "x"], "expected http://host:port"),
+        (["--model_path", "nowhere"], "nowhere: no such directory"),
+        (["--quantized", "nowhere"], "nowhere"),
+        (
+            ["--endpoint", "http://x", "--served_model", "a", "--served_model", "b"],
+            "--served_model is given 2 times for 1",
+        ),
+        (["--model_path", "x", "--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
+        (["--model_path", "x", "--max_drop", "nan"], "--max_drop nan"),
+        (["--model_path", "x", "--timeout", "0"], "--timeout 0"),
+    ],
+)
 def test_requests_that_cannot_be_met(data, words, message, capsys):
     assert main(["evaluate", "--data", str(data), *words]) == 2
     error = capsys.readouterr().err
@@ -218,26 +285,62 @@ def exported(tmp_path_factory):
     source = make(root / "src", "qwen2_vl")
     images = make_images(root / "images", 3)
     Calibrator(source, QuantConfig(anti_method="m4"), images).run().save(root / "out")
-    rows = [{"image": f"images/{file.name}", "prompt": "What is it?", "answers": ["?"]} for file in sorted(images.iterdir())]
+    rows = [
+        {"image": f"images/{file.name}", "prompt": "What is it?", "answers": ["?"]} for file in sorted(images.iterdir())
+    ]
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
 def test_local_models_side_by_side(exported, tmp_path, capsys):
-    """The float model's own answers become the known ones, so that it must score all of them, and int8 what the runtime says."""
-    common = ["evaluate", "--data", str(exported / "data.jsonl"), "--results", str(tmp_path / "log.jsonl"), "--device_type", "cpu", "--max_new_tokens", "6"]
+    """The float model's own answers become the known ones, so that it must score all of them, and int8 what the runtime
+    says.
+    """
+    common = [
+        "evaluate",
+        "--data",
+        str(exported / "data.jsonl"),
+        "--results",
+        str(tmp_path / "log.jsonl"),
+        "--device_type",
+        "cpu",
+        "--max_new_tokens",
+        "6",
+    ]
     assert main([*common, "--model_path", str(exported / "src")]) == 0
-    said = [entry["prediction"] for entry in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "prediction" in entry]
+    said = [
+        entry["prediction"]
+        for entry in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+        if "prediction" in entry
+    ]
     assert len(said) == 3 and all(text.strip() for text in said)
-    rows = [json.loads(line) | {"answers": [text]} for line, text in zip((exported / "data.jsonl").read_text().splitlines(), said)]
+    rows = [
+        json.loads(line) | {"answers": [text]}
+        for line, text in zip((exported / "data.jsonl").read_text().splitlines(), said)
+    ]
     (exported / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    code = main([*common, "--model_path", str(exported / "src"), "--quantized", str(exported / "out"), "--match", "exact", "--json", str(tmp_path / "out.json")])
+    code = main(
+        [
+            *common,
+            "--model_path",
+            str(exported / "src"),
+            "--quantized",
+            str(exported / "out"),
+            "--match",
+            "exact",
+            "--json",
+            str(tmp_path / "out.json"),
+        ]
+    )
     summary = json.loads((tmp_path / "out.json").read_text())
     model, encoder = load(exported / "out")
     questions = load_questions(exported / "data.jsonl")
     inputs = [encoder(question.open(), question.prompt) for question in questions.questions]
-    int8 = [encoder.decode(model.generate(**one, max_new_tokens=6, do_sample=False)[0, one["input_ids"].shape[1] :]) for one in inputs]
+    int8 = [
+        encoder.decode(model.generate(**one, max_new_tokens=6, do_sample=False)[0, one["input_ids"].shape[1] :])
+        for one in inputs
+    ]
     same = sum(a.lower().strip() == b.lower().strip() for a, b in zip(said, int8))
     assert [side["table"]["Right"]["right"] for side in summary["sides"]] == [3, same]
     assert code == (0 if same == 3 else 1)
@@ -257,5 +360,9 @@ def test_description_of_a_local_model(exported):
 def test_an_image_that_the_processor_refuses(exported, tmp_path):
     Image.new("RGB", (4000, 4)).save(tmp_path / "wide.png")
     (tmp_path / "data.jsonl").write_text(json.dumps({"image": "wide.png", "prompt": "p", "answers": "x"}) + "\n")
-    answers = asked(LocalModel(exported / "src", False, max_new_tokens=2, device="cpu"), tmp_path / "data.jsonl", tmp_path / "log.jsonl")
+    answers = asked(
+        LocalModel(exported / "src", False, max_new_tokens=2, device="cpu"),
+        tmp_path / "data.jsonl",
+        tmp_path / "log.jsonl",
+    )
     assert answers.predictions == [None] and "4000x4" in answers.errors[0]

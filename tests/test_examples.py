@@ -1,5 +1,6 @@
-"""The example models: the drawn data comes from its seed, the files load whole, they read images they have not seen, and their
-outlier channels do what they are for: int8 without suppression loses the text, m2 and m4 keep it."""
+"""The example models: the drawn data comes from its seed, the files load whole, they read images they have not seen,
+and their outlier channels do what they are for: int8 without suppression loses the text, m2 and m4 keep it.
+"""
 
 import json
 import sys
@@ -20,11 +21,11 @@ import outliers  # noqa: E402
 import train  # noqa: E402
 
 from quant import Calibrator, QuantConfig  # noqa: E402
-from quant.checkpoint import Checkpoint  # noqa: E402
-from quant.encode import Encoder  # noqa: E402
-from quant.evaluate import LocalModel  # noqa: E402
-from quant.questions import load_questions  # noqa: E402
-from quant.runtime import load_float  # noqa: E402
+from quant.evaluate.evaluate import LocalModel  # noqa: E402
+from quant.evaluate.questions import load_questions  # noqa: E402
+from quant.files.checkpoint import Checkpoint  # noqa: E402
+from quant.inputs.encode import Encoder  # noqa: E402
+from quant.verify.runtime import load_float  # noqa: E402
 
 FAMILIES = {"qwen2vl": EXAMPLES / "tiny-qwen2vl", "llava": EXAMPLES / "tiny-llava"}
 SEED = 1  # training saw seed 0 only
@@ -50,7 +51,11 @@ def test_a_sample_depends_on_seed_and_index_alone():
     first = data.draw(SEED, 7)
     data.draw(SEED, 8)
     again = data.draw(SEED, 7)
-    assert first.image.tobytes() == again.image.tobytes() and (first.text, first.colour, first.spans) == (again.text, again.colour, again.spans)
+    assert first.image.tobytes() == again.image.tobytes() and (first.text, first.colour, first.spans) == (
+        again.text,
+        again.colour,
+        again.spans,
+    )
     assert first.image.tobytes() != data.draw(SEED, 8).image.tobytes()
     assert first.image.tobytes() != data.draw(SEED + 1, 7).image.tobytes()
 
@@ -71,8 +76,8 @@ def test_where_a_character_is_said_to_be_there_is_ink():
     for index in range(40):
         sample = data.draw(SEED, index)
         spread = np.asarray(sample.image, float).mean(2).std(0)  # [WIDTH] over the height
-        inside = [spread[round(left):round(right)].max() for left, right in sample.spans]
-        outside = np.r_[spread[:max(0, round(sample.spans[0][0]) - 4)], spread[round(sample.spans[-1][1]) + 4:]]
+        inside = [spread[round(left) : round(right)].max() for left, right in sample.spans]
+        outside = np.r_[spread[: max(0, round(sample.spans[0][0]) - 4)], spread[round(sample.spans[-1][1]) + 4 :]]
         assert not len(outside) or min(inside) > np.median(outside), f"image {index}: {sample.text}"
 
 

@@ -1,7 +1,9 @@
-"""What goes wrong in hours: a disk that is full or fails, a source that changes, memory that does not suffice, a clock that jumps.
+"""What goes wrong in hours: a disk that is full or fails, a source that changes, memory that does not suffice, a clock
+that jumps.
 
 Each costs one clear line; nothing half-written appears, and the job can be resumed when the cause is gone.
 """
+
 import errno
 import os
 import re
@@ -14,19 +16,26 @@ import torch
 from test_resume import digest, world  # noqa: F401  the fixture
 
 from quant import QuantError, UsageError
-from quant.block import BlockQuantizer
-from quant.images import load_samples, reopen_image
-from quant.job import run_job
-from quant.resume import work_directory
+from quant.calibrate.block import BlockQuantizer
+from quant.calibrate.job import run_job
+from quant.calibrate.resume import work_directory
+from quant.inputs.images import load_samples, reopen_image
 
-# A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, what cannot be tidied up now is later; and a
-# directory that is there need not be made. Whatever of these fails, the result must be right.
+# A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, what cannot be tidied up now is
+# later; and a directory that is there need not be made. Whatever of these fails, the result must be right.
 TOLERATED = {"link", "sendfile", "unlink", "rmdir", "mkdir"}
 LOCK = 4  # the first operations make and lock the work directory, and note who has it: that note may fail
 EVERY = 2  # of the operations one in two is made to fail, each third of these in another way; 1 takes them all
 
 
-@pytest.mark.parametrize("number,text", [(errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error"), (errno.EROFS, "Read-only file system")])
+@pytest.mark.parametrize(
+    "number,text",
+    [
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EIO, "Input/output error"),
+        (errno.EROFS, "Read-only file system"),
+    ],
+)
 def test_a_disk_that_fails_at_any_operation(world, tmp_path, number, text):  # noqa: F811
     with faults.counted() as operations:
         run_job(world.calibrator(), tmp_path / "whole")
@@ -42,7 +51,9 @@ def test_a_disk_that_fails_at_any_operation(world, tmp_path, number, text):  # n
             else:
                 caught = None
         if caught is None:
-            assert (seen[at] in TOLERATED or at <= LOCK) and digest(out) == world.reference, f"{seen[at]} failed, and nobody noticed"
+            assert (seen[at] in TOLERATED or at <= LOCK) and digest(out) == world.reference, (
+                f"{seen[at]} failed, and nobody noticed"
+            )
             continue
         assert "\n" not in caught and str(tmp_path) in caught and text in caught
         assert not out.exists()
@@ -90,7 +101,9 @@ def test_a_shard_that_changes_during_the_job(world, tmp_path, monkeypatch, chang
     assert digest(tmp_path / "out") == world.reference
 
 
-READS = 23  # of the reads of a job one in so many is made to fail; a prime, so that no file's share of them is passed over
+READS = (
+    23  # of the reads of a job one in so many is made to fail; a prime, so that no file's share of them is passed over
+)
 
 
 def eio(name):
@@ -123,17 +136,26 @@ def test_a_read_error_anywhere_in_the_checkpoint(world, tmp_path):  # noqa: F811
 
 
 def test_a_read_error_in_an_image_or_in_a_processor_file(world, tmp_path):  # noqa: F811
-    """An image that the disk does not give is not skipped, as a broken one is: the job would calibrate on something else."""
+    """An image that the disk does not give is not skipped, as a broken one is: the job would calibrate on something
+    else.
+    """
 
     def calibrator():
         return world.calibrator(inputs=world.images)
 
     with faults.counted_reads([world.images, world.source]) as reads:
         run_job(calibrator(), tmp_path / "whole")
-    reference, images = digest(tmp_path / "whole"), [at for at, name in enumerate(reads) if name.startswith(str(world.images))]
+    reference, images = (
+        digest(tmp_path / "whole"),
+        [at for at, name in enumerate(reads) if name.startswith(str(world.images))],
+    )
     assert len(images) >= 4, "checked, and read again to be encoded"
-    encoder = {reads[at]: at for at in reversed(range(images[1] + 1, images[2]))}  # the first time that the encoder reads each of its files
-    assert {"config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"} <= {os.path.basename(name) for name in encoder}
+    encoder = {
+        reads[at]: at for at in reversed(range(images[1] + 1, images[2]))
+    }  # the first time that the encoder reads each of its files
+    assert {"config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"} <= {
+        os.path.basename(name) for name in encoder
+    }
     for at in [*images, *encoder.values()]:
         out = tmp_path / f"out{at}"
         fails_at_read(at, calibrator, [world.images, world.source], out)
@@ -184,7 +206,9 @@ def test_no_memory_at_all_is_one_line(world, tmp_path, monkeypatch):  # noqa: F8
         return torch.empty(1 << 60)
 
     monkeypatch.setattr(BlockQuantizer, "__call__", full)
-    with pytest.raises(QuantError, match=r"visual\.blocks\.0: .*can't allocate memory.*; free some, or take fewer samples"):
+    with pytest.raises(
+        QuantError, match=r"visual\.blocks\.0: .*can't allocate memory.*; free some, or take fewer samples"
+    ):
         run_job(world.calibrator(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -193,7 +217,10 @@ def test_an_image_that_changes_after_it_was_checked(world, tmp_path):  # noqa: F
     images = shutil.copytree(world.images, tmp_path / "images")
     samples, _ = load_samples(images, "What?", None, 0)
     samples[0].image.write_bytes(samples[1].image.read_bytes())
-    with pytest.raises(QuantError, match=rf"{samples[0].image.name}: changed since it was checked: .*sha256 [0-9a-f]+, it was [0-9a-f]+"):
+    with pytest.raises(
+        QuantError,
+        match=rf"{samples[0].image.name}: changed since it was checked: .*sha256 [0-9a-f]+, it was [0-9a-f]+",
+    ):
         reopen_image(samples[0])
     samples[1].image.unlink()
     with pytest.raises(QuantError, match=r"no such file"):

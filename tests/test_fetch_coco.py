@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quant import fetch_coco as module
-from quant.errors import QuantError, UsageError
-from quant.fetch_coco import fetch_coco
-from quant.images import load_samples
+from quant.base.errors import QuantError, UsageError
+from quant.inputs import fetch_coco as module
+from quant.inputs.fetch_coco import fetch_coco
+from quant.inputs.images import load_samples
 
 SIZES = [(64, 48), (40, 56), (32, 32)]
 

@@ -1,9 +1,10 @@
 """Folding leaves the float function as it was, and the rounding of the norm is not lost but taken over by the weights."""
+
 import pytest
 import torch
 from torch import nn
 
-from quant.fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
+from quant.arithmetic.fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
 
 C, O, T = 32, 24, 10
 
@@ -31,7 +32,9 @@ def test_norm_fold_is_exact_in_float64(dtype, layernorm, shifted):
     norm = FoldedNorm("n", weight, bias, dtype)
     left, moved = norm.absorb(scale, shift)
     consumer.scale_columns(left, moved)
-    got = output(norm.weight, norm.bias, consumer.float().double(), None if consumer.bias is None else consumer.bias.double())
+    got = output(
+        norm.weight, norm.bias, consumer.float().double(), None if consumer.bias is None else consumer.bias.double()
+    )
     # The norm now holds numbers of its dtype alone, whose rounding (2^-9 in bfloat16) must not be seen in the result.
     assert torch.equal(norm.weight, norm.weight.to(dtype).float())
     assert bias is None or torch.equal(norm.bias, norm.bias.to(dtype).float())
@@ -46,13 +49,22 @@ def test_norm_channels_of_zero_and_underflow_survive():
     assert torch.isfinite(left).all() and torch.isfinite(norm.weight).all()
     assert norm.weight.tolist()[2] == 0.5 and left[2] == 2
     # Channel 1 would underflow, channel 3 overflow: both stay unscaled. Channel 0 is zero whatever it is scaled by.
-    assert norm.weight[1] == weight[1] and left[1] == 1 and norm.weight[3] == weight[3] and left[3] == 1 and norm.weight[0] == 0
+    assert (
+        norm.weight[1] == weight[1]
+        and left[1] == 1
+        and norm.weight[3] == weight[3]
+        and left[3] == 1
+        and norm.weight[0] == 0
+    )
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (4, 2), (4, 1)])
 def test_value_fold_with_grouped_query_attention(heads, kv_heads):
     d = 8
-    v, o = FoldedLinear("v", seeded(kv_heads * d, C), seeded(kv_heads * d)), FoldedLinear("o", seeded(O, heads * d), None)
+    v, o = (
+        FoldedLinear("v", seeded(kv_heads * d, C), seeded(kv_heads * d)),
+        FoldedLinear("o", seeded(O, heads * d), None),
+    )
     x, mix = seeded(T, C), torch.softmax(seeded(heads, T, T), -1)
 
     def attend():

@@ -1,4 +1,6 @@
-"""Other formats from a finished static export: the tensors they hold, and what transformers makes of compressed-tensors."""
+"""Other formats from a finished static export: the tensors they hold, and what transformers makes of
+compressed-tensors.
+"""
 
 import json
 import subprocess
@@ -12,15 +14,16 @@ import transformers
 from exports import DESCRIPTION, WEIGHTS, Exports, copy
 from safetensors.torch import load_file, save_file
 
-from quant import ascend, formats, runtime
-from quant.calibrator import Calibrator
-from quant.cli import main
-from quant.config import QuantConfig
-from quant.contracts import check
-from quant.errors import UsageError
+from quant.base.config import QuantConfig
+from quant.base.errors import UsageError
+from quant.calibrate.calibrator import Calibrator
+from quant.commands.cli import main
+from quant.export import ascend, formats
 from quant.families import family_of
-from quant.images import open_image
-from quant.runtime import Int8Linear
+from quant.inputs.images import open_image
+from quant.servers.rules import check
+from quant.verify import runtime
+from quant.verify.runtime import Int8Linear
 
 FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl")
 CHOICES = [(save_type, act) for save_type, acts in formats.SAVE_TYPES.items() for act in acts]
@@ -95,9 +98,11 @@ def test_what_mindie_says_to_them(exports, tmp_path):
 
 
 def per_token(x: torch.Tensor) -> torch.Tensor:
-    """x [batch, T, C] as int8 codes of each token, symmetric, in compressed-tensors' convention: 255 steps over [-max, max].
+    """x [batch, T, C] as int8 codes of each token, symmetric, in compressed-tensors' convention: 255 steps over [-max,
+    max].
 
-    What has no batch dimension, as in Qwen's vision tower, that package rounds as one tensor; vLLM rounds each token there too.
+    What has no batch dimension, as in Qwen's vision tower, that package rounds as one tensor; vLLM rounds each token
+    there too.
     """
     largest = x.abs().amax(-1, keepdim=True) if x.ndim > 2 else x.abs().max()
     scale = largest / 127.5

@@ -14,10 +14,10 @@ from exports import Exports
 from test_contracts import BROKEN, hollow_export
 from test_contracts import copy as copied
 
-from quant.cli import main
 from quant.commands import evaluate
-from quant.contracts import open_directory
-from quant.serving import Load, demand
+from quant.commands.cli import main
+from quant.servers.rules import open_directory
+from quant.servers.service import Load, demand
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quant import images
-from quant.errors import QuantError, UsageError
-from quant.images import load_samples, open_image
+from quant.base.errors import QuantError, UsageError
+from quant.inputs import images
+from quant.inputs.images import load_samples, open_image
 
 PHOTOS = Path(__file__).resolve().parent.parent / "calibImages"
 

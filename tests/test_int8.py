@@ -1,4 +1,5 @@
 """The arithmetic against exact integer and brute-force computations that share no code with it."""
+
 import math
 from fractions import Fraction
 
@@ -8,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import int8
-from quant.errors import QuantError
+from quant.arithmetic import int8
+from quant.base.errors import QuantError
 
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 
@@ -83,19 +84,27 @@ def test_linear_computes_what_the_server_computes(dtype, with_bias):
     scale, offset = linear.input_scale.double(), linear.input_offset.double()
     codes = torch.clamp(torch.round(x.float() / linear.input_scale + linear.input_offset), -128, 127).long()
     exact = (codes @ linear.weight.long().T + linear.quant_bias.long()).double() * linear.deq_scale.double()
-    assert torch.equal(linear(x), exact.float().to(dtype)) or torch.allclose(linear(x).double(), exact, rtol=2 * torch.finfo(dtype).eps)
+    assert torch.equal(linear(x), exact.float().to(dtype)) or torch.allclose(
+        linear(x).double(), exact, rtol=2 * torch.finfo(dtype).eps
+    )
     # And that is close to the float layer: half a step of each factor, summed in quadrature, with a wide margin.
     float_y = x.float() @ weight.T + (bias if with_bias else 0)
     assert (linear(x).float() - float_y).abs().max() < 0.05 * float_y.abs().max() + torch.finfo(dtype).eps * 8
     # quant_bias takes out the offset: the same in real numbers.
-    real = ((codes - offset) * scale) @ (linear.weight.double() * linear.weight_scale.double()).T + (bias.double() if with_bias else 0)
+    real = ((codes - offset) * scale) @ (linear.weight.double() * linear.weight_scale.double()).T + (
+        bias.double() if with_bias else 0
+    )
     assert (exact - real).abs().max() <= 0.51 * linear.deq_scale.max()
 
 
 def test_bias_over_a_row_of_all_but_zeros_is_refused():
     weight = torch.zeros(2, 4)
-    with pytest.raises(QuantError, match=r"block\.fc: quant_bias of output channel 1 .* int32 holds 2147483647; keep the layer float"):
-        int8.quantize_linear("block.fc", weight, torch.tensor([0.0, 5.0]), torch.tensor(-1e-3), torch.tensor(1e-3), torch.float32)
+    with pytest.raises(
+        QuantError, match=r"block\.fc: quant_bias of output channel 1 .* int32 holds 2147483647; keep the layer float"
+    ):
+        int8.quantize_linear(
+            "block.fc", weight, torch.tensor([0.0, 5.0]), torch.tensor(-1e-3), torch.tensor(1e-3), torch.float32
+        )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

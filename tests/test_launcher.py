@@ -1,4 +1,5 @@
 """What becomes of the ranks when their launcher is killed, and ranks that torchrun starts on several hosts."""
+
 import os
 import re
 import signal
@@ -13,9 +14,9 @@ from test_calibrator import digest
 from test_ranks import ROOT, by_launcher, children_of, command, in_ranks, quantize, world  # noqa: F401  the fixture
 
 from quant import Calibrator, QuantConfig
-from quant.job import run_job
-from quant.ranks import LAUNCHER, joined
-from quant.resume import work_directory
+from quant.calibrate.job import run_job
+from quant.calibrate.ranks import LAUNCHER, joined
+from quant.calibrate.resume import work_directory
 
 
 def alive(pid):
@@ -40,7 +41,13 @@ def within(seconds, condition):
 def test_ranks_end_with_a_launcher_that_is_killed(world, tmp_path):  # noqa: F811
     out, notes = tmp_path / "out", tmp_path / "notes"
     notes.mkdir()
-    job = subprocess.Popen(command(world, out, "--num_workers", "2"), cwd=ROOT, env={**os.environ, "TMPDIR": str(notes)}, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        command(world, out, "--num_workers", "2"),
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(notes)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert within(60, (work_directory(out) / "state").exists), "no block was committed"
     ranks = children_of(job.pid)
     assert len(ranks) == 2 and all(map(alive, ranks))
@@ -72,8 +79,21 @@ def test_torchrun_on_two_hosts_gives_the_same_bytes(world, tmp_path):  # noqa: F
     out, hosts = tmp_path / "out", []
     for node in (1, 0):
         python, *ours = command(world, out)
-        agent = [python, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-        hosts.append(subprocess.Popen([*agent, *ours[ours.index("-m") :]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        agent = [
+            python,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--node-rank={node}",
+            "--nproc-per-node=1",
+            "--master-addr=127.0.0.1",
+            f"--master-port={port}",
+        ]
+        hosts.append(
+            subprocess.Popen(
+                [*agent, *ours[ours.index("-m") :]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
     said = [host.communicate(timeout=120) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert digest(out) == world.reference
@@ -89,7 +109,12 @@ def test_hosts_that_differ_are_refused(world, tmp_path, capfd):  # noqa: F811
             run_job(Calibrator(world.source, config, world.images), tmp_path / "out", ranks=ranks)
 
     assert in_ranks(2, job) == [1 << 8] * 2
-    assert capfd.readouterr().err.count("UsageError: seed is 0 on rank 0 and 1 on rank 1; it must be the same on all hosts") == 2
+    assert (
+        capfd.readouterr().err.count(
+            "UsageError: seed is 0 on rank 0 and 1 on rank 1; it must be the same on all hosts"
+        )
+        == 2
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -105,11 +130,29 @@ Path({here!r}, os.environ["RANK"] + ".txt").write_text(f"{{code}} {{sum('gloo' i
 
 
 def test_no_thread_of_a_group_outlives_the_job(tmp_path):
-    """One that does may be met by the interpreter's end, which is SIGABRT: a job that is done, and a rank that 'was killed'."""
+    """One that does may be met by the interpreter's end, which is SIGABRT: a job that is done, and a rank that 'was
+    killed'.
+    """
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
     program = tmp_path / "job.py"
     program.write_text(THREADS.format(root=str(Path(__file__).resolve().parent.parent), here=str(tmp_path)))
-    flags = ["--model_path", source, "--calib_images", images, "--save_directory", tmp_path / "out", "--device_type", "cpu", "--quiet"]
+    flags = [
+        "--model_path",
+        source,
+        "--calib_images",
+        images,
+        "--save_directory",
+        tmp_path / "out",
+        "--device_type",
+        "cpu",
+        "--quiet",
+    ]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program, *flags]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        list(map(str, command)),
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["0 0", "0 0"]

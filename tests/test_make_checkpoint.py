@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import tiny  # noqa: F401  (makes `bench` importable)
 import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
 from bench import hub_files, hub_weights
 from bench.hub_config import SIZES, cut
 from bench.hub_tensors import Tensor, tensors
 from bench.make_checkpoint import bytes_of, shards_of
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "make_checkpoint.py"
 FULL = ["qwen2vl-2b", "qwen2vl-7b", "qwen2vl-72b", "qwen2_5vl-7b", "llava-7b"]
@@ -85,9 +86,15 @@ def test_tokenizer_has_the_true_ids(tmp_path, size):
     hub_files.write(tmp_path, SIZES[size])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     expected = {
-        "qwen2vl-2b": {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645,
-                       "<|vision_start|>": 151652, "<|vision_end|>": 151653, "<|image_pad|>": 151655,
-                       "<|video_pad|>": 151656},
+        "qwen2vl-2b": {
+            "<|endoftext|>": 151643,
+            "<|im_start|>": 151644,
+            "<|im_end|>": 151645,
+            "<|vision_start|>": 151652,
+            "<|vision_end|>": 151653,
+            "<|image_pad|>": 151655,
+            "<|video_pad|>": 151656,
+        },
         "llava-7b": {"<s>": 1, "</s>": 2, "<image>": 32000, "<pad>": 32001},
     }[size]
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in expected} == expected
@@ -149,9 +156,12 @@ def test_script_runs_from_anywhere_without_torch(tmp_path):
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         plan = {tensor.name: list(tensor.shape) for tensor in tensors(cut(SIZES["llava-tiny"].config, 1, 1))}
         assert {name: file.get_slice(name).get_shape() for name in file.keys()} == plan
-    assert "torch" not in subprocess.run(
-        [sys.executable, "-X", "importtime", SCRIPT, "--help"], capture_output=True, text=True, check=True
-    ).stderr
+    assert (
+        "torch"
+        not in subprocess.run(
+            [sys.executable, "-X", "importtime", SCRIPT, "--help"], capture_output=True, text=True, check=True
+        ).stderr
+    )
 
 
 def test_dry_run_lists_and_writes_nothing(tmp_path):

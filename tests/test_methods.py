@@ -1,17 +1,20 @@
 """m2, m4 and the activation ranges against brute-force oracles in numpy, written from the formulas and nothing else."""
+
 import numpy as np
 import pytest
 import torch
 
-from quant import m2, m4
-from quant.ranges import activation_range
-from quant.smoothing import Problem, Smoothing, some_outputs
-from quant.stats import Observer, Stats
+from quant.arithmetic import m2, m4
+from quant.arithmetic.ranges import activation_range
+from quant.arithmetic.smoothing import Problem, Smoothing, some_outputs
+from quant.arithmetic.stats import Observer, Stats
 
 F = np.float32
 
 
-def problem(seed=0, channels=24, outputs=(20, 12), tokens=40, may_shift=False, act_method=1, outliers=3, share=lambda x: x):
+def problem(
+    seed=0, channels=24, outputs=(20, 12), tokens=40, may_shift=False, act_method=1, outliers=3, share=lambda x: x
+):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(tokens, channels)).astype(F)
     x[:, :outliers] *= 25
@@ -70,7 +73,9 @@ def test_m2_finds_the_best_threshold(seed, may_shift):
             errors.append(oracle_error(x, weights, scale, shift))
     solved = m2.solve(p)
     shift = np.zeros(x.shape[1], F) if solved.shift is None else solved.shift.numpy()
-    assert oracle_error(x, weights, solved.scale.numpy(), shift) <= min(errors) * 1.03  # m2 tries about half of them: on a bumpy curve it can miss the very best
+    assert (
+        oracle_error(x, weights, solved.scale.numpy(), shift) <= min(errors) * 1.03
+    )  # m2 tries about half of them: on a bumpy curve it can miss the very best
     assert min(errors) < 0.7 * errors[0], "the data must have outliers worth suppressing, or this shows nothing"
     assert (solved.scale >= 1).all()
 
@@ -80,7 +85,9 @@ def test_m2_changes_nothing_where_there_is_nothing_to_suppress():
     rows[::2] = -1
     p = Problem(Stats(rows.amin(0), rows.amax(0), rows, 10), torch.eye(8), torch.ones(8), lambda x: x, False, 1)
     assert torch.equal(m2.solve(p).scale, torch.ones(8))
-    zero = Problem(Stats(torch.zeros(8), torch.zeros(8), torch.zeros(10, 8), 10), torch.eye(8), torch.ones(8), lambda x: x, True, 1)
+    zero = Problem(
+        Stats(torch.zeros(8), torch.zeros(8), torch.zeros(10, 8), 10), torch.eye(8), torch.ones(8), lambda x: x, True, 1
+    )
     assert torch.equal(m2.solve(zero).scale, torch.ones(8)) and m2.solve(zero).shift is None
 
 
@@ -133,15 +140,19 @@ def test_ranges_against_brute_force(method):
         offset = np.clip(-128 - np.round(low / step), -128, 127)
         return (np.clip(np.round(both / step + offset), -128, 127) - offset) * step
 
-    from quant.ranges import CLIPS
+    from quant.arithmetic.ranges import CLIPS
 
     expected = {clip: (((both - back(x.min() * clip, x.max() * clip)) ** 2) * energy).sum() for clip in CLIPS}
     best = min(expected, key=expected.get)
     assert best < 1, "clipping must pay on this data, or the test shows nothing"
     chosen = hi / x.max()
-    assert expected[min(CLIPS, key=lambda clip: abs(clip - chosen))] <= expected[best] * 1.02  # the histogram's bins blur a little
+    assert (
+        expected[min(CLIPS, key=lambda clip: abs(clip - chosen))] <= expected[best] * 1.02
+    )  # the histogram's bins blur a little
     if method == 3:
-        measured = {clip: (((both - back(x.min() * clip, x.max() * clip)) @ weight.T) ** 2).sum() for clip in (1.0, best)}
+        measured = {
+            clip: (((both - back(x.min() * clip, x.max() * clip)) @ weight.T) ** 2).sum() for clip in (1.0, best)
+        }
         assert (chosen < 1) == (measured[best] < measured[1.0])
 
 
@@ -155,11 +166,13 @@ def test_statistics_do_not_depend_on_the_split_into_samples():
     assert torch.equal(a.lo, b.lo) and torch.equal(a.hi, b.hi) and a.count == b.count == 60
     scale, shift = torch.rand(8) + 0.5, torch.randn(8)
     derived = a.smoothed(scale, shift)
-    assert torch.equal(derived.lo, ((x - shift) / scale).amin(0)) and torch.equal(derived.hi, ((x - shift) / scale).amax(0))
+    assert torch.equal(derived.lo, ((x - shift) / scale).amin(0)) and torch.equal(
+        derived.hi, ((x - shift) / scale).amax(0)
+    )
 
 
 def test_nan_in_an_activation_is_named():
-    from quant.errors import QuantError
+    from quant.base.errors import QuantError
 
     x = torch.zeros(3, 5)
     x[1, 4] = float("nan")

@@ -1,7 +1,10 @@
-"""A device without memory for a block: by one process and by several, wherever in the block it happens, to whichever rank.
+"""A device without memory for a block: by one process and by several, wherever in the block it happens, to whichever
+rank.
 
-The device is the CPU here too, so the export must have the bytes of an undisturbed run. One that hangs is ended by a signal.
+The device is the CPU here too, so the export must have the bytes of an undisturbed run. One that hangs is ended by a
+signal.
 """
+
 import os
 import signal
 
@@ -11,11 +14,11 @@ from test_calibrator import digest
 from test_ranks import QWEN, in_ranks, quantize, world  # noqa: F401  the fixture
 
 from quant import QuantError
-from quant.block import BlockQuantizer
-from quant.job import run_job
-from quant.ranks import NoMemory, Ranks
-from quant.skeleton import Skeleton
-from quant.stats import Observer
+from quant.arithmetic.stats import Observer
+from quant.calibrate.block import BlockQuantizer
+from quant.calibrate.job import run_job
+from quant.calibrate.ranks import NoMemory, Ranks
+from quant.model.streamed import Skeleton
 
 BLOCKS = ("visual.blocks.0", "visual.blocks.1", "model.layers.0", "model.layers.1")
 SECONDS = 60
@@ -24,7 +27,9 @@ only_qwen = pytest.mark.parametrize("world", [QWEN], indirect=True, ids=["qwen2_
 
 
 def memory_ends(place, which, block):
-    """In the block with number `block` of the job, `place` raises once: at its call number `which`, having done its work."""
+    """In the block with number `block` of the job, `place` raises once: at its call number `which`, having done its
+    work.
+    """
     owner, calls, entered = OWNERS.get(place, BlockQuantizer), [], []
     original, enter = getattr(owner, place), BlockQuantizer.__call__
 
@@ -47,7 +52,9 @@ def memory_ends(place, which, block):
 @pytest.fixture
 def undo(monkeypatch):
     """What memory_ends replaces comes back."""
-    for owner, place in [(BlockQuantizer, name) for name in ("__call__", "observe", "smooth", "_solve", "round", "measure")] + [(Observer, "update")]:
+    for owner, place in [
+        (BlockQuantizer, name) for name in ("__call__", "observe", "smooth", "_solve", "round", "measure")
+    ] + [(Observer, "update")]:
         monkeypatch.setattr(owner, place, getattr(owner, place))
 
 
@@ -60,7 +67,9 @@ def test_of_one_process(world, tmp_path, undo, place, which):  # noqa: F811
     calibrator.reporter.line = lambda text="": lines.append(text)
     run_job(calibrator, tmp_path / "out")
     assert digest(tmp_path / "out") == world.reference
-    assert [line for line in lines if "out of memory" in line] == ["model.layers.0: out of memory on cpu, done on the CPU"]
+    assert [line for line in lines if "out of memory" in line] == [
+        "model.layers.0: out of memory on cpu, done on the CPU"
+    ]
 
 
 @only_qwen
@@ -78,7 +87,9 @@ def test_of_what_comes_before(world, tmp_path, monkeypatch, place):  # noqa: F81
 
     monkeypatch.setattr(Skeleton, place, full)
     if place == "enter":
-        with pytest.raises(QuantError, match=r"the language tower's entrance: CUDA out of memory.*; free some, or take fewer samples"):
+        with pytest.raises(
+            QuantError, match=r"the language tower's entrance: CUDA out of memory.*; free some, or take fewer samples"
+        ):
             run_job(world.calibrator(), tmp_path / "out")
         return
     run_job(world.calibrator(), tmp_path / "out")
@@ -128,7 +139,9 @@ def test_of_the_host_in_the_second_attempt_is_one_line(world, tmp_path, undo):  
             raise
 
     BlockQuantizer.__call__ = no_more
-    with pytest.raises(QuantError, match=r"visual\.blocks\.1: .*can't allocate memory.*; free some, or take fewer samples"):
+    with pytest.raises(
+        QuantError, match=r"visual\.blocks\.1: .*can't allocate memory.*; free some, or take fewer samples"
+    ):
         run_job(world.calibrator(), tmp_path / "out")
 
 

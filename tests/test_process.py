@@ -1,4 +1,7 @@
-"""What processes are told about memory, looked at from within one: glibc's heaps, the holes in them, and the pages that are fetched again."""
+"""What processes are told about memory, looked at from within one: glibc's heaps, the holes in them, and the pages that
+are fetched again.
+"""
+
 import json
 import subprocess
 import sys
@@ -69,7 +72,9 @@ print(json.dumps([inside, faults()]))
 def said(script: str, *arguments) -> int | list:
     """What `script` prints, in a process of its own."""
     command = [sys.executable, "-c", BEGIN + script, *map(str, arguments)]
-    return json.loads(subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, capture_output=True, text=True).stdout)
+    return json.loads(
+        subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def test_threads_share_one_heap(tmp_path):

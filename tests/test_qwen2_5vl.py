@@ -1,7 +1,9 @@
-"""The third family: windows and full attention in turn, the published sizes' names and shapes, and what its servers demand.
+"""The third family: windows and full attention in turn, the published sizes' names and shapes, and what its servers
+demand.
 
 That streamed blocks equal the whole model's, bit for bit, is tests/test_skeleton.py's.
 """
+
 import argparse
 import copy
 import json
@@ -18,16 +20,18 @@ from PIL import Image
 from torch import nn
 
 from bench import hub_config, hub_tensors
-from quant import Calibrator, QuantConfig, ascend, block
-from quant.checkpoint import Checkpoint
+from quant import Calibrator, QuantConfig
+from quant.arithmetic.int8 import quantize_linear
+from quant.base.errors import UsageError
+from quant.calibrate import block
 from quant.commands import quantize
-from quant.errors import UsageError
-from quant.int8 import quantize_linear
-from quant.plan import make_plan
-from quant.qwen2_5vl import QWEN2_5_VL
-from quant.qwen2vl import QWEN2_VL
-from quant.samples import prepare
-from quant.skeleton import Skeleton
+from quant.export import ascend
+from quant.export.plan import make_plan
+from quant.families.qwen2_5vl import QWEN2_5_VL
+from quant.families.qwen2vl import QWEN2_VL
+from quant.files.checkpoint import Checkpoint
+from quant.inputs.samples import prepare
+from quant.model.streamed import Skeleton
 
 ROOT = Path(__file__).parent.parent
 VISION = QWEN2_5_VL.towers[0]
@@ -57,7 +61,12 @@ def test_blocks_see_windows_or_the_whole_image(source, images):
     segments = [call.kwargs["cu_seqlens"].diff().tolist() for call in feed.calls]
     assert feed.hidden.shape == (patches, 160)
     assert segments[1] == [patches]
-    assert segments[0] == segments[2] and len(segments[0]) > 1 and max(segments[0]) <= 4 * 4 and sum(segments[0]) == patches
+    assert (
+        segments[0] == segments[2]
+        and len(segments[0]) > 1
+        and max(segments[0]) <= 4 * 4
+        and sum(segments[0]) == patches
+    )
     # So it matters whose arguments a block is run with: block 0's, for all of them, would be wrong.
     full = skeleton.block(VISION, 1)
     whole, windowed = feed.calls[1](full, feed.hidden), feed.calls[0](full, feed.hidden)
@@ -67,7 +76,9 @@ def test_blocks_see_windows_or_the_whole_image(source, images):
 PUBLISHED = {
     "3B": dict(hidden=2048, intermediate=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True),
     "7B": dict(hidden=3584, intermediate=18944, layers=28, heads=28, kv_heads=4, vocab=152064),
-    "72B": dict(hidden=8192, intermediate=29568, layers=80, heads=64, kv_heads=8, vocab=152064, vision_intermediate=3456),
+    "72B": dict(
+        hidden=8192, intermediate=29568, layers=80, heads=64, kv_heads=8, vocab=152064, vision_intermediate=3456
+    ),
 }
 
 
@@ -96,7 +107,9 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, size):
     assert sorted(skeleton.names.values()) == sorted({name for name, _ in skeleton.model.named_parameters()} - tied)
 
     plan = make_plan(checkpoint, QWEN2_5_VL, QuantConfig(anti_method="m2"))
-    decided = {skeleton.names[f"{name}.weight"].removesuffix(".weight"): decision for name, decision in plan.decisions.items()}
+    decided = {
+        skeleton.names[f"{name}.weight"].removesuffix(".weight"): decision for name, decision in plan.decisions.items()
+    }
     linears = {name: module for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
     assert linears.keys() - decided.keys() == {name.removesuffix(".weight") for name in tied}
     assert decided.keys() <= linears.keys()
@@ -117,9 +130,13 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, size):
         "lm_head": (1 - len(tied), False),
     }
     counts = Counter(next(pattern for pattern in expected if fnmatchcase(name, pattern)) for name in plan.decisions)
-    assert {pattern: counts[pattern] for pattern in expected} == {pattern: count for pattern, (count, _) in expected.items()}
+    assert {pattern: counts[pattern] for pattern in expected} == {
+        pattern: count for pattern, (count, _) in expected.items()
+    }
     for name, decision in plan.decisions.items():
-        assert decision.int8 == next(int8 for pattern, (_, int8) in expected.items() if fnmatchcase(name, pattern)), name
+        assert decision.int8 == next(int8 for pattern, (_, int8) in expected.items() if fnmatchcase(name, pattern)), (
+            name
+        )
         assert decision.why and (decision.why == "W8A8") == decision.int8
     assert len(plan.smoothed) == 3 * vision + 3 * language  # norm1, value and norm2; down_proj is float
 
@@ -128,14 +145,19 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, size):
 def test_config_without_what_equals_the_defaults(tmp_path, family):
     """Fine-tunes saved by transformers 4.4x leave out of vision_config whatever equals the default of its class."""
     if family is QWEN2_5_VL:
-        config, kept = hub_config.qwen2_5_vl(**PUBLISHED["7B"]), ("hidden_size", "in_chans", "spatial_patch_size", "tokens_per_second")
+        config, kept = (
+            hub_config.qwen2_5_vl(**PUBLISHED["7B"]),
+            ("hidden_size", "in_chans", "spatial_patch_size", "tokens_per_second"),
+        )
     else:
         config, kept = copy.deepcopy(hub_config.SIZES["qwen2vl-7b"].config), ("in_chans", "spatial_patch_size")
     tensors = hub_tensors.tensors(config)
     config["vision_config"] = {key: config["vision_config"][key] for key in kept} | {"model_type": config["model_type"]}
     checkpoint = headers_only(tmp_path, config, tensors)
     plan = make_plan(checkpoint, family, QuantConfig())
-    assert len([name for name in plan.int8_names if name.startswith("visual.")]) == 32 * (4 if family is QWEN2_5_VL else 3)
+    assert len([name for name in plan.int8_names if name.startswith("visual.")]) == 32 * (
+        4 if family is QWEN2_5_VL else 3
+    )
     assert family.towers[0].heads(config) == (16, 16)
     assert Skeleton(checkpoint, family, torch.bfloat16).names.keys() == checkpoint.tensors.keys()
 
@@ -143,8 +165,9 @@ def test_config_without_what_equals_the_defaults(tmp_path, family):
 @pytest.mark.parametrize("method", ["m2", "m4"])
 @torch.inference_mode()
 def test_folding_leaves_the_model_as_it_was(source, images, tmp_path, method, monkeypatch):
-    """Put back into transformers' own model, the exported norms and the folded weights, caught before int8 rounding, answer as the source
-    does: what was folded into RMSNorms, gated MLPs and fused q/k/v cancels."""
+    """Put back into transformers' own model, the exported norms and the folded weights, caught before int8 rounding,
+    answer as the source does: what was folded into RMSNorms, gated MLPs and fused q/k/v cancels.
+    """
     folded = {}
 
     def catch(name, weight, bias, *rest):
@@ -177,10 +200,16 @@ def test_export_is_what_both_servers_demand(source, images, tmp_path):
     config = QuantConfig(anti_method="m2", dtype="bfloat16", min_pixels=56 * 56, max_pixels=84 * 84)
     Calibrator(source, config, images).run(tmp_path).save(tmp_path / "out")
     export = ascend.read(tmp_path / "out")
-    kinds = {name.split(".", 3)[3]: kind for name, kind in export.description.items() if name.startswith("visual.blocks.1.")}
+    kinds = {
+        name.split(".", 3)[3]: kind for name, kind in export.description.items() if name.startswith("visual.blocks.1.")
+    }
     for linear in ("attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj"):
-        assert kinds[f"{linear}.weight"] == kinds[f"{linear}.deq_scale"] == "W8A8" and kinds[f"{linear}.bias"] == "FLOAT"
-    assert {kinds[name] for name in ("mlp.down_proj.weight", "mlp.down_proj.bias", "norm1.weight", "norm2.weight")} == {"FLOAT"}
+        assert (
+            kinds[f"{linear}.weight"] == kinds[f"{linear}.deq_scale"] == "W8A8" and kinds[f"{linear}.bias"] == "FLOAT"
+        )
+    assert {kinds[name] for name in ("mlp.down_proj.weight", "mlp.down_proj.bias", "norm1.weight", "norm2.weight")} == {
+        "FLOAT"
+    }
     assert "norm1.bias" not in kinds  # an RMSNorm is not given a shift
     for index in range(3):
         gate, up = (f"visual.blocks.{index}.mlp.{name}_proj" for name in ("gate", "up"))
@@ -203,7 +232,12 @@ def test_preset_ocr_asks_for_text_and_keeps_pages_legible(source, tmp_path):
     assert len(preset.prompt) > 1 and preset.min_pixels == 256 * 28 * 28 and preset.max_pixels == 1280 * 28 * 28
     assert chosen().prompt is chosen().min_pixels is chosen().max_pixels is None
     own = chosen("--preset", "ocr", "--prompt", "Read this.", "--max_pixels", "921600", "--anti_method", "m4")
-    assert (own.prompt, own.min_pixels, own.max_pixels, own.anti_method) == ("Read this.", preset.min_pixels, 921600, "m4")
+    assert (own.prompt, own.min_pixels, own.max_pixels, own.anti_method) == (
+        "Read this.",
+        preset.min_pixels,
+        921600,
+        "m4",
+    )
     assert len({config.fingerprint() for config in (preset, chosen(), own)}) == 3
 
     Image.new("RGB", (1280, 720), "white").save(tmp_path / "page.png")
@@ -219,13 +253,21 @@ def plan_of(source, **choices):
 
 
 def test_mindies_rules_for_the_vision_tower(source):
-    with pytest.raises(UsageError, match=r"keeps visual\.blocks\.1\.attn\.qkv float .* attn\.qkv in int8 in every vision block.*--vision float"):
+    with pytest.raises(
+        UsageError,
+        match=r"keeps visual\.blocks\.1\.attn\.qkv float .* attn\.qkv in int8 in every vision block.*--vision float",
+    ):
         plan_of(source, disable_names=["visual.blocks.1.attn.qkv"])
     with pytest.raises(UsageError, match=r"add visual\.blocks\.1\.mlp\.up_proj"):
         plan_of(source, disable_names=["visual.blocks.1.mlp.gate_proj"])
     # attn.proj and gate/up may be either; down_proj stays float though the user's patterns no longer name it.
-    plan = plan_of(source, disable_names=["visual.blocks.1.attn.proj", "visual.blocks.2.mlp.gate_proj", "visual.blocks.2.mlp.up_proj"])
-    floats = {name for name, decision in plan.decisions.items() if name.startswith("visual.blocks.") and not decision.int8}
+    plan = plan_of(
+        source,
+        disable_names=["visual.blocks.1.attn.proj", "visual.blocks.2.mlp.gate_proj", "visual.blocks.2.mlp.up_proj"],
+    )
+    floats = {
+        name for name, decision in plan.decisions.items() if name.startswith("visual.blocks.") and not decision.int8
+    }
     assert floats == {"visual.blocks.1.attn.proj", "visual.blocks.2.mlp.gate_proj", "visual.blocks.2.mlp.up_proj"} | {
         f"visual.blocks.{index}.mlp.down_proj" for index in range(3)
     }
@@ -240,7 +282,10 @@ def test_the_page_on_families_quotes_the_description():
     source = (ROOT / "quant" / "qwen2_5vl" / "__init__.py").read_text()
     assert len(quoted) == 5
     assert all(part in source for part in quoted)
-    lines = [len((ROOT / "quant" / "qwen2_5vl" / name).read_text().splitlines()) for name in ("__init__.py", "quant_qwen2_5vl.py")]
+    lines = [
+        len((ROOT / "quant" / "qwen2_5vl" / name).read_text().splitlines())
+        for name in ("__init__.py", "quant_qwen2_5vl.py")
+    ]
     assert f"{lines[0]} lines of description and {lines[1]} of script" in text and lines[0] < 80
     for name in re.findall(r"`(?:test_\w+\.py: )(test_\w+)`", text):
         assert any(f"def {name}(" in file.read_text() for file in (ROOT / "tests").glob("test_*.py")), name

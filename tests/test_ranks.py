@@ -1,7 +1,9 @@
 """One job by several processes: the same bytes for any number of them, and what happens when one dies.
 
-Ranks are forks of this process, with the environment that torch.distributed.run gives them; two tests go through the launcher itself.
+Ranks are forks of this process, with the environment that torch.distributed.run gives them; two tests go through the
+launcher itself.
 """
+
 import os
 import re
 import shutil
@@ -18,11 +20,11 @@ import tiny
 from test_calibrator import digest
 
 from quant import Calibrator, QuantConfig
-from quant.block import chains
+from quant.calibrate.block import chains
+from quant.calibrate.job import run_job
+from quant.calibrate.ranks import NOTES, Ranks, joined
+from quant.calibrate.resume import work_directory
 from quant.families import FAMILIES
-from quant.job import run_job
-from quant.ranks import NOTES, Ranks, joined
-from quant.resume import work_directory
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +38,14 @@ def in_ranks(size, job):
     for rank in range(size):
         child = os.fork()
         if child == 0:
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+            environment = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "TORCHELASTIC_RUN_ID": "test",
+            }
             os.environ.update({name: str(value) for name, value in environment.items()})
             with faults.exiting():
                 job()
@@ -82,7 +91,7 @@ def test_the_number_of_ranks_does_not_change_a_byte(world, tmp_path, size):
 
 
 def test_killed_with_three_ranks_and_resumed_with_two_and_with_one(world, tmp_path):
-    from quant.towers import TowerRun
+    from quant.calibrate.loop import TowerRun
 
     def dies_behind(blocks):
         def job():
@@ -130,7 +139,18 @@ def test_groups_of_different_chains_share_no_weight(family):
 
 def command(world, out, *flags):
     paths = ("--model_path", world.source, "--calib_images", world.images, "--save_directory", out)
-    return [sys.executable, "-m", "quant", "quantize", *map(str, paths), "--anti_method", "m2", "--device_type", "cpu", *flags]
+    return [
+        sys.executable,
+        "-m",
+        "quant",
+        "quantize",
+        *map(str, paths),
+        "--anti_method",
+        "m2",
+        "--device_type",
+        "cpu",
+        *flags,
+    ]
 
 
 def children_of(pid):
@@ -141,7 +161,9 @@ def children_of(pid):
 @by_launcher
 def test_a_dead_rank_ends_the_job_and_it_can_be_resumed(world, tmp_path):
     out = tmp_path / "out"
-    job = subprocess.Popen(command(world, out, "--num_workers", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        command(world, out, "--num_workers", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not (work_directory(out) / "state").exists():  # a block is committed
         assert job.poll() is None, job.communicate()
         time.sleep(0.005)
@@ -151,14 +173,17 @@ def test_a_dead_rank_ends_the_job_and_it_can_be_resumed(world, tmp_path):
     assert time.monotonic() - start < 20, "at once"
     lines = errors.strip().splitlines()
     assert job.returncode == 1 and len(lines) == 1, errors
-    assert re.match(r"error: rank [01] of 2 \(process \d+\) was killed by SIGKILL, and the job ended; add --resume to go on", lines[0])
+    assert re.match(
+        r"error: rank [01] of 2 \(process \d+\) was killed by SIGKILL, and the job ended; add --resume to go on",
+        lines[0],
+    )
     assert (work_directory(out) / "state").exists() and not out.exists()
     run_job(world.calibrator(), out, resume=True)
     assert digest(out) == world.reference
 
 
 def test_an_error_of_several_ranks_is_told_once(world, tmp_path, monkeypatch, capfd):
-    from quant.cli import guarded
+    from quant.commands.cli import guarded
 
     source = shutil.copytree(world.source, tmp_path / "src")
     (source / "tokenizer.json").write_text("{")
@@ -178,13 +203,18 @@ def test_an_error_of_several_ranks_is_told_once(world, tmp_path, monkeypatch, ca
 @by_launcher
 def test_an_interrupt_of_the_launcher_finishes_the_block(world, tmp_path):
     out = tmp_path / "out"
-    job = subprocess.Popen(command(world, out, "--num_workers", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        command(world, out, "--num_workers", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not work_directory(out).exists():
         assert job.poll() is None, job.communicate()
         time.sleep(0.005)
     job.send_signal(signal.SIGINT)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 130 and len(errors.strip().splitlines()) == 2, errors
-    assert re.search(r"finishing this block; Ctrl-C again stops at once\ninterrupted; [1-4] blocks are kept in .* --resume goes on", errors)
+    assert re.search(
+        r"finishing this block; Ctrl-C again stops at once\ninterrupted; [1-4] blocks are kept in .* --resume goes on",
+        errors,
+    )
     run_job(world.calibrator(), out, resume=True)
     assert digest(out) == world.reference

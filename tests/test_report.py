@@ -1,4 +1,7 @@
-"""The report as a reader meets it: in headless Chromium, with what is in it checked against the files that it is made from."""
+"""The report as a reader meets it: in headless Chromium, with what is in it checked against the files that it is made
+from.
+"""
+
 import json
 import math
 import shutil
@@ -10,10 +13,10 @@ from hypothesis import strategies as st
 from tiny import make, make_images
 
 from quant import Calibrator, QuantConfig
-from quant.ascend import read
-from quant.cli import main
-from quant.evaluate import Answers, files_digest, summarize
-from quant.questions import Question, QuestionSet
+from quant.commands.cli import main
+from quant.evaluate.evaluate import Answers, files_digest, summarize
+from quant.evaluate.questions import Question, QuestionSet
+from quant.export.ascend import read
 from quant.report.markup import Markup, el
 from quant.report.plots import linear_axis, spread_axis
 
@@ -23,13 +26,38 @@ HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"docume
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """out/: a small export; images/; verify.json; evaluation.json: 40 questions, 3 lost and 1 gained; what models said is hostile."""
+    """out/: a small export; images/; verify.json; evaluation.json: 40 questions, 3 lost and 1 gained; what models said
+    is hostile.
+    """
     root = tmp_path_factory.mktemp("report")
     images = make_images(root / "images", 3)
     source = make(root / "src", "qwen2_vl", blocks=(2, 3))
     Calibrator(source, QuantConfig(anti_method="m2"), images).run().save(root / "out")
-    assert main(["verify", str(root / "out"), "--model_path", str(source), "--images", str(images), "--tokens", "2", "--json", str(root / "verify.json"), "--quiet", *LENIENT]) == 0
-    questions = tuple(Question(str(i), f"data.jsonl:{i + 1}", b"", "What is written?", (f"answer {i}.",), ("even", "odd")[i % 2], False) for i in range(40))
+    assert (
+        main(
+            [
+                "verify",
+                str(root / "out"),
+                "--model_path",
+                str(source),
+                "--images",
+                str(images),
+                "--tokens",
+                "2",
+                "--json",
+                str(root / "verify.json"),
+                "--quiet",
+                *LENIENT,
+            ]
+        )
+        == 0
+    )
+    questions = tuple(
+        Question(
+            str(i), f"data.jsonl:{i + 1}", b"", "What is written?", (f"answer {i}.",), ("even", "odd")[i % 2], False
+        )
+        for i in range(40)
+    )
     right = [f"answer {i}." for i in range(40)]
     float_said, int8_said = right[:], right[:]
     float_said[5] = HOSTILE
@@ -48,7 +76,9 @@ def folder(tmp_path_factory):
 def report(folder):
     file = folder / "report.html"
     results = ["--verify", str(folder / "verify.json"), "--evaluation", str(folder / "evaluation.json")]
-    assert main(["report", str(folder / "out"), *results, "--images", str(folder / "images"), "--output", str(file)]) == 0
+    assert (
+        main(["report", str(folder / "out"), *results, "--images", str(folder / "images"), "--output", str(file)]) == 0
+    )
     return file
 
 
@@ -80,12 +110,27 @@ def test_no_errors_and_nothing_of_what_it_quotes_runs(desktop, phone_at_night):
 
 def test_sections_and_their_links(desktop):
     names = desktop.run("return [...document.querySelectorAll('main > section')].map(e => e.id)")
-    assert names == ["summary", "verification", "accuracy", "errors", "ranges", "clipping", "layers", "images", "timings"]
-    assert desktop.run("return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href').slice(1))") == names
+    assert names == [
+        "summary",
+        "verification",
+        "accuracy",
+        "errors",
+        "ranges",
+        "clipping",
+        "layers",
+        "images",
+        "timings",
+    ]
+    assert (
+        desktop.run("return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href').slice(1))") == names
+    )
 
 
 def test_nothing_comes_from_elsewhere(report, desktop):
-    assert desktop.run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+    assert (
+        desktop.run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length")
+        == 0
+    )
     text = report.read_text()
     assert "http://" not in text and "https://" not in text and "@import" not in text
 
@@ -93,7 +138,9 @@ def test_nothing_comes_from_elsewhere(report, desktop):
 def test_every_linear_is_there_with_its_decision(folder, desktop):
     export = read(folder / "out")
     recipe = json.loads((folder / "out" / "quant_recipe.json").read_text())
-    rows = desktop.run("return [...document.querySelectorAll('.layers tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+    rows = desktop.run(
+        "return [...document.querySelectorAll('.layers tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
     said = {row[0]: row for row in rows}
     assert len(rows) == len(said) and set(said) == set(export.linear_names) | set(recipe["float"])
     for name in export.linear_names:
@@ -102,8 +149,14 @@ def test_every_linear_is_there_with_its_decision(folder, desktop):
         assert int(said[name][5]) == export.load(f"{name}.input_offset").item()
     for name, why in recipe["float"].items():
         assert said[name][2:4] == ["float", why]
-    assert texts(desktop, "#layers summary") == ["Vision tower: 6 int8, 2 float", "Language model: 18 int8, 3 float", "Outside the blocks: 0 int8, 3 float"]
-    strong = desktop.run("return [...document.querySelectorAll('#layers svg rect.after')].map(r => r.getAttribute('fill-opacity'))")
+    assert texts(desktop, "#layers summary") == [
+        "Vision tower: 6 int8, 2 float",
+        "Language model: 18 int8, 3 float",
+        "Outside the blocks: 0 int8, 3 float",
+    ]
+    strong = desktop.run(
+        "return [...document.querySelectorAll('#layers svg rect.after')].map(r => r.getAttribute('fill-opacity'))"
+    )
     assert strong.count("1.000") == 24 and strong.count("0.000") == 5
 
 
@@ -116,10 +169,20 @@ def test_plots_show_the_run(folder, desktop):
     told = texts(desktop, "#errors .panels:nth-of-type(1) svg title")
     assert [text.partition(",")[0] for text in told] == ["block 0", "block 1", "block 0", "block 1", "block 2"]
     # In the plot the pale bar encloses the solid one wherever smoothing narrowed the range.
-    heights = desktop.run("return [...document.querySelectorAll('#ranges .mark')].map(g => [...g.querySelectorAll('.before, .after')].map(r => r.getBoundingClientRect().height))")
-    narrowed = [entry["after"][1] - entry["after"][0] < entry["before"][1] - entry["before"][0] for block in run["blocks"] for entry in block["ranges"]]
+    heights = desktop.run(
+        "return [...document.querySelectorAll('#ranges .mark')].map(g => [...g.querySelectorAll('.before,"
+        " .after')].map(r => r.getBoundingClientRect().height))"
+    )
+    narrowed = [
+        entry["after"][1] - entry["after"][0] < entry["before"][1] - entry["before"][0]
+        for block in run["blocks"]
+        for entry in block["ranges"]
+    ]
     assert sum(narrowed) > 10 and sum(before > after for before, after in heights) == sum(narrowed)
-    circles = desktop.run("return [...document.querySelectorAll('#errors .panels:nth-of-type(1) .mark')].map(g => [...g.querySelectorAll('circle')].map(c => +c.getAttribute('cy')))")
+    circles = desktop.run(
+        "return [...document.querySelectorAll('#errors .panels:nth-of-type(1) .mark')].map(g =>"
+        " [...g.querySelectorAll('circle')].map(c => +c.getAttribute('cy')))"
+    )
     for block, (plain, chosen) in zip(run["blocks"], circles):
         assert (plain > chosen) == (block["snr_plain_db"] < block["snr_db"])  # y runs downward
 
@@ -128,24 +191,50 @@ def test_what_verify_measured(folder, desktop):
     result = json.loads((folder / "verify.json").read_text())
     tiles = texts(desktop, ".tile.good")
     assert len(tiles) == 1 and tiles[0].startswith("Verifiedpassed")
-    rows = desktop.run("return [...document.querySelectorAll('#verification table:first-of-type tr')].slice(0, 4).map(r => [...r.cells].map(c => c.textContent))")
-    assert rows[3] == ["Same token first", *(f"{100 * result['logits'][model]['top1']:.1f}\u00a0%" for model in ("export", "rounded")), ""]
+    rows = desktop.run(
+        "return [...document.querySelectorAll('#verification table:first-of-type tr')].slice(0, 4).map(r =>"
+        " [...r.cells].map(c => c.textContent))"
+    )
+    assert rows[3] == [
+        "Same token first",
+        *(f"{100 * result['logits'][model]['top1']:.1f}\u00a0%" for model in ("export", "rounded")),
+        "",
+    ]
     assert rows[1][3] == "≤ 9"
     built_up = texts(desktop, "#errors .panels:nth-of-type(2) svg title")
-    assert built_up == [f"block {b['index']}, rounded afresh {b['rounded']['snr_db']:.1f} dB, exported {b['export']['snr_db']:.1f} dB" for b in result["blocks"]]
+    assert built_up == [
+        f"block {b['index']}, rounded afresh {b['rounded']['snr_db']:.1f} dB, exported {b['export']['snr_db']:.1f} dB"
+        for b in result["blocks"]
+    ]
     linears = [entry for block in result["blocks"] for entry in block["linears"]]
     clipped = texts(desktop, "#clipping svg title")
     alone = texts(desktop, "#errors .panels:nth-of-type(3) svg title")
-    assert {text.partition(":")[0] for text in clipped} == {text.partition(":")[0] for text in alone} == {entry["linear"] for entry in linears}
+    assert (
+        {text.partition(":")[0] for text in clipped}
+        == {text.partition(":")[0] for text in alone}
+        == {entry["linear"] for entry in linears}
+    )
     worst = max(linears, key=lambda entry: entry["clipped_share"])
-    assert f"Largest: {100 * worst['clipped_share']:.2f}\u00a0%, {worst['linear']}." in desktop.run("return document.querySelector('#clipping').textContent")
-    strength = desktop.run("return [...document.querySelectorAll('#clipping rect.clipped')].map(r => [r.parentNode.textContent.split(':')[0], +r.getAttribute('fill-opacity')])")
+    assert f"Largest: {100 * worst['clipped_share']:.2f}\u00a0%, {worst['linear']}." in desktop.run(
+        "return document.querySelector('#clipping').textContent"
+    )
+    strength = desktop.run(
+        "return [...document.querySelectorAll('#clipping rect.clipped')].map(r =>"
+        " [r.parentNode.textContent.split(':')[0], +r.getAttribute('fill-opacity')])"
+    )
     assert max(strength, key=lambda pair: pair[1])[0] == worst["linear"] or worst["clipped_share"] == 0
 
 
 def test_scores_and_flips(desktop):
-    rows = desktop.run("return [...document.querySelectorAll('.scores tr')].map(r => [...r.cells].map(c => c.textContent))")
-    assert rows == [["Right answers", "float", "int8", "change", "of"], ["even", "20", "19", "−1", "20"], ["odd", "19", "18", "−1", "20"], ["Right", "39", "37", "−2", "40"]]
+    rows = desktop.run(
+        "return [...document.querySelectorAll('.scores tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    assert rows == [
+        ["Right answers", "float", "int8", "change", "of"],
+        ["even", "20", "19", "−1", "20"],
+        ["odd", "19", "18", "−1", "20"],
+        ["Right", "39", "37", "−2", "40"],
+    ]
     assert len(texts(desktop, "#accuracy .flips tbody tr")) == 4
     tile = desktop.run("return document.querySelector('.tile.bad').textContent")
     assert "Accuracy, %97.5 → 92.5" in tile and "−5.00 points, more than the 1 allowed" in tile
@@ -153,13 +242,23 @@ def test_scores_and_flips(desktop):
 
 
 def test_images_are_shown(desktop):
-    sizes = desktop.run("return Promise.all([...document.images].map(i => i.decode().then(() => [i.naturalWidth, i.src.slice(0, 22)])))")
+    sizes = desktop.run(
+        "return Promise.all([...document.images].map(i => i.decode().then(() => [i.naturalWidth, i.src.slice(0, 22)])))"
+    )
     assert len(sizes) == 3 and all(width > 0 and start == "data:image/jpeg;base64" for width, start in sizes)
 
 
 def test_the_filter_narrows_the_tables(desktop):
     desktop.run("const f = document.getElementById('filter'); f.value = 'o_PROJ'; f.dispatchEvent(new Event('input'))")
-    assert len(desktop.run("return [...document.querySelectorAll('.layers tbody tr')].filter(r => r.offsetParent).map(r => r.cells[0].textContent)")) == 3
+    assert (
+        len(
+            desktop.run(
+                "return [...document.querySelectorAll('.layers tbody tr')].filter(r => r.offsetParent).map(r =>"
+                " r.cells[0].textContent)"
+            )
+        )
+        == 3
+    )
     desktop.run("const f = document.getElementById('filter'); f.value = ''; f.dispatchEvent(new Event('input'))")
     assert desktop.run("return [...document.querySelectorAll('#layers tbody tr')].filter(r => r.hidden).length") == 0
 
@@ -167,12 +266,14 @@ def test_the_filter_narrows_the_tables(desktop):
 def test_legible_on_a_phone(phone_at_night):
     assert phone_at_night.run("return document.documentElement.scrollWidth") == 360
     sizes = phone_at_night.run(
-        "return [...document.querySelectorAll('svg text')].map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)"
+        "return [...document.querySelectorAll('svg text')].map(t => parseFloat(getComputedStyle(t).fontSize) *"
+        " t.getScreenCTM().a)"
     )
     assert min(sizes) > 8.5
     outside = phone_at_night.run(
-        "return [...document.querySelectorAll('svg text')].filter(t => { const b = t.getBoundingClientRect(), s = t.ownerSVGElement.getBoundingClientRect();"
-        " return b.left < s.left - 1 || b.right > s.right + 1 }).map(t => t.textContent)"
+        "return [...document.querySelectorAll('svg text')].filter(t => { const b = t.getBoundingClientRect(), s ="
+        " t.ownerSVGElement.getBoundingClientRect(); return b.left < s.left - 1 || b.right > s.right + 1 }).map(t =>"
+        " t.textContent)"
     )
     assert outside == []
 
@@ -194,7 +295,10 @@ return Object.entries(worst).filter(([, ratio]) => ratio < 4.5)
 
 def test_text_stands_out_by_day_and_by_night(desktop, phone_at_night):
     assert desktop.run(CONTRAST) == [] and phone_at_night.run(CONTRAST) == []
-    grounds = [browser.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)") for browser in (desktop, phone_at_night)]
+    grounds = [
+        browser.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        for browser in (desktop, phone_at_night)
+    ]
     assert min(grounds[0]) > 200 and max(grounds[1]) < 60
 
 
@@ -223,7 +327,10 @@ def test_an_export_by_another_tool(folder, tmp_path):
 
 def test_an_export_by_the_vendors_engine(folder, tmp_path):
     shutil.copytree(folder / "out", tmp_path / "out")
-    for name, changes in (("quant_recipe.json", {"msmodelslim": "26.1.0", "smoothed_groups": None, "alpha": None}), ("quant_run.json", {"blocks": []})):
+    for name, changes in (
+        ("quant_recipe.json", {"msmodelslim": "26.1.0", "smoothed_groups": None, "alpha": None}),
+        ("quant_run.json", {"blocks": []}),
+    ):
         file = tmp_path / "out" / name
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "r.html")]) == 0
@@ -235,7 +342,19 @@ def test_scores_of_other_files_are_marked(folder, tmp_path):
     shutil.copytree(folder / "out", tmp_path / "out")
     config = tmp_path / "out" / "config.json"
     config.write_text(config.read_text() + "\n")
-    assert main(["report", str(tmp_path / "out"), "--evaluation", str(folder / "evaluation.json"), "--output", str(tmp_path / "r.html")]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(tmp_path / "out"),
+                "--evaluation",
+                str(folder / "evaluation.json"),
+                "--output",
+                str(tmp_path / "r.html"),
+            ]
+        )
+        == 0
+    )
     assert "not of this directory&#x27;s files" in (tmp_path / "r.html").read_text()
 
 
@@ -249,7 +368,14 @@ def test_long_words_do_not_widen_a_phone(folder, tmp_path):
     scores["sides"][0]["troubles"], scores["data"]["file"] = {long: 3}, long
     for name, value in (("verify.json", result), ("evaluation.json", scores)):
         (tmp_path / name).write_text(json.dumps(value))
-    words = ["--verify", str(tmp_path / "verify.json"), "--evaluation", str(tmp_path / "evaluation.json"), "--output", str(tmp_path / "r.html")]
+    words = [
+        "--verify",
+        str(tmp_path / "verify.json"),
+        "--evaluation",
+        str(tmp_path / "evaluation.json"),
+        "--output",
+        str(tmp_path / "r.html"),
+    ]
     assert main(["report", str(folder / "out"), *words]) == 0
     with Browser(360, 780, touch=True) as browser:
         browser.open(tmp_path / "r.html")
@@ -259,23 +385,52 @@ def test_long_words_do_not_widen_a_phone(folder, tmp_path):
 
 def test_a_damaged_export_is_said_to_be_one(folder, tmp_path):
     result = json.loads((folder / "verify.json").read_text())
-    verdict = {"cause": "export", "reasons": ["x.deq_scale: is <wrong>"], "advice": "write it again", "first_bad_block": "x.0", "first_bad_linear": None}
+    verdict = {
+        "cause": "export",
+        "reasons": ["x.deq_scale: is <wrong>"],
+        "advice": "write it again",
+        "first_bad_block": "x.0",
+        "first_bad_linear": None,
+    }
     result |= {"passed": False, "verdict": verdict, "blocks": [], "logits": None, "free_running": None}
     (tmp_path / "verify.json").write_text(json.dumps(result))
-    assert main(["report", str(folder / "out"), "--verify", str(tmp_path / "verify.json"), "--output", str(tmp_path / "r.html")]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(folder / "out"),
+                "--verify",
+                str(tmp_path / "verify.json"),
+                "--output",
+                str(tmp_path / "r.html"),
+            ]
+        )
+        == 0
+    )
     text = (tmp_path / "r.html").read_text()
-    assert "Failed: the export is damaged." in text and "Write it again." in text and "x.deq_scale: is &lt;wrong&gt;" in text
+    assert (
+        "Failed: the export is damaged." in text
+        and "Write it again." in text
+        and "x.deq_scale: is &lt;wrong&gt;" in text
+    )
     assert 'class="tile bad"' in text and text.count("Verify found damage and ran no block.") == 2
 
 
-@pytest.mark.parametrize("words, code, message", [
-    (["nowhere"], 2, "not an Ascend export"),
-    (["OUT", "--evaluation", "nowhere.json"], 2, "nowhere.json: no such file; `python -m quant evaluate --json FILE` writes it"),
-    (["OUT", "--evaluation", "OUT/config.json"], 1, "config.json: has no data"),
-    (["OUT", "--verify", "OUT/config.json"], 1, "config.json: has no passed; `python -m quant verify --json FILE`"),
-    (["OUT", "--images", "nowhere"], 2, "nowhere: no such folder"),
-    (["OUT", "--output", "nowhere/r.html"], 1, "--output nowhere/r.html: No such file or directory"),
-])
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["nowhere"], 2, "not an Ascend export"),
+        (
+            ["OUT", "--evaluation", "nowhere.json"],
+            2,
+            "nowhere.json: no such file; `python -m quant evaluate --json FILE` writes it",
+        ),
+        (["OUT", "--evaluation", "OUT/config.json"], 1, "config.json: has no data"),
+        (["OUT", "--verify", "OUT/config.json"], 1, "config.json: has no passed; `python -m quant verify --json FILE`"),
+        (["OUT", "--images", "nowhere"], 2, "nowhere: no such folder"),
+        (["OUT", "--output", "nowhere/r.html"], 1, "--output nowhere/r.html: No such file or directory"),
+    ],
+)
 def test_requests_that_cannot_be_met(folder, words, code, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["report", *(word.replace("OUT", str(folder / "out")) for word in words)]) == code
@@ -287,7 +442,10 @@ def test_requests_that_cannot_be_met(folder, words, code, message, capsys, tmp_p
 
 
 def test_markup_is_escaped():
-    assert el("td", "a<b", Markup("<i></i>"), None, [1, "&"], class_='x"y', hidden=True, id=None) == '<td class="x&quot;y" hidden>a&lt;b<i></i>1&amp;</td>'
+    assert (
+        el("td", "a<b", Markup("<i></i>"), None, [1, "&"], class_='x"y', hidden=True, id=None)
+        == '<td class="x&quot;y" hidden>a&lt;b<i></i>1&amp;</td>'
+    )
 
 
 numbers = st.floats(-1e6, 1e6)

@@ -1,4 +1,7 @@
-"""What a job survives: SIGKILL at any moment, Ctrl-C, a second job, and being resumed with something else than it began with."""
+"""What a job survives: SIGKILL at any moment, Ctrl-C, a second job, and being resumed with something else than it began
+with.
+"""
+
 import fcntl
 import hashlib
 import os
@@ -12,15 +15,19 @@ import pytest
 import tiny
 
 from quant import Calibrator, QuantConfig, QuantError, UsageError
-from quant.job import run_job
-from quant.resume import work_directory
+from quant.calibrate.job import run_job
+from quant.calibrate.resume import work_directory
 
 POINTS = 50
 
 
 def digest(directory):
     """Name -> hash of every file; quant_run.json holds the times."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir()) if path.name != "quant_run.json"}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.iterdir())
+        if path.name != "quant_run.json"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +54,7 @@ def world(tmp_path_factory):
 
 def leave(world, out, index):
     """A job that dies before operation number `index`, or in its middle."""
+
     def job():
         with faults.counted(index, faults.killed):
             run_job(world.calibrator(), out, resume=True)
@@ -56,7 +64,7 @@ def leave(world, out, index):
 
 def stopped_in_the_language_tower(world, out):
     def job():
-        from quant.block import BlockQuantizer
+        from quant.calibrate.block import BlockQuantizer
 
         original = BlockQuantizer.__call__
 
@@ -91,12 +99,16 @@ def test_killed_anywhere_and_resumed_ends_byte_identical(world, tmp_path):
 
 
 def test_a_resumed_job_computes_only_what_is_missing(world, tmp_path, monkeypatch):
-    from quant.block import BlockQuantizer
+    from quant.calibrate.block import BlockQuantizer
 
     out, done = tmp_path / "out", []
     stopped_in_the_language_tower(world, out)
     original = BlockQuantizer.__call__
-    monkeypatch.setattr(BlockQuantizer, "__call__", lambda self, index, feeds: done.append((self.tower.name, index)) or original(self, index, feeds))
+    monkeypatch.setattr(
+        BlockQuantizer,
+        "__call__",
+        lambda self, index, feeds: done.append((self.tower.name, index)) or original(self, index, feeds),
+    )
     run_job(world.calibrator(), out, resume=True)
     assert done == [("language", 1)] and digest(out) == world.reference
 
@@ -104,7 +116,10 @@ def test_a_resumed_job_computes_only_what_is_missing(world, tmp_path, monkeypatc
 def test_an_unfinished_job_is_not_overwritten(world, tmp_path):
     out = tmp_path / "out"
     stopped_in_the_language_tower(world, out)
-    with pytest.raises(UsageError, match=r"3 blocks are kept in .*\.out\.quant-work: the same command with --resume .* remove that directory"):
+    with pytest.raises(
+        UsageError,
+        match=r"3 blocks are kept in .*\.out\.quant-work: the same command with --resume .* remove that directory",
+    ):
         run_job(world.calibrator(), out)
     run_job(world.calibrator(), out, resume=True)
 
@@ -123,7 +138,9 @@ def test_another_recipe_source_or_calibration_set_is_refused_with_both_values(wo
     for pattern, calibrator in {
         r'anti_method was "m4" and is "none"': lambda: world.calibrator(source, anti_method="none"),
         r"seed was 0 and is 3": lambda: world.calibrator(source, seed=3),
-        r'calibration_sha256 was "[0-9a-f]{64}" and is "[0-9a-f]{64}"': lambda: world.calibrator(source, world.inputs[:1]),
+        r'calibration_sha256 was "[0-9a-f]{64}" and is "[0-9a-f]{64}"': lambda: world.calibrator(
+            source, world.inputs[:1]
+        ),
     }.items():
         with pytest.raises(UsageError, match=pattern):
             run_job(calibrator(), out, resume=True)
@@ -134,7 +151,10 @@ def test_another_recipe_source_or_calibration_set_is_refused_with_both_values(wo
         stream.seek(-1, 2)
         stream.write(bytes([last[0] ^ 1]))
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(UsageError, match=rf"{shard.name} was .*sampled sha256 [0-9a-f]+ and is .*sampled sha256 [0-9a-f]+; go back to the first"):
+    with pytest.raises(
+        UsageError,
+        match=rf"{shard.name} was .*sampled sha256 [0-9a-f]+ and is .*sampled sha256 [0-9a-f]+; go back to the first",
+    ):
         run_job(world.calibrator(source), out, resume=True)
     assert (work_directory(out) / "state").read_bytes() == (job / "state").read_bytes(), "a refusal costs nothing"
 
@@ -164,7 +184,7 @@ def heeding_interrupts():
 @pytest.mark.parametrize("times", [1, 2])
 def test_interrupts(world, heeding_interrupts, tmp_path, monkeypatch, capfd, times):
     """Once: the block is finished and committed. Twice: at once, and the blocks before it are kept."""
-    from quant.block import BlockQuantizer
+    from quant.calibrate.block import BlockQuantizer
 
     out, original, finished = tmp_path / "out", BlockQuantizer.__call__, []
 
@@ -178,7 +198,9 @@ def test_interrupts(world, heeding_interrupts, tmp_path, monkeypatch, capfd, tim
 
     monkeypatch.setattr(BlockQuantizer, "__call__", interrupted)
     kept = 3 if times == 1 else 2
-    with pytest.raises(KeyboardInterrupt, match=rf"interrupted; {kept} blocks are kept in .*: the same command with --resume goes on"):
+    with pytest.raises(
+        KeyboardInterrupt, match=rf"interrupted; {kept} blocks are kept in .*: the same command with --resume goes on"
+    ):
         run_job(world.calibrator(), out)
     assert len(finished) == kept and "Ctrl-C again stops at once" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -191,7 +213,10 @@ def test_what_is_not_needed_any_more_is_deleted_as_the_run_goes(world, tmp_path)
     out = tmp_path / "out"
     stopped_in_the_language_tower(world, out)
     names = {path.name for path in (work_directory(out) / "hidden").iterdir()}
-    assert names == {"vision-1.0.safetensors", "language-0.0.safetensors"}, "the entrance of this tower, and where it stands"
+    assert names == {
+        "vision-1.0.safetensors",
+        "language-0.0.safetensors",
+    }, "the entrance of this tower, and where it stands"
 
 
 def test_links_are_not_written_through(world, tmp_path):

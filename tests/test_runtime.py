@@ -7,11 +7,12 @@ import tiny
 import torch
 import transformers
 
-from quant import ascend, runtime
-from quant.errors import QuantError
-from quant.images import open_image
-from quant.int8 import quantize_linear
-from quant.runtime import Int8Linear, greedy, load, load_float, unpack_deq_scale
+from quant.arithmetic.int8 import quantize_linear
+from quant.base.errors import QuantError
+from quant.export import ascend
+from quant.inputs.images import open_image
+from quant.verify import runtime
+from quant.verify.runtime import Int8Linear, greedy, load, load_float, unpack_deq_scale
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FAMILIES = [("qwen2_vl", "bfloat16"), ("llava", "float16")]
@@ -44,7 +45,9 @@ def by_hand(stored: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("extreme", [False, True])
-@pytest.mark.parametrize("tokens,outputs,inputs", [(1, 8, 16), (1, 320, 256), (7, 128, 640), (40, 96, 160), (3, 8, 5120)])
+@pytest.mark.parametrize(
+    "tokens,outputs,inputs", [(1, 8, 16), (1, 320, 256), (7, 128, 640), (40, 96, 160), (3, 8, 5120)]
+)
 def test_integers_are_exact(dtype, extreme, tokens, outputs, inputs):
     rng, kind = np.random.default_rng(tokens + inputs), DTYPES[dtype]
     stored = parts(rng, outputs, inputs, kind, extreme)
@@ -65,11 +68,15 @@ def test_any_number_of_leading_dimensions_and_float32_activations():
 
 
 def test_computes_what_was_quantized():
-    """From float weights to the export's tensors and back: the error is that of 8 bits, and quant_bias carries the offset and the bias."""
+    """From float weights to the export's tensors and back: the error is that of 8 bits, and quant_bias carries the
+    offset and the bias.
+    """
     torch.manual_seed(0)
     weight, bias, x = torch.randn(32, 64), torch.randn(32), torch.randn(100, 64) * 2 + 1
     linear = quantize_linear("linear", weight, bias, x.min(), x.max(), torch.bfloat16)
-    stored = {name.removeprefix("linear."): tensor for name, tensor in ascend.linear_tensors(linear, torch.float16).items()}
+    stored = {
+        name.removeprefix("linear."): tensor for name, tensor in ascend.linear_tensors(linear, torch.float16).items()
+    }
     y = Int8Linear("linear", stored, torch.float32)(x)
     expected = torch.nn.functional.linear(x, weight, bias)
     assert (y - expected).norm() < 0.012 * expected.norm()
@@ -116,7 +123,11 @@ def test_both_layouts_run_and_generate(made, family, dtype):
 def test_float_model_is_transformers_own(made, family, dtype):
     model, encoder = load_float(made.source(family, dtype))
     inputs = sample(made, encoder)
-    whole = getattr(transformers, type(model).__name__).from_pretrained(made.source(family, dtype), dtype=model.dtype).eval()
+    whole = (
+        getattr(transformers, type(model).__name__)
+        .from_pretrained(made.source(family, dtype), dtype=model.dtype)
+        .eval()
+    )
     assert torch.equal(model(**inputs).logits, whole(**inputs).logits)
     assert model.generation_config.eos_token_id == whole.generation_config.eos_token_id
 
@@ -141,13 +152,20 @@ def test_only_what_a_server_reads_is_read(made, tmp_path):
 @pytest.mark.parametrize(
     "change,message",
     [
-        (lambda t: t.pop("model.layers.0.self_attn.q_proj.quant_bias"), "tensor model.layers.0.self_attn.q_proj.quant_bias is missing"),
         (
-            lambda t: t.update({"model.layers.0.self_attn.q_proj.deq_scale": t["model.layers.0.self_attn.q_proj.deq_scale"].long()}),
+            lambda t: t.pop("model.layers.0.self_attn.q_proj.quant_bias"),
+            "tensor model.layers.0.self_attn.q_proj.quant_bias is missing",
+        ),
+        (
+            lambda t: t.update(
+                {"model.layers.0.self_attn.q_proj.deq_scale": t["model.layers.0.self_attn.q_proj.deq_scale"].long()}
+            ),
             "q_proj.deq_scale is int64, a server of bfloat16 models reads float32 there",
         ),
         (
-            lambda t: t.update({"model.layers.1.mlp.up_proj.input_scale": t["model.layers.1.mlp.up_proj.input_scale"][0]}),
+            lambda t: t.update(
+                {"model.layers.1.mlp.up_proj.input_scale": t["model.layers.1.mlp.up_proj.input_scale"][0]}
+            ),
             r"up_proj.input_scale has shape \[\], \[1\] is expected",
         ),
     ],
@@ -160,10 +178,12 @@ def test_what_no_server_would_load_is_named(made, tmp_path, change, message):
 
 
 def test_tied_head(tmp_path):
-    from quant.calibrator import Calibrator
-    from quant.config import QuantConfig
+    from quant.base.config import QuantConfig
+    from quant.calibrate.calibrator import Calibrator
 
     source = tiny.make(tmp_path / "src", "qwen2_vl", tied=True)
-    Calibrator(source, QuantConfig(dev_type="cpu"), tiny.make_images(tmp_path / "images", 1)).run(tmp_path).save(tmp_path / "out")
+    Calibrator(source, QuantConfig(dev_type="cpu"), tiny.make_images(tmp_path / "images", 1)).run(tmp_path).save(
+        tmp_path / "out"
+    )
     model, _ = runtime.load(tmp_path / "out")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -1,4 +1,5 @@
 """samples: what a process keeps of the calibration inputs, alone and as one of several."""
+
 import weakref
 
 import pytest
@@ -6,10 +7,10 @@ import tiny
 import torch
 
 from quant import Calibrator, QuantConfig
-from quant.encode import Encoder
-from quant.ranks import Ranks
-from quant.resume import Work
-from quant.towers import TowerRun
+from quant.calibrate.loop import TowerRun
+from quant.calibrate.ranks import Ranks
+from quant.calibrate.resume import Work
+from quant.inputs.encode import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,9 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def held(monkeypatch):
-    """held.before: how many samples' pixels are in memory when the next sample is encoded, call by call; held.now(): how many are now."""
+    """held.before: how many samples' pixels are in memory when the next sample is encoded, call by call; held.now():
+    how many are now.
+    """
 
     class Held:
         before, pixels = [], []

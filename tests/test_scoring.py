@@ -1,4 +1,7 @@
-"""OCRBench's rule against a plain transcription of the published one, the data files, and the bootstrap against resampled pairs."""
+"""OCRBench's rule against a plain transcription of the published one, the data files, and the bootstrap against
+resampled pairs.
+"""
+
 import base64
 import csv
 import io
@@ -10,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quant.errors import UsageError
-from quant.questions import TYPES, Question, QuestionSet, load_questions
-from quant.scoring import compare, is_right, published, table
+from quant.base.errors import UsageError
+from quant.evaluate.questions import TYPES, Question, QuestionSet, load_questions
+from quant.evaluate.scoring import compare, is_right, published, table
 
 TEXT, MATH = TYPES[0], TYPES[-1]
 
@@ -30,31 +33,37 @@ def png(colour="red") -> bytes:
 # ---- the rule
 
 
-@pytest.mark.parametrize("answer, prediction, right", [
-    ("CENTRE", "centre", True),  # case
-    ("centre", "It says CENTRE.", True),
-    ("two words", "two\nwords", True),  # a newline is a space
-    ("two\nwords", "Two Words!", True),
-    ("  padded \n", "padded", True),
-    ("padded", "\n padded\t", True),
-    ("two words", "two  words", False),  # inner spaces count
-    ("two words", "twowords", False),
-    ("two words", "two\n words", False),
-    ("12", "3125", True),  # containment, as published
-    ("", "", True),  # never read from a file: refused there
-    ("abc", "", False),
-])
+@pytest.mark.parametrize(
+    "answer, prediction, right",
+    [
+        ("CENTRE", "centre", True),  # case
+        ("centre", "It says CENTRE.", True),
+        ("two words", "two\nwords", True),  # a newline is a space
+        ("two\nwords", "Two Words!", True),
+        ("  padded \n", "padded", True),
+        ("padded", "\n padded\t", True),
+        ("two words", "two  words", False),  # inner spaces count
+        ("two words", "twowords", False),
+        ("two words", "two\n words", False),
+        ("12", "3125", True),  # containment, as published
+        ("", "", True),  # never read from a file: refused there
+        ("abc", "", False),
+    ],
+)
 def test_text(answer, prediction, right):
     assert is_right(question(answer), prediction) is right
 
 
-@pytest.mark.parametrize("answer, prediction, right", [
-    (r"\frac { a } { b }", r"\frac{a}{b}", True),  # spaces are nothing
-    (r"\frac{a}{b}", "$\\frac {a}\n{b}$", True),  # nor are newlines
-    ("X + Y", "x+y", False),  # case counts
-    ("x + y", "z=x+y", True),
-    ("x\t+y", "x+y", False),  # a tab inside is neither space nor newline
-])
+@pytest.mark.parametrize(
+    "answer, prediction, right",
+    [
+        (r"\frac { a } { b }", r"\frac{a}{b}", True),  # spaces are nothing
+        (r"\frac{a}{b}", "$\\frac {a}\n{b}$", True),  # nor are newlines
+        ("X + Y", "x+y", False),  # case counts
+        ("x + y", "z=x+y", True),
+        ("x\t+y", "x+y", False),  # a tab inside is neither space nor newline
+    ],
+)
 def test_handwritten_math(answer, prediction, right):
     assert is_right(question(answer, math=True), prediction) is right
 
@@ -96,8 +105,13 @@ def test_published_table():
     assert rows["Text Recognition"] == {"right": 6, "of": 12}
     assert rows["Final Score"] == {"right": 10, "of": 20}
     assert list(published(rows)) == [
-        "Text Recognition", "Scene Text-centric VQA", "Doc-oriented VQA", "Key Information Extraction",
-        "Handwritten Mathematical Expression Recognition", "Final Score", "Final Score Norm",
+        "Text Recognition",
+        "Scene Text-centric VQA",
+        "Doc-oriented VQA",
+        "Key Information Extraction",
+        "Handwritten Mathematical Expression Recognition",
+        "Final Score",
+        "Final Score Norm",
     ]
     assert published(rows)["Final Score Norm"] == 1.0
 
@@ -109,7 +123,11 @@ def test_keys_without_questions_stay_in_the_table():
 
 def test_other_data_is_counted_by_category():
     data = QuestionSet(None, False, (question("x", category="b"), question("y"), question("z", category="a")))
-    assert table(data, [True, True, False]) == {"b": {"right": 1, "of": 1}, "a": {"right": 0, "of": 1}, "Right": {"right": 2, "of": 3}}
+    assert table(data, [True, True, False]) == {
+        "b": {"right": 1, "of": 1},
+        "a": {"right": 0, "of": 1},
+        "Right": {"right": 2, "of": 3},
+    }
 
 
 # ---- the difference of two models
@@ -165,7 +183,13 @@ def folder(tmp_path):
 
 
 def ocrbench_row(**changes) -> dict:
-    return {"dataset_name": "IIIT5K", "type": TEXT, "question": "What?", "answers": ["x"], "image_path": "a.png"} | changes
+    return {
+        "dataset_name": "IIIT5K",
+        "type": TEXT,
+        "question": "What?",
+        "answers": ["x"],
+        "image_path": "a.png",
+    } | changes
 
 
 def write_json(folder, *rows):
@@ -181,15 +205,25 @@ def write_tsv(folder, *rows, columns=("index", "image", "question", "answer", "c
 
 
 def write_jsonl(folder, *rows):
-    (folder / "data.jsonl").write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    (folder / "data.jsonl").write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return folder / "data.jsonl"
 
 
 def test_json(folder):
-    data = load_questions(write_json(folder, ocrbench_row(answers="one"), ocrbench_row(dataset_name="HME100k", type=MATH, answers=["x^2", "y"])))
+    data = load_questions(
+        write_json(
+            folder, ocrbench_row(answers="one"), ocrbench_row(dataset_name="HME100k", type=MATH, answers=["x^2", "y"])
+        )
+    )
     first, second = data.questions
     assert data.ocrbench and first.answers == ("one",) and second.answers == ("x^2", "y")
-    assert (first.math, second.math) == (False, True) and first.where.endswith("data.json:2") and second.where.endswith("data.json:3")
+    assert (
+        (first.math, second.math) == (False, True)
+        and first.where.endswith("data.json:2")
+        and second.where.endswith("data.json:3")
+    )
     assert first.data() == png("red") and first.open().size == (40, 30)
 
 
@@ -203,11 +237,22 @@ def test_json_images_elsewhere(folder, tmp_path_factory):
 
 def test_tsv(folder):
     encoded = base64.b64encode(png()).decode()
-    data = load_questions(write_tsv(folder, ["0", encoded, "What?", "['a', \"b's\"]", TEXT], ["7", "0", "And\nhere?", "['x']", MATH], ["8", encoded, "What?", "plain", TEXT]))
+    data = load_questions(
+        write_tsv(
+            folder,
+            ["0", encoded, "What?", "['a', \"b's\"]", TEXT],
+            ["7", "0", "And\nhere?", "['x']", MATH],
+            ["8", encoded, "What?", "plain", TEXT],
+        )
+    )
     first, second, third = data.questions
     assert first.answers == ("a", "b's") and third.answers == ("plain",)
     assert second.data() == first.data() == png() and second.math and not first.math
-    assert [question.where.rpartition(":")[2] for question in data.questions] == ["2", "3", "5"]  # the second holds a newline
+    assert [question.where.rpartition(":")[2] for question in data.questions] == [
+        "2",
+        "3",
+        "5",
+    ]  # the second holds a newline
     assert first.key == third.key != second.key
 
 
@@ -218,7 +263,10 @@ def test_tsv_answers_are_read_not_run(folder):
 
 
 def test_jsonl_and_what_the_digest_depends_on(folder):
-    rows = [{"image": "a.png", "prompt": "p", "answers": ["x"], "category": "c"}, {"image": "b.png", "prompt": "p", "answers": "y"}]
+    rows = [
+        {"image": "a.png", "prompt": "p", "answers": ["x"], "category": "c"},
+        {"image": "b.png", "prompt": "p", "answers": "y"},
+    ]
     data = load_questions(write_jsonl(folder, rows[0], "", rows[1]))
     assert not data.ocrbench and [question.category for question in data.questions] == ["c", None]
     assert data.questions[1].where.endswith(":3")
@@ -227,21 +275,24 @@ def test_jsonl_and_what_the_digest_depends_on(folder):
     assert [question.key for question in changed.questions] == keys and changed.digest != data.digest
 
 
-@pytest.mark.parametrize("row, message", [
-    ("{", r"not JSON"),
-    ("[1]", r"expected an object"),
-    ({"image": "a.png", "prompt": "p"}, r'"answers" is missing'),
-    ({"image": "a.png", "prompt": "p", "answers": []}, r"the answers must be"),
-    ({"image": "a.png", "prompt": "p", "answers": [1]}, r"the answers must be"),
-    ({"image": "a.png", "prompt": "p", "answers": ["x", " "]}, r"an answer is empty"),
-    ({"image": "a.png", "prompt": "", "answers": "x"}, r"the question must be text"),
-    ({"image": "a.png", "prompt": 5, "answers": "x"}, r"the question must be text"),
-    ({"image": 5, "prompt": "p", "answers": "x"}, r'"image" must be text'),
-    ({"image": "a.png", "prompt": "p", "answers": "x", "split": 1}, r'unknown key "split"'),
-    ({"image": "c.png", "prompt": "p", "answers": "x"}, r"c.png: no such file"),
-    ({"image": "../c.png", "prompt": "p", "answers": "x"}, r"leaves the folder"),
-    ({"image": "data.jsonl", "prompt": "p", "answers": "x"}, r"not a PNG, JPEG, WebP or BMP"),
-])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("{", r"not JSON"),
+        ("[1]", r"expected an object"),
+        ({"image": "a.png", "prompt": "p"}, r'"answers" is missing'),
+        ({"image": "a.png", "prompt": "p", "answers": []}, r"the answers must be"),
+        ({"image": "a.png", "prompt": "p", "answers": [1]}, r"the answers must be"),
+        ({"image": "a.png", "prompt": "p", "answers": ["x", " "]}, r"an answer is empty"),
+        ({"image": "a.png", "prompt": "", "answers": "x"}, r"the question must be text"),
+        ({"image": "a.png", "prompt": 5, "answers": "x"}, r"the question must be text"),
+        ({"image": 5, "prompt": "p", "answers": "x"}, r'"image" must be text'),
+        ({"image": "a.png", "prompt": "p", "answers": "x", "split": 1}, r'unknown key "split"'),
+        ({"image": "c.png", "prompt": "p", "answers": "x"}, r"c.png: no such file"),
+        ({"image": "../c.png", "prompt": "p", "answers": "x"}, r"leaves the folder"),
+        ({"image": "data.jsonl", "prompt": "p", "answers": "x"}, r"not a PNG, JPEG, WebP or BMP"),
+    ],
+)
 def test_bad_jsonl_lines(folder, row, message):
     good = {"image": "a.png", "prompt": "p", "answers": "x"}
     with pytest.raises(UsageError, match=r"^\S*data\.jsonl:2: .*" + message) as caught:
@@ -249,43 +300,52 @@ def test_bad_jsonl_lines(folder, row, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("row, message", [
-    (5, r"an object was expected"),
-    ({"type": TEXT}, r'"dataset_name" is missing'),
-    (ocrbench_row(type="Poetry"), r"'Poetry' is none of OCRBench's types"),
-    (ocrbench_row(image_path=5), r'"image_path" must be text'),
-    (ocrbench_row(answers=None), r"the answers must be"),
-])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (5, r"an object was expected"),
+        ({"type": TEXT}, r'"dataset_name" is missing'),
+        (ocrbench_row(type="Poetry"), r"'Poetry' is none of OCRBench's types"),
+        (ocrbench_row(image_path=5), r'"image_path" must be text'),
+        (ocrbench_row(answers=None), r"the answers must be"),
+    ],
+)
 def test_bad_json_rows(folder, row, message):
     with pytest.raises(UsageError, match=r"data\.json:3: .*" + message):
         load_questions(write_json(folder, ocrbench_row(), row))
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", r"data\.json:1: a JSON array"),
-    (b'\n{"a": 1}', r"a JSON array"),
-    (b"[\n1,\n", r"data\.json:2"),
-    (b"[]", r"holds no question"),
-    (b"[\n{}\n{}]", r"data\.json:2: .*missing"),
-    (b'[\n\n{"a": tru}]', r"data\.json:3: not JSON"),
-    (b'[\n"\xff"]', r"data\.json:2: not UTF-8"),
-    (b"[\n" + b"[" * 100_000, r"data\.json:2: not JSON"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", r"data\.json:1: a JSON array"),
+        (b'\n{"a": 1}', r"a JSON array"),
+        (b"[\n1,\n", r"data\.json:2"),
+        (b"[]", r"holds no question"),
+        (b"[\n{}\n{}]", r"data\.json:2: .*missing"),
+        (b'[\n\n{"a": tru}]', r"data\.json:3: not JSON"),
+        (b'[\n"\xff"]', r"data\.json:2: not UTF-8"),
+        (b"[\n" + b"[" * 100_000, r"data\.json:2: not JSON"),
+    ],
+)
 def test_broken_json(folder, content, message):
     (folder / "data.json").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         load_questions(folder / "data.json")
 
 
-@pytest.mark.parametrize("row, message", [
-    (["0", "xyz", "q", "a", TEXT], r"neither base64 of an image nor the index"),
-    (["0", "*" * 100, "q", "a", TEXT], r"not base64"),
-    (["0", base64.b64encode(b"x" * 100).decode(), "q", "a", TEXT], r"not a PNG, JPEG, WebP or BMP"),
-    (["0", base64.b64encode(png()).decode(), "q", "['a'", TEXT], r"answer is not a list"),
-    (["0", base64.b64encode(png()).decode(), "q", "[]", TEXT], r"the answers must be"),
-    (["0", base64.b64encode(png()).decode(), "q", "a", "Poetry"], r"'Poetry' is none of"),
-    (["0", "q", "a"], r"3 fields, the first line has 5"),
-])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (["0", "xyz", "q", "a", TEXT], r"neither base64 of an image nor the index"),
+        (["0", "*" * 100, "q", "a", TEXT], r"not base64"),
+        (["0", base64.b64encode(b"x" * 100).decode(), "q", "a", TEXT], r"not a PNG, JPEG, WebP or BMP"),
+        (["0", base64.b64encode(png()).decode(), "q", "['a'", TEXT], r"answer is not a list"),
+        (["0", base64.b64encode(png()).decode(), "q", "[]", TEXT], r"the answers must be"),
+        (["0", base64.b64encode(png()).decode(), "q", "a", "Poetry"], r"'Poetry' is none of"),
+        (["0", "q", "a"], r"3 fields, the first line has 5"),
+    ],
+)
 def test_bad_tsv_rows(folder, row, message):
     with pytest.raises(UsageError, match=r"data\.tsv:2: .*" + message):
         load_questions(write_tsv(folder, row))

@@ -1,16 +1,19 @@
-"""Samples at once: the same bits as one after the other, whatever the threads, and errors that come through. Work beside them: on one thread."""
+"""Samples at once: the same bits as one after the other, whatever the threads, and errors that come through. Work
+beside them: on one thread.
+"""
+
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tiny
 import torch
 
-from quant import Calibrator, QuantConfig, ascend
-from quant.side_by_side import beside, side_by_side
-from quant.stats import Observer
-
-import tiny
+from quant import Calibrator, QuantConfig
+from quant.arithmetic.stats import Observer
+from quant.export import ascend
+from quant.model.threads import beside, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -49,7 +52,11 @@ def test_the_first_error_comes_through_and_no_more_are_begun(four_threads):
 
 def test_on_a_card_they_go_one_by_one_in_order(four_threads):
     seen = []
-    side_by_side(lambda number: seen.append((number, threading.current_thread())), [(number,) for number in range(5)], torch.device("cuda"))
+    side_by_side(
+        lambda number: seen.append((number, threading.current_thread())),
+        [(number,) for number in range(5)],
+        torch.device("cuda"),
+    )
     assert seen == [(number, threading.main_thread()) for number in range(5)]
 
 
@@ -58,7 +65,9 @@ def test_an_observer_fed_from_many_threads_has_seen_all(four_threads):
     alone, together = (Observer("x", 16, 2) for _ in range(2))
     for number, sample in enumerate(samples):
         alone.update(sample, number, number)
-    side_by_side(lambda number: together.update(samples[number], number, number), [(number,) for number in range(200)], CPU)
+    side_by_side(
+        lambda number: together.update(samples[number], number, number), [(number,) for number in range(200)], CPU
+    )
     for name in ("lo", "hi", "rows", "count"):
         a, b = getattr(alone.stats(), name), getattr(together.stats(), name)
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), name
@@ -72,7 +81,9 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path, family):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             Calibrator(source, QuantConfig(anti_method="m2"), images).run(tmp_path).save(tmp_path / f"out{threads}")
-            exports.append(b"".join(file.read_bytes() for file in sorted((tmp_path / f"out{threads}").glob("*.safetensors"))))
+            exports.append(
+                b"".join(file.read_bytes() for file in sorted((tmp_path / f"out{threads}").glob("*.safetensors")))
+            )
             assert ascend.read(tmp_path / f"out{threads}").tensors
     finally:
         torch.set_num_threads(before)

@@ -1,4 +1,5 @@
 """sizes: RolmOCR's published numbers, and agreement with transformers' resize and with what the processors really make."""
+
 import re
 
 import pytest
@@ -7,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from quant.cli import main
-from quant.encode import Encoder
-from quant.errors import QuantError, UsageError
-from quant.sizes import STEEPEST, Measure, resize
+from quant.base.errors import QuantError, UsageError
+from quant.commands.cli import main
+from quant.inputs.encode import Encoder
+from quant.inputs.sizes import STEEPEST, Measure, resize
 
 try:  # transformers 5 has it beside the PIL backend
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -87,13 +88,19 @@ def test_llava_makes_every_image_one_size(sources):
 
 def test_command(sources, capsys):
     source = str(sources["qwen2_5_vl"])
-    assert main(["sizes", source, "--image", "720x1280", "100x100", "--max_pixels", "921600", "--max_new_tokens", "1000"]) == 0
+    assert (
+        main(["sizes", source, "--image", "720x1280", "100x100", "--max_pixels", "921600", "--max_new_tokens", "1000"])
+        == 0
+    )
     printed = capsys.readouterr().out
     text = int(re.search(r"text +(\d+) tokens", printed)[1])
     row = re.search(r"720 x 1280 +700 x 1260 +4500 +1125 +(\d+) +(\d+) +\[4500, 1176\]", printed)
     assert (int(row[1]), int(row[2])) == (1125 + text, 2125 + text)
     assert "min_pixels 3136, max_pixels 921600" in printed and "100 x 100" in printed
-    assert f"maxInputTokenLen and maxPrefillTokens at least {1125 + text}; maxSeqLen (max_model_len) at least {2125 + text}" in printed
+    assert (
+        f"maxInputTokenLen and maxPrefillTokens at least {1125 + text}; maxSeqLen (max_model_len) at least"
+        f" {2125 + text}" in printed
+    )
 
 
 @pytest.mark.parametrize(

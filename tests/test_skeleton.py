@@ -1,17 +1,22 @@
 """The acceptance test of every family: block after block gives what the whole model's forward gives, bit for bit."""
+
 import pytest
 import tiny
 import torch
 import transformers
 
-from quant.checkpoint import Checkpoint
-from quant.config import QuantConfig
-from quant.errors import QuantError
+from quant.base.config import QuantConfig
+from quant.base.errors import QuantError
 from quant.families import family_of
-from quant.samples import prepare
-from quant.skeleton import Skeleton
+from quant.files.checkpoint import Checkpoint
+from quant.inputs.samples import prepare
+from quant.model.streamed import Skeleton
 
-CASES = [(family, dtype, None) for family in ("qwen2_vl", "qwen2_5_vl", "llava") for dtype in ("bfloat16", "float32", "float16")]
+CASES = [
+    (family, dtype, None)
+    for family in ("qwen2_vl", "qwen2_5_vl", "llava")
+    for dtype in ("bfloat16", "float32", "float16")
+]
 CASES += [("qwen2_vl", "bfloat16", (1, 1)), ("llava", "bfloat16", (2, 1))]  # one block used in each tower
 
 
@@ -31,7 +36,10 @@ def stream(skeleton: Skeleton, samples: list[dict]) -> tuple[dict, list[torch.Te
             skeleton.clear(tensors)
         outputs[tower.name] = [feed.hidden for feed in feeds]
     with skeleton.outside(head=True):
-        logits = [skeleton.outputs(inputs, {name: hidden[i] for name, hidden in outputs.items()}) for i, inputs in enumerate(samples)]
+        logits = [
+            skeleton.outputs(inputs, {name: hidden[i] for name, hidden in outputs.items()})
+            for i, inputs in enumerate(samples)
+        ]
     return blocks, logits
 
 
@@ -41,7 +49,9 @@ def test_streamed_equals_whole(tmp_path, family, dtype, cut):
     source = tiny.make(tmp_path / "src", family, dtype=dtype, shards=2, tied=family == "qwen2_vl", blocks=cut)
     checkpoint = Checkpoint(source)
     compute = getattr(torch, dtype)
-    samples = prepare(tiny.make_images(tmp_path / "images", 3), checkpoint, family_of(checkpoint.config, source), QuantConfig()).inputs
+    samples = prepare(
+        tiny.make_images(tmp_path / "images", 3), checkpoint, family_of(checkpoint.config, source), QuantConfig()
+    ).inputs
     skeleton = Skeleton(checkpoint, family_of(checkpoint.config, source), compute)
     blocks, logits = stream(skeleton, samples)
 
@@ -50,9 +60,13 @@ def test_streamed_equals_whole(tmp_path, family, dtype, cut):
     for tower in skeleton.family.towers:
         for index in range(tower.used(checkpoint.config)):
             # The skeleton's own module has the same path in the whole model.
-            path = next(name for name, module in skeleton.model.named_modules() if module is skeleton.block(tower, index))
+            path = next(
+                name for name, module in skeleton.model.named_modules() if module is skeleton.block(tower, index)
+            )
             whole.get_submodule(path).register_forward_hook(
-                lambda module, args, output, name=tower.block(index): seen[name].append(output[0] if isinstance(output, tuple) else output)
+                lambda module, args, output, name=tower.block(index): seen[name].append(
+                    output[0] if isinstance(output, tuple) else output
+                )
             )
     for number, inputs in enumerate(samples):
         expected = whole(**inputs, use_cache=False).logits
@@ -79,12 +93,16 @@ def test_tensor_of_wrong_shape_is_named(tmp_path):
     config = (source / "config.json").read_text()
     (source / "config.json").write_text(config.replace('"intermediate_size": 320', '"intermediate_size": 384'))
     checkpoint = Checkpoint(source)
-    with pytest.raises(QuantError, match=r"model\.layers\.0\.mlp\.\w+_proj\.weight has shape \[.*320.*\], config.json makes it \[.*384"):
+    with pytest.raises(
+        QuantError, match=r"model\.layers\.0\.mlp\.\w+_proj\.weight has shape \[.*320.*\], config.json makes it \[.*384"
+    ):
         Skeleton(checkpoint, family_of(checkpoint.config, source), torch.bfloat16)
 
 
 def test_blocks_are_not_run_to_enter_a_tower_of_several(tmp_path, monkeypatch):
-    """Whether a block answers with a tensor or a tuple is told by what the model makes of a stub's answer, not by computing one."""
+    """Whether a block answers with a tensor or a tuple is told by what the model makes of a stub's answer, not by
+    computing one.
+    """
     source = tiny.make(tmp_path / "src", "qwen2_vl")
     checkpoint = Checkpoint(source)
     family = family_of(checkpoint.config, source)

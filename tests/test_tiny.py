@@ -165,7 +165,10 @@ def test_old_llava_lacks_the_processor_keys(tmp_path):
         for flag in (False, True)
     )
     assert set(new) - set(old) == {
-        "image_token", "num_additional_image_tokens", "patch_size", "vision_feature_select_strategy"
+        "image_token",
+        "num_additional_image_tokens",
+        "patch_size",
+        "vision_feature_select_strategy",
     }
     assert old == {"processor_class": "LlavaProcessor"}
 
@@ -185,8 +188,14 @@ def test_tokenizer_round_trip_and_special_ids(tmp_path, family):
         expected = {"<s>": 1, "</s>": 2, "<image>": config["image_token_index"], "<pad>": config["pad_token_id"]}
         assert ids[0] == 1
     else:
-        names = {"<|im_end|>": "eos", "<|vision_start|>": "vision_start", "<|vision_end|>": "vision_end",
-                 "<|image_pad|>": "image", "<|video_pad|>": "video", "<|endoftext|>": "bos"}
+        names = {
+            "<|im_end|>": "eos",
+            "<|vision_start|>": "vision_start",
+            "<|vision_end|>": "vision_end",
+            "<|image_pad|>": "image",
+            "<|video_pad|>": "video",
+            "<|endoftext|>": "bos",
+        }
         expected = {token: config[f"{key}_token_id"] for token, key in names.items()}
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in expected} == expected
     assert all(tokenizer(token, add_special_tokens=False)["input_ids"] == [i] for token, i in expected.items())
@@ -203,8 +212,8 @@ def test_chat_template(tmp_path, family):
         assert prompt == "USER: <image>\nwhat is this ASSISTANT:"
     else:
         assert tokenizer.chat_template == template
-        assert prompt == (
-            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        assert (
+            prompt == "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>what is this<|im_end|>\n"
             "<|im_start|>assistant\n"
         )
@@ -213,9 +222,7 @@ def test_chat_template(tmp_path, family):
 def test_images_are_small_readable_and_reproducible(tmp_path):
     one, two, other = (make_images(tmp_path / n, 4, seed) for n, seed in [("a", 0), ("b", 0), ("c", 1)])
     assert digest(one) == digest(two) and not set(digest(one).values()) & set(digest(other).values())
-    assert [file.name for file in sorted(one.iterdir())] == [
-        "image00.png", "image01.jpg", "image02.png", "image03.jpg"
-    ]
+    assert [file.name for file in sorted(one.iterdir())] == ["image00.png", "image01.jpg", "image02.png", "image03.jpg"]
     for file in one.iterdir():
         with Image.open(file) as image:
             assert image.mode == "RGB" and 64 <= min(image.size) <= max(image.size) <= 160

@@ -1,7 +1,9 @@
-"""Files from strangers: headers, indices, configs and images of any content cost one line, neither a traceback nor a hang nor the memory.
+"""Files from strangers: headers, indices, configs and images of any content cost one line, neither a traceback nor a
+hang nor the memory.
 
 Everything here runs under a limit on memory, so that what would take the machine's fails.
 """
+
 import copy
 import io
 import json
@@ -19,21 +21,43 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from quant import Calibrator, QuantConfig, QuantError, skeleton
-from quant.checkpoint import Checkpoint
-from quant.images import decode_image
-from quant.safetensors_header import read_entries
-from quant.safetensors_io import read_header
-from quant.verify import verify
+from quant import Calibrator, QuantConfig, QuantError
+from quant.files.checkpoint import Checkpoint
+from quant.files.safetensors_header import read_entries
+from quant.files.safetensors_io import read_header
+from quant.inputs.images import decode_image
+from quant.model import streamed as skeleton
+from quant.verify.verify import verify
 
 HANG = 120  # seconds
 LIMIT = 3 << 30  # bytes of address space above what the tests have
 LOUD = "a\n\x1b[2J"  # would break the line, and clear the terminal
-ABSURD = [LOUD, None, True, -1, 0, 1, 2**31, 10**30, 1e400, -0.5, "", "x", [], {}, [[]], {"a": 1}, "\ud800", "../x", "\0"]
+ABSURD = [
+    LOUD,
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**31,
+    10**30,
+    1e400,
+    -0.5,
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "\ud800",
+    "../x",
+    "\0",
+]
 
 
 def limited(job):
     """Run job() in a fork that may not take LIMIT bytes more; it must not fail."""
+
     def with_limit():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + LIMIT,) * 2)
@@ -44,18 +68,34 @@ def limited(job):
 
 
 def fuzz(count):
-    return settings(max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
 
 
-json_values = st.recursive(st.sampled_from(ABSURD) | st.integers(-(2**70), 2**70) | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
-entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "BF16", "I8", "F4", 3, None]), "shape": st.lists(st.integers(-1, 2**40), max_size=4) | json_values, "data_offsets": st.lists(st.integers(-1, 2**63), min_size=2, max_size=2) | json_values})
+json_values = st.recursive(
+    st.sampled_from(ABSURD) | st.integers(-(2**70), 2**70) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "I8", "F4", 3, None]),
+        "shape": st.lists(st.integers(-1, 2**40), max_size=4) | json_values,
+        "data_offsets": st.lists(st.integers(-1, 2**63), min_size=2, max_size=2) | json_values,
+    }
+)
 
 
 def test_headers_of_any_content(tmp_path):
     file = tmp_path / "a.safetensors"
 
     @fuzz(300)
-    @given(st.dictionaries(st.text(max_size=4), entries | json_values, max_size=3), st.binary(max_size=40), st.integers(-3, 3))
+    @given(
+        st.dictionaries(st.text(max_size=4), entries | json_values, max_size=3),
+        st.binary(max_size=40),
+        st.integers(-3, 3),
+    )
     def structured(header, data, shift):
         text = json.dumps(header).encode()
         file.write_bytes(max(0, len(text) + shift).to_bytes(8, "little") + text + data)
@@ -172,7 +212,10 @@ def test_tables_that_a_config_asks_for(tmp_path):
     config["vision_config"]["image_size"] = 14 * 10**5
     (source / "config.json").write_text(json.dumps(config))
     calibrator = Calibrator(source, QuantConfig(dev_type="cpu"))
-    with pytest.raises(QuantError, match=r"config\.json: describes [\d.e+]+ numbers, the weights have [\d.e+]+; they are of different models"):
+    with pytest.raises(
+        QuantError,
+        match=r"config\.json: describes [\d.e+]+ numbers, the weights have [\d.e+]+; they are of different models",
+    ):
         skeleton.Skeleton(calibrator.checkpoint, calibrator.family, calibrator.compute_dtype)
 
 
@@ -207,7 +250,9 @@ def test_code_in_the_checkpoint_is_not_run(tmp_path):
         file = source / name
         content = json.loads(file.read_text()) if file.exists() else {}
         classes = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor", "AutoProcessor")
-        content["auto_map"] = {kind: ["evil.Evil", "evil.Evil"] if kind == "AutoTokenizer" else "evil.Evil" for kind in classes}
+        content["auto_map"] = {
+            kind: ["evil.Evil", "evil.Evil"] if kind == "AutoTokenizer" else "evil.Evil" for kind in classes
+        }
         file.write_text(json.dumps(content))
     (source / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR.")
     try:
@@ -230,7 +275,10 @@ class OwnProcessor({processor}):
 """
 
 
-@pytest.mark.parametrize("family, config, processor", [("qwen2_vl", "Qwen2VLConfig", "Qwen2VLImageProcessor"), ("llava", "LlavaConfig", "CLIPImageProcessor")])
+@pytest.mark.parametrize(
+    "family, config, processor",
+    [("qwen2_vl", "Qwen2VLConfig", "Qwen2VLImageProcessor"), ("llava", "LlavaConfig", "CLIPImageProcessor")],
+)
 def test_code_in_the_checkpoint_is_run_when_it_is_asked_for(tmp_path, monkeypatch, family, config, processor):
     """A config and an image processor of its own, which do what the family's do: so the result must be the same."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -240,12 +288,25 @@ def test_code_in_the_checkpoint_is_run_when_it_is_asked_for(tmp_path, monkeypatc
     if int(transformers.__version__.split(".")[0]) >= 5:
         processor += "Pil"  # the other needs torchvision
     (source / "own.py").write_text(OWN.format(config=config, processor=processor, mark=mark))
-    for name, auto_map in (("config.json", {"AutoConfig": "own.OwnConfig"}), ("preprocessor_config.json", {"AutoImageProcessor": "own.OwnProcessor"})):
+    for name, auto_map in (
+        ("config.json", {"AutoConfig": "own.OwnConfig"}),
+        ("preprocessor_config.json", {"AutoImageProcessor": "own.OwnProcessor"}),
+    ):
         content = json.loads((source / name).read_text())
-        (source / name).write_text(json.dumps({**content, "auto_map": auto_map, **({"image_processor_type": "OwnProcessor"} if name != "config.json" else {})}))
+        (source / name).write_text(
+            json.dumps(
+                {
+                    **content,
+                    "auto_map": auto_map,
+                    **({"image_processor_type": "OwnProcessor"} if name != "config.json" else {}),
+                }
+            )
+        )
 
     def quantize(source, out, trusted):
-        Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu", trust_remote_code=trusted), images).run(tmp_path).save(tmp_path / out)
+        Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu", trust_remote_code=trusted), images).run(
+            tmp_path
+        ).save(tmp_path / out)
 
     with pytest.raises(QuantError, match="needs code of its own: read it, then pass --trust_remote_code True"):
         quantize(source, "out", False)

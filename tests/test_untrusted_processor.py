@@ -1,7 +1,9 @@
-"""Processor and tokenizer files from strangers: absurd numbers, templates that never end, structures without end. Each costs one line.
+"""Processor and tokenizer files from strangers: absurd numbers, templates that never end, structures without end. Each
+costs one line.
 
 What could take the machine's memory runs under a limit on it, as in test_untrusted.py.
 """
+
 import copy
 import faulthandler
 import json
@@ -16,11 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_untrusted import ABSURD, fuzz, json_values, limited, paths
 
-from quant import confined, processor_files
-from quant.checkpoint import Checkpoint
-from quant.confined import Failed
-from quant.encode import Encoder
-from quant.errors import QuantError
+from quant.base.errors import QuantError
+from quant.files.checkpoint import Checkpoint
+from quant.inputs import processor_files
+from quant.inputs import sandbox as confined
+from quant.inputs.encode import Encoder
+from quant.inputs.sandbox import Failed
 
 PROMPT = "What is this?"
 PICTURE = Image.new("RGB", (60, 90), (200, 30, 90))
@@ -38,7 +41,9 @@ def sources(tmp_path_factory):
 
 @pytest.fixture
 def source_of(sources, tmp_path):
-    """source_of(family) -> a directory of that checkpoint's small files, free to be changed; its weights do not matter here."""
+    """source_of(family) -> a directory of that checkpoint's small files, free to be changed; its weights do not matter
+    here.
+    """
 
     def link(family):
         for file in sources[family].iterdir():
@@ -65,7 +70,10 @@ def refusal(source, image=PICTURE, prompt=PROMPT):
 
 QWEN = [
     ({"min_pixels": 10**12, "max_pixels": 10**13}, "min_pixels 1000000000000.*--min_pixels"),
-    ({"min_pixels": None, "max_pixels": None, "size": {"shortest_edge": 10**12, "longest_edge": 10**13}}, "min_pixels 1000000000000.*--min_pixels"),
+    (
+        {"min_pixels": None, "max_pixels": None, "size": {"shortest_edge": 10**12, "longest_edge": 10**13}},
+        "min_pixels 1000000000000.*--min_pixels",
+    ),
     ({"min_pixels": [3136]}, r"must be integers, are \[\[3136\], "),
     ({"min_pixels": True}, r"must be integers, are \[True, "),
     ({"patch_size": 0}, "patch_size is 0, a whole number from 1 to 256"),
@@ -95,7 +103,11 @@ LLAVA = [
 ]
 
 
-@pytest.mark.parametrize("family, changes, message", [*(("qwen2_vl", *case) for case in QWEN), *(("llava", *case) for case in LLAVA)], ids=str)
+@pytest.mark.parametrize(
+    "family, changes, message",
+    [*(("qwen2_vl", *case) for case in QWEN), *(("llava", *case) for case in LLAVA)],
+    ids=str,
+)
 def test_absurd_numbers_of_an_image_processor(source_of, family, changes, message):
     source = source_of(family)
     change(source / "preprocessor_config.json", **changes)
@@ -120,16 +132,23 @@ def test_absurd_numbers_of_a_processor(source_of, changes, message):
 
 
 def test_images_that_would_become_too_large(source_of, monkeypatch):
-    """Both before a pixel is made: a hair of 60,000 pixels at LLaVA's shortest edge, and a picture that is not to be resized."""
+    """Both before a pixel is made: a hair of 60,000 pixels at LLaVA's shortest edge, and a picture that is not to be
+    resized.
+    """
     source = source_of("llava")
-    assert "60000x1: the processor makes it 188160000 pixels, at most 67108864 are taken" in refusal(source, Image.new("RGB", (60000, 1)))
+    assert "60000x1: the processor makes it 188160000 pixels, at most 67108864 are taken" in refusal(
+        source, Image.new("RGB", (60000, 1))
+    )
     source = source_of("qwen2_vl")
     change(source / "preprocessor_config.json", do_resize=False)
     monkeypatch.setattr(processor_files, "MAX_AREA", 5000)
     assert "60x90: the processor makes it 5400 pixels, at most 5000 are taken" in refusal(source)
 
 
-DOUBLED = "{% set ns = namespace(a=[0], b=[0]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+DOUBLED = (
+    "{% set ns = namespace(a=[0], b=[0]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b,"
+    " ns.b] %}{% endfor %}"
+)
 ENDLESS = {
     "loops": ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}", "took more than 1 s"),
     "comparison": (DOUBLED + "{{ ns.a == ns.b }}", "took more than 1 s"),
@@ -149,7 +168,10 @@ def test_templates_without_end(source_of, monkeypatch, template, message):
     start = time.monotonic()
 
     def refused():
-        with pytest.raises(QuantError, match=rf"chat_template\.jinja: its chat template {message}.*; without it the family's own format is used"):
+        with pytest.raises(
+            QuantError,
+            match=rf"chat_template\.jinja: its chat template {message}.*; without it the family's own format is used",
+        ):
             raise QuantError(refusal(source))
 
     limited(refused)
@@ -160,7 +182,13 @@ def test_templates_that_fail_are_passed_over(source_of):
     """range() without end, recursion without end, what the sandbox forbids."""
     source = source_of("qwen2_vl")
     (source / "chat_template.json").unlink()
-    for template in ("{% for i in range(10 ** 12) %}x{% endfor %}", "{% macro r() %}{{ r() }}{% endmacro %}{{ r() }}", "{{ ''.__class__.__mro__ }}", "{" * 10**5, "{{" * 10**4):
+    for template in (
+        "{% for i in range(10 ** 12) %}x{% endfor %}",
+        "{% macro r() %}{{ r() }}{% endmacro %}{{ r() }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{" * 10**5,
+        "{{" * 10**4,
+    ):
         (source / "chat_template.jinja").write_text(template)
         encoder = Encoder(source)
         assert encoder.describe()["chat_template"].startswith("built in (no place for an image in chat_template.jinja")
@@ -169,7 +197,10 @@ def test_templates_that_fail_are_passed_over(source_of):
 
 def test_a_template_that_waits_for_its_prompt(source_of, monkeypatch):
     source = source_of("qwen2_vl")
-    trap = "{% if messages[0].content[1].text != 'x' %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{% endif %}"
+    trap = (
+        "{% if messages[0].content[1].text != 'x' %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor"
+        " %}{% endfor %}{% endif %}"
+    )
     (source / "chat_template.jinja").write_text("<|image_pad|>" + trap)
     monkeypatch.setattr(confined, "SECONDS", 1)
     Encoder(source)(PICTURE, "x")
@@ -178,7 +209,10 @@ def test_a_template_that_waits_for_its_prompt(source_of, monkeypatch):
 
 def replacements(times):
     """A normalizer that makes of one e ten to the power of `times`."""
-    return {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 10}] * times}
+    return {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 10}] * times,
+    }
 
 
 def nested(depth):
@@ -233,7 +267,13 @@ def test_architectures_of_any_kind(source_of, architectures):
     assert "has no encoder" in refusal(source)
 
 
-FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "chat_template.json", "tokenizer.json")
+FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "chat_template.json",
+    "tokenizer.json",
+)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava"])

@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 
-from quant import QuantConfig, UsageError, vendor
+from quant import QuantConfig, UsageError
+from quant.calibrate import vendor
 
 
 def installed(monkeypatch, transformers: str | None) -> None:

@@ -13,16 +13,17 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant import ascend, runtime, verdict
-from quant.calibrator import Calibrator
-from quant.checkpoint import Checkpoint
-from quant.cli import main
-from quant.config import QuantConfig
+from quant.arithmetic.int8 import quantize_linear
+from quant.base.config import QuantConfig
+from quant.calibrate.calibrator import Calibrator
+from quant.commands.cli import main
+from quant.export import ascend
 from quant.families import family_of
-from quant.images import open_image
-from quant.int8 import quantize_linear
-from quant.streams import Streams, fidelity
-from quant.verify import audit_values, check_format, compared_positions, follow, verify
+from quant.files.checkpoint import Checkpoint
+from quant.inputs.images import open_image
+from quant.verify import runtime, verdict
+from quant.verify.three_models import Streams, fidelity
+from quant.verify.verify import audit_values, check_format, compared_positions, follow, verify
 
 QWEN, LLAVA = ("qwen2_vl", "bfloat16"), ("llava", "float16")
 PARTS = ascend.INT8_PARTS
@@ -40,7 +41,9 @@ def audit(source, directory) -> dict[str, str]:
     """Damaged tensor -> problem."""
     checkpoint, export = Checkpoint(source), ascend.read(directory)
     findings = check_format(checkpoint, export)
-    findings += audit_values(checkpoint, export, family_of(checkpoint.config, source), {finding.tensor for finding in findings})
+    findings += audit_values(
+        checkpoint, export, family_of(checkpoint.config, source), {finding.tensor for finding in findings}
+    )
     return {finding.tensor: finding.problem for finding in findings}
 
 
@@ -81,7 +84,11 @@ def transposed(name: str):
 def other_dtype(name: str):
     def change(tensors):
         tensor = tensors[name]
-        tensors[name] = runtime.unpack_deq_scale(tensor) if tensor.dtype == torch.int64 else ascend.pack_deq_scale(tensor, torch.float16)
+        tensors[name] = (
+            runtime.unpack_deq_scale(tensor)
+            if tensor.dtype == torch.int64
+            else ascend.pack_deq_scale(tensor, torch.float16)
+        )
 
     return change
 
@@ -150,7 +157,9 @@ def test_damage_is_found_and_named(made, tmp_path, name):
     directory = exports.copy(made(family, dtype), tmp_path / "out")
     exports.edit_tensors(directory, change)
     found = audit(made.source(family, dtype), directory)
-    assert {tensor: expected[tensor] in problem for tensor, problem in found.items() if tensor in expected} == dict.fromkeys(expected, True), found
+    assert {
+        tensor: expected[tensor] in problem for tensor, problem in found.items() if tensor in expected
+    } == dict.fromkeys(expected, True), found
     # Another shape of the weight brings another shape of the bias; nothing else may be accused.
     assert all(tensor in expected or tensor.removesuffix("bias") + "weight" in expected for tensor in found), found
 
@@ -168,22 +177,31 @@ INTACT = [
 
 @pytest.mark.parametrize("family,dtype,choices", INTACT)
 def test_intact_exports_are_left_alone(made, tmp_path, family, dtype, choices):
-    calibrator = Calibrator(made.source(family, dtype), QuantConfig(dev_type="cpu", **choices), made.images).run(tmp_path)
+    calibrator = Calibrator(made.source(family, dtype), QuantConfig(dev_type="cpu", **choices), made.images).run(
+        tmp_path
+    )
     calibrator.save(tmp_path / "out", ["mindie"])
     assert audit(made.source(family, dtype), tmp_path / "out") == {}
 
 
 def test_channels_that_rounding_erases_are_no_damage(tmp_path):
-    """A norm's outlier channel, whose weights are as small: without smoothing most of their codes are zero, all rounded the same way."""
+    """A norm's outlier channel, whose weights are as small: without smoothing most of their codes are zero, all rounded
+    the same way.
+    """
     source = tiny.make(tmp_path / "src", "qwen2_vl", blocks=(1, 1))
     tensors = load_file(source / "model.safetensors")
-    for norm, linears in (("visual.blocks.0.norm2", ["visual.blocks.0.mlp.fc1"]), ("model.layers.0.post_attention_layernorm", ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"])):
+    for norm, linears in (
+        ("visual.blocks.0.norm2", ["visual.blocks.0.mlp.fc1"]),
+        ("model.layers.0.post_attention_layernorm", ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"]),
+    ):
         for channel, factor in ((3, 100.0), (40, 300.0), (77, 1000.0)):
             tensors[f"{norm}.weight"][channel] *= factor
             for linear in linears:
                 tensors[f"{linear}.weight"][:, channel] /= factor
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu"), tiny.make_images(tmp_path / "images", 1)).run(tmp_path).save(tmp_path / "out")
+    Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu"), tiny.make_images(tmp_path / "images", 1)).run(
+        tmp_path
+    ).save(tmp_path / "out")
     codes = ascend.read(tmp_path / "out").load("model.layers.0.mlp.gate_proj.weight")
     assert (codes[:, [40, 77]] == 0).float().mean() > 0.9
     assert audit(source, tmp_path / "out") == {}
@@ -196,7 +214,9 @@ def test_scales_that_are_no_numbers_are_named(made, tmp_path):
     exports.edit_tensors(directory, times("visual.blocks.0.norm1.bias", 3, math.inf))
     assert set(audit(made.source(*QWEN), directory)) == {f"{ATTN}q_proj.deq_scale", "visual.blocks.0.norm1.bias"}
     assert run(made, directory, QWEN, "--json", tmp_path / "v.json") == 1
-    report = json.loads((tmp_path / "v.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    report = json.loads(
+        (tmp_path / "v.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
+    )
     assert report["verdict"]["cause"] == "export" and report["verdict"]["first_bad_block"]
 
 
@@ -238,7 +258,11 @@ def test_fidelity():
 
 
 def test_positions_and_answers():
-    inputs = {"input_ids": torch.tensor([[1, 9, 9, 2, 3, 4]]), "attention_mask": torch.ones(1, 6, dtype=torch.long), "pixel_values": torch.zeros(2)}
+    inputs = {
+        "input_ids": torch.tensor([[1, 9, 9, 2, 3, 4]]),
+        "attention_mask": torch.ones(1, 6, dtype=torch.long),
+        "pixel_values": torch.zeros(2),
+    }
     assert compared_positions(inputs, {"image_token_id": 9}).tolist() == [3, 4, 5]
     longer = follow(inputs, torch.tensor([7, 8]))
     assert longer["input_ids"].tolist() == [[1, 9, 9, 2, 3, 4, 7, 8]] and longer["attention_mask"].shape == (1, 8)
@@ -250,23 +274,53 @@ def test_positions_and_answers():
 
 
 def run(made, directory, family=QWEN, *words):
-    return main(["verify", str(directory), "--model_path", str(made.source(*family)), "--images", str(made.images), "--tokens", "4", "--device_type", "cpu", *map(str, words)])
+    return main(
+        [
+            "verify",
+            str(directory),
+            "--model_path",
+            str(made.source(*family)),
+            "--images",
+            str(made.images),
+            "--tokens",
+            "4",
+            "--device_type",
+            "cpu",
+            *map(str, words),
+        ]
+    )
 
 
 def test_a_good_export_passes(made, tmp_path, capsys):
     assert run(made, made(*QWEN), QWEN, "--json", tmp_path / "v.json") == 0
     printed = capsys.readouterr().out
     assert "passed" in printed and max(map(len, printed.splitlines())) <= 80
-    report = json.loads((tmp_path / "v.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    report = json.loads(
+        (tmp_path / "v.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
+    )
     assert report["passed"] and report["findings"] == [] and report["verdict"]["cause"] is None
-    assert [block["block"] for block in report["blocks"]] == ["visual.blocks.0", "visual.blocks.1", "model.layers.0", "model.layers.1"]
+    assert [block["block"] for block in report["blocks"]] == [
+        "visual.blocks.0",
+        "visual.blocks.1",
+        "model.layers.0",
+        "model.layers.1",
+    ]
     for model in ("export", "rounded"):
         assert report["logits"][model]["kl"] < 0.1
     (answer,) = report["free_running"]["answers"]
     assert 0 <= answer["same_from_start"] <= answer["tokens"] <= 4
 
 
-@pytest.mark.parametrize("name", ["one weight scale", "one bias", "q and k swapped", "deq_scale of a float16 model's dtype", "a square weight transposed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "one weight scale",
+        "one bias",
+        "q and k swapped",
+        "deq_scale of a float16 model's dtype",
+        "a square weight transposed",
+    ],
+)
 def test_a_damaged_export_fails_by_name(made, tmp_path, capsys, name):
     family, change, expected = DAMAGE[name]
     directory = exports.copy(made(*family), tmp_path / "out")
@@ -281,7 +335,12 @@ def test_a_damaged_export_fails_by_name(made, tmp_path, capsys, name):
     if name == "a square weight transposed":  # what it costs is measured too, where a server would run it
         (linear,) = expected
         assert report["verdict"]["first_bad_linear"] == linear.removesuffix(".weight")
-        bad = next(entry for block in report["blocks"] for entry in block["linears"] if entry["linear"] == linear.removesuffix(".weight"))
+        bad = next(
+            entry
+            for block in report["blocks"]
+            for entry in block["linears"]
+            if entry["linear"] == linear.removesuffix(".weight")
+        )
         assert bad["export"]["snr_db"] < 3 and bad["rounded"]["snr_db"] > 20
 
 
@@ -293,7 +352,14 @@ def test_ranges_too_narrow_for_the_images_are_the_calibrations_fault(made, tmp_p
         for name in (f"{ATTN}q_proj", f"{ATTN}k_proj", f"{ATTN}v_proj"):
             scale, offset = tensors[f"{name}.input_scale"] / 10, tensors[f"{name}.input_offset"]
             weight = tensors[f"{name}.weight"].float() * tensors[f"{name}.weight_scale"]
-            linear = quantize_linear(name, weight, tensors[f"{name}.bias"].float(), (-128 - offset[0]) * scale[0], (127 - offset[0]) * scale[0], torch.bfloat16)
+            linear = quantize_linear(
+                name,
+                weight,
+                tensors[f"{name}.bias"].float(),
+                (-128 - offset[0]) * scale[0],
+                (127 - offset[0]) * scale[0],
+                torch.bfloat16,
+            )
             tensors.update(ascend.linear_tensors(linear, torch.bfloat16))
 
     exports.edit_tensors(directory, change)
@@ -309,13 +375,18 @@ def test_a_wrong_reading_is_not_blamed_on_the_quantization(made, tmp_path, monke
     forward = runtime.Int8Linear.forward
 
     def confused(self, x):
-        return forward(SimpleNamespace(dtype=self.dtype, **{**self._buffers, "deq_scale": self.deq_scale.flip(0) * 2}), x)
+        return forward(
+            SimpleNamespace(dtype=self.dtype, **{**self._buffers, "deq_scale": self.deq_scale.flip(0) * 2}), x
+        )
 
     monkeypatch.setattr(runtime.Int8Linear, "forward", confused)
     assert run(made, made(*QWEN), QWEN, "--json", tmp_path / "v.json") == 1
     report = json.loads((tmp_path / "v.json").read_text())
     assert report["findings"] == [] and report["verdict"]["cause"] == "reading"
-    assert report["verdict"]["first_bad_block"] == "visual.blocks.0" and report["verdict"]["first_bad_linear"] == "visual.blocks.0.attn.qkv"
+    assert (
+        report["verdict"]["first_bad_block"] == "visual.blocks.0"
+        and report["verdict"]["first_bad_linear"] == "visual.blocks.0.attn.qkv"
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,11 +440,15 @@ def test_int8_outside_the_blocks_is_refused(made, tmp_path, capsys):
 
     def change(tensors):
         name, one = "visual.merger.mlp.2", torch.tensor(1.0)
-        linear = quantize_linear(name, tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float(), -one, one, torch.bfloat16)
+        linear = quantize_linear(
+            name, tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float(), -one, one, torch.bfloat16
+        )
         tensors.update(ascend.linear_tensors(linear, torch.bfloat16))
 
     exports.edit_tensors(directory, change)
-    exports.edit_json(directory / exports.DESCRIPTION, lambda d: d.update({f"visual.merger.mlp.2.{part}": "W8A8" for part in PARTS}))
+    exports.edit_json(
+        directory / exports.DESCRIPTION, lambda d: d.update({f"visual.merger.mlp.2.{part}": "W8A8" for part in PARTS})
+    )
     assert run(made, directory) == 1
     assert "visual.merger.mlp.2 is int8 and outside the blocks" in capsys.readouterr().err
 
@@ -391,7 +466,10 @@ def test_half_a_group_in_int8_is_measured(made, tmp_path):
         stored[f"{name}.weight"] = (source.load(f"{name}.weight").float() * scale).half()
 
     exports.edit_tensors(directory, change)
-    exports.edit_json(directory / exports.DESCRIPTION, lambda d: ([d.pop(f"{name}.{part}") for part in PARTS], d.update({f"{name}.weight": "FLOAT"})))
+    exports.edit_json(
+        directory / exports.DESCRIPTION,
+        lambda d: ([d.pop(f"{name}.{part}") for part in PARTS], d.update({f"{name}.weight": "FLOAT"})),
+    )
     report = verify(directory, source.dir, QuantConfig(dev_type="cpu"), made.images, tokens=0)
     measured = [entry["linear"] for block in report["blocks"] for entry in block["linears"]]
     assert name not in measured and f"{CATTN}k_proj" in measured
@@ -406,12 +484,30 @@ def test_thresholds_decide(made, capsys):
 # ---- the verdict
 
 
-def report_of(export=30.0, rounded=30.0, kl=(0.01, 0.01), clipped=0.0, seen=(-1.0, 1.0), covered=(-1.0, 1.0), findings=(), top1=(1.0, 1.0), decided=100):
+def report_of(
+    export=30.0,
+    rounded=30.0,
+    kl=(0.01, 0.01),
+    clipped=0.0,
+    seen=(-1.0, 1.0),
+    covered=(-1.0, 1.0),
+    findings=(),
+    top1=(1.0, 1.0),
+    decided=100,
+):
     entry = {"export": {"snr_db": export}, "rounded": {"snr_db": rounded}}
     linear = {"linear": "l", **entry, "clipped_share": clipped, "range_seen": seen, "range_covered": covered}
-    logits = {model: {"kl": value, "top1_decided": share} for model, value, share in zip(("export", "rounded"), kl, top1)} | {"decided": decided}
+    logits = {
+        model: {"kl": value, "top1_decided": share} for model, value, share in zip(("export", "rounded"), kl, top1)
+    } | {"decided": decided}
     limits = {name: limit for name, (limit, _) in verdict.THRESHOLDS.items()}
-    return {"findings": list(findings), "blocks": [{"block": "b", **entry, "linears": [linear]}], "logits": logits, "thresholds": limits, "notices": []}
+    return {
+        "findings": list(findings),
+        "blocks": [{"block": "b", **entry, "linears": [linear]}],
+        "logits": logits,
+        "thresholds": limits,
+        "notices": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -424,7 +520,10 @@ def report_of(export=30.0, rounded=30.0, kl=(0.01, 0.01), clipped=0.0, seen=(-1.
         (dict(kl=(0.5, 0.01), export=5.0), "reading"),
         (dict(kl=(math.nan, 0.01), export=None), "reading"),
         (dict(kl=(0.11, 0.09), export=29.0), "quantization"),  # hardly worse than rounding afresh
-        (dict(kl=(0.5, 0.01), export=5.0, seen=(-2.0, 1.0)), "calibration"),  # outliers that a share of all values hides
+        (
+            dict(kl=(0.5, 0.01), export=5.0, seen=(-2.0, 1.0)),
+            "calibration",
+        ),  # outliers that a share of all values hides
         (dict(kl=(0.5, 0.01), export=5.0, seen=(-0.1, 0.1)), "calibration"),
         (dict(export=9.0, rounded=9.5), "quantization"),
         (dict(top1=(0.8, 0.8)), "quantization"),
@@ -438,7 +537,9 @@ def test_verdict(facts, cause):
 
 def test_what_a_good_export_could_gain_is_said():
     report = verdict.conclude(report_of(export=20.0, rounded=35.0, seen=(-0.2, 0.2)), [], 0.0)
-    assert report["passed"] and report["notices"] == ["up to 15 dB are lost against rounding afresh. l: its codes cover -1 to 1, its input goes from -0.2 to 0.2"]
+    assert report["passed"] and report["notices"] == [
+        "up to 15 dB are lost against rounding afresh. l: its codes cover -1 to 1, its input goes from -0.2 to 0.2"
+    ]
     assert verdict.conclude(report_of(export=33.0, rounded=35.0), [], 0.0)["notices"] == []
 
 
@@ -447,19 +548,31 @@ def test_infinities_do_not_reach_json():
 
 
 def test_shares_nothing_with_what_made_the_export():
-    code = "import sys, quant.verify; print(*(name for name in sys.modules if name.startswith('quant.')))"
+    code = "import sys, quant.verify.verify; print(*(name for name in sys.modules if name.startswith('quant.')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"quant.calibrator", "quant.block", "quant.m2", "quant.m4", "quant.smoothing", "quant.ranges"} & set(loaded)
+    assert not [name for name in loaded if name.startswith("quant.calibrate")]
 
 
 def test_quantization_needs_no_tensor_of_the_export(tmp_path):
-    """The rounded model is the same, whatever scales the export holds: else it could not tell a bad export from bad quantization."""
+    """The rounded model is the same, whatever scales the export holds: else it could not tell a bad export from bad
+    quantization.
+    """
     source = tiny.make(tmp_path / "src", "qwen2_vl", blocks=(1, 1))
     images = tiny.make_images(tmp_path / "images", 1)
     Calibrator(source, QuantConfig(anti_method="m2", dev_type="cpu"), images).run(tmp_path).save(tmp_path / "good")
     bad = exports.copy(tmp_path / "good", tmp_path / "bad")
-    exports.edit_tensors(bad, lambda t: [times(name, slice(None), 3.0)(t) for name in list(t) if name.endswith(("deq_scale", "input_scale", "quant_bias"))])
-    reports = [verify(directory, source, QuantConfig(dev_type="cpu"), images, tokens=0) for directory in (tmp_path / "good", bad)]
+    exports.edit_tensors(
+        bad,
+        lambda t: [
+            times(name, slice(None), 3.0)(t)
+            for name in list(t)
+            if name.endswith(("deq_scale", "input_scale", "quant_bias"))
+        ],
+    )
+    reports = [
+        verify(directory, source, QuantConfig(dev_type="cpu"), images, tokens=0)
+        for directory in (tmp_path / "good", bad)
+    ]
     assert [block["rounded"] for block in reports[0]["blocks"]] == [block["rounded"] for block in reports[1]["blocks"]]
     assert reports[0]["passed"] and not reports[1]["passed"]
     assert reports[1]["logits"]["export"]["kl"] > 10 * reports[1]["logits"]["rounded"]["kl"]

@@ -36,7 +36,13 @@ def main() -> int:
                 "group_0": {
                     "targets": ["Linear"],
                     "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
-                    "input_activations": {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "tensor", "dynamic": False},
+                    "input_activations": {
+                        "num_bits": 8,
+                        "type": "int",
+                        "symmetric": False,
+                        "strategy": "tensor",
+                        "dynamic": False,
+                    },
                 }
             },
             ignore=["re:.*lm_head", "re:.*visual.*", "re:.*down_proj"],

@@ -1,9 +1,10 @@
-"""The vendor's library on a checkpoint, in the steps of its published scripts: a process of its own, timed from outside.
+"""The vendor's library on a checkpoint, in the steps of its published scripts: a process of its own, timed from
+outside.
 
     .venv-oracle/bin/python bench/peers/msmodelslim_w8a8.py MODEL IMAGES OUT --method m2
 
-Inputs come from this project's encoder, so that both work on the same numbers; nothing else is shared. The linears kept float are
-those of our recipe.
+Inputs come from this project's encoder, so that both work on the same numbers; nothing else is shared. The linears kept
+float are those of our recipe.
 """
 
 import argparse
@@ -42,10 +43,14 @@ def main() -> int:
     chosen.out.mkdir(parents=True)
     out = chosen.out.resolve()
     os.chdir(out)  # it leaves features.npy in the working directory
-    AntiOutlier(model, calib_data=data, cfg=AntiOutlierConfig(a_bit=8, w_bit=8, anti_method=chosen.method, dev_type="cpu")).process()
+    AntiOutlier(
+        model, calib_data=data, cfg=AntiOutlierConfig(a_bit=8, w_bit=8, anti_method=chosen.method, dev_type="cpu")
+    ).process()
     linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     kept = [name for name in linears if any(part in name for part in FLOAT)]
-    config = QuantConfig(a_bit=8, w_bit=8, disable_names=kept, dev_type="cpu", act_method=1, mm_tensor=False, disable_last_linear=False)
+    config = QuantConfig(
+        a_bit=8, w_bit=8, disable_names=kept, dev_type="cpu", act_method=1, mm_tensor=False, disable_last_linear=False
+    )
     calibrator = Calibrator(model, config, calib_data=data, disable_level="L0")
     calibrator.run()
     calibrator.save(str(out), save_type=["ascendV1"])

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from ..errors import UsageError
+from ..base.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..contracts.finding import SERVERS
+    from ..servers.rules.finding import SERVERS
 
     parser.add_argument("export", metavar="EXPORT", help="an exported directory, of this project or of msmodelslim")
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when nothing is wrong, 1 when there are findings; warnings alone are 0."""
-    from ..contracts import SERVERS, check
+    from ..servers.rules import SERVERS, check
 
     if args.world_size < 1:
         raise UsageError(f"--world_size {args.world_size}: at least 1")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     servers = list(SERVERS) if args.target == "all" else [args.target]
     directory = Path(args.export)
     if args.fix:
-        from ..contracts.repair import repair
+        from ..servers.rules.repair import repair
 
         for line in repair(directory, Path(args.fix), Path(args.model_path) if args.model_path else None):
             print(line)
@@ -68,7 +68,7 @@ SHOWN = 3  # findings of one rule that are printed in full
 
 def render(findings: list) -> list[str]:
     """The findings as lines, those of a rule with one way out together."""
-    from ..contracts import SERVERS
+    from ..servers.rules import SERVERS
 
     lines = []
     for rule, fix in dict.fromkeys((finding.rule, finding.fix) for finding in findings):
@@ -84,6 +84,6 @@ def render(findings: list) -> list[str]:
 
 def load_processor(directory: Path) -> None:
     """Raises QuantError when the processor does not load."""
-    from ..encode import Encoder
+    from ..inputs.encode import Encoder
 
     Encoder(directory)

@@ -1,4 +1,5 @@
 """python -m quant embed-tokens: the language model's embedding table as a file of its own."""
+
 import argparse
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -6,15 +7,17 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_path", metavar="DIR", help="directory of the float checkpoint; never written to")
-    parser.add_argument("out", metavar="OUT", help="file to write, such as embed_tokens.bin; what it holds is written to OUT.json")
+    parser.add_argument(
+        "out", metavar="OUT", help="file to write, such as embed_tokens.bin; what it holds is written to OUT.json"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the numbers (default: the checkpoint's)")
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from ..console import size
-    from ..embed_tokens import extract
+    from ..base.console import size
+    from ..export.embed_tokens import extract
 
     described = extract(args.model_path, args.out, getattr(torch, args.dtype) if args.dtype else None)
     rows, hidden = described["shape"]

@@ -1,36 +1,98 @@
-"""python -m quant evaluate: the float model and what was exported from it, or two servers, on questions with known answers."""
+"""python -m quant evaluate: the float model and what was exported from it, or two servers, on questions with known
+answers.
+"""
+
 import argparse
 import json
 
-from ..cli import boolean
-from ..errors import QuantError, UsageError
+from ..base.errors import QuantError, UsageError
+from .cli import boolean
 
 SHOWN_FLIPS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    models = parser.add_argument_group("models", "one, or two to compare; of two the first in this order is what the other may not fall below")
+    models = parser.add_argument_group(
+        "models", "one, or two to compare; of two the first in this order is what the other may not fall below"
+    )
     models.add_argument("--model_path", metavar="DIR", help="a float checkpoint")
     models.add_argument("--quantized", metavar="DIR", help="an exported W8A8 directory, computed as the NPU does")
-    models.add_argument("--endpoint", metavar="URL", action="append", default=[], help="an OpenAI-compatible server (vLLM-Ascend, MindIE); may be given twice")
-    models.add_argument("--served_model", metavar="NAME", action="append", default=[], help="the name it serves the model under, one per --endpoint (default: ask the server)")
+    models.add_argument(
+        "--endpoint",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="an OpenAI-compatible server (vLLM-Ascend, MindIE); may be given twice",
+    )
+    models.add_argument(
+        "--served_model",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="the name it serves the model under, one per --endpoint (default: ask the server)",
+    )
     data = parser.add_argument_group("questions")
-    data.add_argument("--data", required=True, metavar="FILE", help="OCRBench's .json or .tsv, or a .jsonl of {\"image\", \"prompt\", \"answers\"}")
-    data.add_argument("--image_folder", metavar="DIR", help="where image paths start from (default: the data file's folder)")
-    data.add_argument("--num_samples", type=int, metavar="N", help="take N of the questions, chosen by the seed (default: all)")
-    data.add_argument("--match", choices=("contains", "exact"), default="contains", help="contains: OCRBench's rule; exact: nothing beside the answer (default: contains)")
+    data.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help='OCRBench\'s .json or .tsv, or a .jsonl of {"image", "prompt", "answers"}',
+    )
+    data.add_argument(
+        "--image_folder", metavar="DIR", help="where image paths start from (default: the data file's folder)"
+    )
+    data.add_argument(
+        "--num_samples", type=int, metavar="N", help="take N of the questions, chosen by the seed (default: all)"
+    )
+    data.add_argument(
+        "--match",
+        choices=("contains", "exact"),
+        default="contains",
+        help="contains: OCRBench's rule; exact: nothing beside the answer (default: contains)",
+    )
     data.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
-    data.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to (local Qwen models; default: the checkpoint's)")
+    data.add_argument(
+        "--max_pixels",
+        type=int,
+        metavar="N",
+        help="largest area an image is resized to (local Qwen models; default: the checkpoint's)",
+    )
     verdict = parser.add_argument_group("verdict")
-    verdict.add_argument("--max_drop", type=float, default=1.0, metavar="P", help="exit code 1 if the second model is more than P points of 100 below the first (default: 1)")
-    verdict.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap and of --num_samples (default: 0)")
+    verdict.add_argument(
+        "--max_drop",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="exit code 1 if the second model is more than P points of 100 below the first (default: 1)",
+    )
+    verdict.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the bootstrap and of --num_samples (default: 0)"
+    )
     job = parser.add_argument_group("job")
-    job.add_argument("--results", metavar="FILE", help="log of all answers; run again with it to go on (default: DATA's name with .results.jsonl, here)")
-    job.add_argument("--json", metavar="FILE", help="write scores, flips and difference to FILE, for `python -m quant report`")
-    job.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="of local models (default: the first that is there)")
-    job.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds a server has for an answer (default: 120)")
-    job.add_argument("--retries", type=int, default=4, metavar="N", help="further tries of a request that failed (default: 4)")
-    job.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
+    job.add_argument(
+        "--results",
+        metavar="FILE",
+        help="log of all answers; run again with it to go on (default: DATA's name with .results.jsonl, here)",
+    )
+    job.add_argument(
+        "--json", metavar="FILE", help="write scores, flips and difference to FILE, for `python -m quant report`"
+    )
+    job.add_argument(
+        "--device_type", choices=("npu", "cuda", "cpu"), help="of local models (default: the first that is there)"
+    )
+    job.add_argument(
+        "--timeout", type=float, default=120, metavar="S", help="seconds a server has for an answer (default: 120)"
+    )
+    job.add_argument(
+        "--retries", type=int, default=4, metavar="N", help="further tries of a request that failed (default: 4)"
+    )
+    job.add_argument(
+        "--trust_remote_code",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="run code that the checkpoint brings (default: False)",
+    )
     job.add_argument("--log_file", metavar="FILE", help="append what is printed to FILE, with the time")
     job.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -39,9 +101,9 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from pathlib import Path
 
-    from ..console import Reporter
-    from ..evaluate import Results, ask, summarize
-    from ..questions import load_questions
+    from ..base.console import Reporter
+    from ..evaluate.evaluate import Results, ask, summarize
+    from ..evaluate.questions import load_questions
 
     reporter = Reporter(args.quiet, args.log_file)
     data = load_questions(args.data, args.image_folder).some(args.num_samples, args.seed)
@@ -80,19 +142,28 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _models(args: argparse.Namespace) -> list[tuple]:
-    """(name in tables, model) of each. Directories and servers are looked at here: a wrong path must not show after the first model's hour."""
-    from ..endpoint import Endpoint
-    from ..evaluate import LocalModel
+    """(name in tables, model) of each. Directories and servers are looked at here: a wrong path must not show after the
+    first model's hour.
+    """
+    from ..evaluate.endpoint import Endpoint
+    from ..evaluate.evaluate import LocalModel
 
     models = []
     for name, directory in (("float", args.model_path), ("int8", args.quantized)):
         if directory:
-            settings = dict(max_new_tokens=args.max_new_tokens, max_pixels=args.max_pixels, device=args.device_type, trust_remote_code=args.trust_remote_code)
+            settings = dict(
+                max_new_tokens=args.max_new_tokens,
+                max_pixels=args.max_pixels,
+                device=args.device_type,
+                trust_remote_code=args.trust_remote_code,
+            )
             models.append((name, LocalModel(directory, name == "int8", **settings)))
     served = args.served_model or [None] * len(args.endpoint)
     for number, (url, model) in enumerate(zip(args.endpoint, served), 1):
         name = f"endpoint {number}" if len(args.endpoint) > 1 else "endpoint"
-        models.append((name, Endpoint(url, model, max_new_tokens=args.max_new_tokens, timeout=args.timeout, retries=args.retries)))
+        models.append(
+            (name, Endpoint(url, model, max_new_tokens=args.max_new_tokens, timeout=args.timeout, retries=args.retries))
+        )
     return models
 
 
@@ -100,12 +171,25 @@ def lines(summary: dict) -> list[str]:
     """The summary for people: table, flips, difference, verdict."""
     sides, count = summary["sides"], summary["data"]["questions"]
     names = [side["name"] for side in sides]
-    rows = [[key, *(str(side["table"][key]["right"]) for side in sides), str(row["of"])] for key, row in sides[0]["table"].items()]
+    rows = [
+        [key, *(str(side["table"][key]["right"]) for side in sides), str(row["of"])]
+        for key, row in sides[0]["table"].items()
+    ]
     if summary["data"]["ocrbench"]:
-        rows.append(["Final Score Norm", *(f"{side['published']['Final Score Norm']:.1f}" for side in sides), "100" if count == 1000 else ""])
+        rows.append(
+            [
+                "Final Score Norm",
+                *(f"{side['published']['Final Score Norm']:.1f}" for side in sides),
+                "100" if count == 1000 else "",
+            ]
+        )
     rows.append(["Accuracy, %", *(f"{100 * _total(side)['right'] / count:.2f}" for side in sides), ""])
     width = max(len(row[0]) for row in rows)
-    text = ["", *(f"{row[0]:<{width}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in [["", *names, "of"], *rows]), ""]
+    text = [
+        "",
+        *(f"{row[0]:<{width}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in [["", *names, "of"], *rows]),
+        "",
+    ]
     if summary["data"]["ocrbench"] and count != 1000:
         text += [f"Final Score Norm is defined for OCRBench's 1000 items, this file has {count}", ""]
     if "flips" in summary:
@@ -113,16 +197,26 @@ def lines(summary: dict) -> list[str]:
         difference = summary["difference"]
         low, high = difference["interval"]
         text.append(
-            f"difference {difference['points']:+.2f} points, {100 * difference['level']:.0f} % interval {low:+.2f} to {high:+.2f} (paired bootstrap); "
-            f"{difference['lost']} lost, {difference['gained']} gained"
+            f"difference {difference['points']:+.2f} points, {100 * difference['level']:.0f} % interval {low:+.2f} to"
+            f" {high:+.2f} (paired bootstrap); {difference['lost']} lost, {difference['gained']} gained"
         )
-        text.append(f"verdict    {'a larger drop than' if difference['exceeded'] else 'within'} --max_drop {difference['max_drop']:g}")
+        text.append(
+            f"verdict    {'a larger drop than' if difference['exceeded'] else 'within'} --max_drop"
+            f" {difference['max_drop']:g}"
+        )
     for side in sides:
         if side["troubles"]:
-            text.append(f"{side['name']:<10} " + ", ".join(f"{count} x {kind}" for kind, count in side["troubles"].items()) + "; tried again where that can help")
+            text.append(
+                f"{side['name']:<10} "
+                + ", ".join(f"{count} x {kind}" for kind, count in side["troubles"].items())
+                + "; tried again where that can help"
+            )
         if side["unanswered"]:
             first = side["unanswered"][0]
-            text.append(f"{side['name']:<10} {len(side['unanswered'])} questions have no answer and count as wrong; run again to ask them. {first['where']}: {first['why']}")
+            text.append(
+                f"{side['name']:<10} {len(side['unanswered'])} questions have no answer and count as wrong; run again"
+                f" to ask them. {first['where']}: {first['why']}"
+            )
     return text
 
 
@@ -138,7 +232,9 @@ def _flip_lines(flips: list[dict]) -> list[str]:
         for flip in chosen[:SHOWN_FLIPS]:
             first, second = ("no answer" if said is None else repr(said[:60]) for said in flip["predictions"])
             wanted = " or ".join(map(repr, flip["answers"]))
-            text.append(f"{kind:<10} {flip['where']}  {flip['prompt'][:60]!r}  wanted {wanted[:80]}:  {first} -> {second}")
+            text.append(
+                f"{kind:<10} {flip['where']}  {flip['prompt'][:60]!r}  wanted {wanted[:80]}:  {first} -> {second}"
+            )
         if len(chosen) > SHOWN_FLIPS:
             text.append(f"{kind:<10} and {len(chosen) - SHOWN_FLIPS} more; --json FILE lists all")
     return [*text, ""] if text else []

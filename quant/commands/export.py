@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import QuantError, UsageError
+from ..base.errors import QuantError, UsageError
 
 TARGETS = {("ascendV1", "static"): "all", ("mindie", "static"): "mindie"}
-"""Format and activations -> the servers that it is for; vLLM-Ascend for the rest, and compressed-tensors has rules of its own."""
+"""Format and activations -> the servers that it is for; vLLM-Ascend for the rest, and compressed-tensors has rules of
+its own.
+"""
 EPILOG = (
     "compressed-tensors is for vLLM and transformers; dynamic and mix are for vLLM-Ascend."
     " docs/mindie_format.md describes them all."
@@ -22,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_format(parser) -> None:
-    """The flags of the commands that write an export: format, activations, and whose rules the result is checked against."""
+    """The flags of the commands that write an export: format, activations, and whose rules the result is checked
+    against.
+    """
     parser.add_argument(
         "--save_type",
         choices=("ascendV1", "mindie", "compressed-tensors"),
@@ -32,19 +36,24 @@ def add_format(parser) -> None:
     parser.add_argument(
         "--act",
         choices=("static", "dynamic", "mix"),
-        help="activations: static per tensor, dynamic per token, mix of both by phase (default: static;"
-        " compressed-tensors: dynamic)",
+        help=(
+            "activations: static per tensor, dynamic per token, mix of both by phase (default: static;"
+            " compressed-tensors: dynamic)"
+        ),
     )
     parser.add_argument(
         "--target",
         choices=("mindie", "vllm-ascend", "all"),
         metavar="SERVER",
-        help="mindie, vllm-ascend or all: the server whose rules the result is checked against (default: those that the format is for)",
+        help=(
+            "mindie, vllm-ascend or all: the server whose rules the result is checked against (default: those that the"
+            " format is for)"
+        ),
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import formats
+    from ..export import formats
 
     save_type, act = chosen(args)
     target = formats.export(args.export, args.directory, save_type, act)
@@ -55,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def chosen(args: argparse.Namespace) -> tuple[str, str]:
     """Format and activations by the flags. Raises UsageError for what does not go together."""
-    from ..formats import resolve
+    from ..export.formats import resolve
 
     save_type = args.save_type or "ascendV1"
     if getattr(args, "mindie_format", False):
@@ -69,7 +78,7 @@ def chosen(args: argparse.Namespace) -> tuple[str, str]:
 
 def verdict(directory: Path, target: str | None, save_type: str, act: str, say: Callable[[str], None] = print) -> None:
     """Check what was written, and say what is wrong. Raises QuantError when a server would not serve it."""
-    from ..contracts import SERVERS, check
+    from ..servers.rules import SERVERS, check
     from .check import render
 
     if save_type == "compressed-tensors":
@@ -84,6 +93,7 @@ def verdict(directory: Path, target: str | None, save_type: str, act: str, say: 
     if errors:
         rules = ", ".join(dict.fromkeys(finding.rule for finding in errors))
         raise QuantError(
-            f"{directory}: is written, but breaks rules of {names}: {rules}; `python -m quant check` tells more, --target chooses the server"
+            f"{directory}: is written, but breaks rules of {names}: {rules}; `python -m quant check` tells more,"
+            " --target chooses the server"
         )
     say(f"check    nothing wrong for {names}")

@@ -1,4 +1,5 @@
 """python -m quant fetch-coco"""
-from ..fetch_coco import add_arguments, run
+
+from ..inputs.fetch_coco import add_arguments, run
 
 __all__ = ["add_arguments", "run"]

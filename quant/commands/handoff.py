@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from .. import handoff, serving
-    from ..config_json import read_json
-    from ..contracts import open_directory
-    from ..deploy_page import PORTS, Place
-    from ..errors import UsageError
-    from ..sizes import MERGE, PATCH, Measure
+    from ..base.errors import UsageError
+    from ..files.config_json import read_json
+    from ..inputs.sizes import MERGE, PATCH, Measure
+    from ..servers import handoff, service
+    from ..servers.deploy_page import PORTS, Place
+    from ..servers.rules import open_directory
 
     for flag in ("world_size", "text_tokens", "max_new_tokens", "concurrency"):
         if getattr(args, flag) < 1:
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     npus = tuple(args.npu_ids or range(args.world_size))
     if len(npus) != args.world_size or len(set(npus)) != len(npus):
         raise UsageError(
-            f"--npu_ids {' '.join(map(str, npus))}: {args.world_size} different ones are needed for --world_size {args.world_size}"
+            f"--npu_ids {' '.join(map(str, npus))}: {args.world_size} different ones are needed for --world_size"
+            f" {args.world_size}"
         )
     out, source = Path(args.out).resolve(), Path(args.export).resolve()
     if out == source or source in out.parents:
@@ -68,13 +69,13 @@ def run(args: argparse.Namespace) -> int:
     if measure.limits:
         patches, image_tokens = measure.limits[1] // PATCH**2, measure.limits[1] // (PATCH * MERGE) ** 2
     max_input = image_tokens + args.text_tokens
-    load = serving.Load(args.world_size, image_tokens, patches, max_input, args.max_new_tokens, args.concurrency)
-    npu_memory = args.npu_memory or serving.NPU_MEMORY[args.hardware]
-    demand = serving.demand(export, load)
-    serving.fits(args.server, demand, load, npu_memory)
+    load = service.Load(args.world_size, image_tokens, patches, max_input, args.max_new_tokens, args.concurrency)
+    npu_memory = args.npu_memory or service.NPU_MEMORY[args.hardware]
+    demand = service.demand(export, load)
+    service.fits(args.server, demand, load, npu_memory)
     files = handoff.files(export, place, load, demand, npu_memory, given, warnings)
     handoff.write(Path(args.out), files)
-    print(f"memory   {demand.total / serving.GIB:.1f} of {npu_memory:g} GiB on each of {args.world_size} NPUs")
+    print(f"memory   {demand.total / service.GIB:.1f} of {npu_memory:g} GiB on each of {args.world_size} NPUs")
     print(f"result   {args.out}")
     return 0
 

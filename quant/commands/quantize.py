@@ -1,43 +1,135 @@
-"""python -m quant quantize, and the scripts quant_qwen2vl.py and quant_llava.py: the same flags, the vendor's names and defaults."""
+"""python -m quant quantize, and the scripts quant_qwen2vl.py and quant_llava.py: the same flags, the vendor's names and
+defaults.
+"""
+
 import argparse
 
-from ..cli import boolean
-from ..config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
-from ..errors import UsageError
+from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
+from ..base.errors import UsageError
+from .cli import boolean
 from .export import add_format, chosen, verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     paths = parser.add_argument_group("input and output")
-    paths.add_argument("--model_path", required=True, metavar="DIR", help="directory of the float checkpoint; never written to")
-    paths.add_argument("--save_directory", metavar="DIR", help="where the result goes: empty or not there yet (needed unless --dry_run)")
-    paths.add_argument("--calib_images", metavar="PATH", help="folder of images, or .jsonl of {\"image\", \"prompt\"} (default: calibImages/ of this repository)")
+    paths.add_argument(
+        "--model_path", required=True, metavar="DIR", help="directory of the float checkpoint; never written to"
+    )
+    paths.add_argument(
+        "--save_directory",
+        metavar="DIR",
+        help="where the result goes: empty or not there yet (needed unless --dry_run)",
+    )
+    paths.add_argument(
+        "--calib_images",
+        metavar="PATH",
+        help='folder of images, or .jsonl of {"image", "prompt"} (default: calibImages/ of this repository)',
+    )
     paths.add_argument("--part_file_size", type=int, metavar="N", help="largest weight file, GiB (default: 4)")
-    paths.add_argument("--mindie_format", action="store_true", help="the file names that older MindIE releases look for, as --save_type mindie; the default is for MindIE and vLLM-Ascend")
+    paths.add_argument(
+        "--mindie_format",
+        action="store_true",
+        help=(
+            "the file names that older MindIE releases look for, as --save_type mindie; the default is for MindIE and"
+            " vLLM-Ascend"
+        ),
+    )
     add_format(paths)
     method = parser.add_argument_group("method")
-    method.add_argument("--anti_method", choices=("m2", "m4", "none"), default="m2", help="outlier suppression: m2 Outlier Suppression+, m4 iterative smooth (default: m2)")
-    method.add_argument("--alpha", type=float, metavar="A", help=f"m4's migration strength, between 0 and 1 (default: {ALPHA})")
-    method.add_argument("--act_method", type=int, choices=(1, 2, 3), default=1, help="activation range: 1 min-max, 2 histogram, 3 the better of both (default: 1)")
-    method.add_argument("--disable_names", nargs="*", metavar="PATTERN", help="linears to keep float, names or globs, in place of the family's list; --dry_run shows what matches")
-    method.add_argument("--vision", choices=("int8", "float"), help="the vision tower (default: what the family's servers load)")
+    method.add_argument(
+        "--anti_method",
+        choices=("m2", "m4", "none"),
+        default="m2",
+        help="outlier suppression: m2 Outlier Suppression+, m4 iterative smooth (default: m2)",
+    )
+    method.add_argument(
+        "--alpha", type=float, metavar="A", help=f"m4's migration strength, between 0 and 1 (default: {ALPHA})"
+    )
+    method.add_argument(
+        "--act_method",
+        type=int,
+        choices=(1, 2, 3),
+        default=1,
+        help="activation range: 1 min-max, 2 histogram, 3 the better of both (default: 1)",
+    )
+    method.add_argument(
+        "--disable_names",
+        nargs="*",
+        metavar="PATTERN",
+        help="linears to keep float, names or globs, in place of the family's list; --dry_run shows what matches",
+    )
+    method.add_argument(
+        "--vision", choices=("int8", "float"), help="the vision tower (default: what the family's servers load)"
+    )
     method.add_argument("--w_bit", type=int, default=8, metavar="8", help="bits of the weights; 8 is what servers load")
-    method.add_argument("--a_bit", type=int, default=8, metavar="8", help="bits of the activations; 8 is what servers load")
-    method.add_argument("--dtype", choices=("bfloat16", "float16"), help="of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one, float16 for LLaVA)")
+    method.add_argument(
+        "--a_bit", type=int, default=8, metavar="8", help="bits of the activations; 8 is what servers load"
+    )
+    method.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16"),
+        help=(
+            "of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one, float16 for LLaVA)"
+        ),
+    )
     samples = parser.add_argument_group("calibration samples")
-    samples.add_argument("--preset", choices=PRESETS, help="prompts and image sizes for a kind of images: ocr for documents (Qwen); other flags take precedence")
-    samples.add_argument("--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)")
-    samples.add_argument("--num_samples", type=int, metavar="N", help=f"take N of the images, chosen by the seed (default: all, at most {MAX_SAMPLES})")
-    samples.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to (Qwen; default: the checkpoint's)")
+    samples.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="prompts and image sizes for a kind of images: ocr for documents (Qwen); other flags take precedence",
+    )
+    samples.add_argument(
+        "--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)"
+    )
+    samples.add_argument(
+        "--num_samples",
+        type=int,
+        metavar="N",
+        help=f"take N of the images, chosen by the seed (default: all, at most {MAX_SAMPLES})",
+    )
+    samples.add_argument(
+        "--max_pixels",
+        type=int,
+        metavar="N",
+        help="largest area an image is resized to (Qwen; default: the checkpoint's)",
+    )
     samples.add_argument("--min_pixels", type=int, metavar="N", help="smallest area (Qwen; default: the checkpoint's)")
     samples.add_argument("--seed", type=int, default=0, metavar="N", help="of every choice made at random (default: 0)")
     job = parser.add_argument_group("job")
-    job.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: the NPU where there is one, else CUDA, else the CPU")
-    job.add_argument("--num_workers", type=int, metavar="N", help="processes, one per card (default: one for each card named in ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES, else one)")
-    job.add_argument("--engine", choices=("native", "msmodelslim"), help="msmodelslim: the vendor's library does the arithmetic, if it is installed (default: native)")
-    job.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
-    job.add_argument("--resume", action="store_true", help="go on with a job that was interrupted or killed: the same command again, with this")
-    job.add_argument("--dry_run", action="store_true", help="print every decision and an estimate of memory, disk and time, and stop")
+    job.add_argument(
+        "--device_type",
+        choices=("npu", "cuda", "cpu"),
+        help="default: the NPU where there is one, else CUDA, else the CPU",
+    )
+    job.add_argument(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help=(
+            "processes, one per card (default: one for each card named in ASCEND_RT_VISIBLE_DEVICES or"
+            " CUDA_VISIBLE_DEVICES, else one)"
+        ),
+    )
+    job.add_argument(
+        "--engine",
+        choices=("native", "msmodelslim"),
+        help="msmodelslim: the vendor's library does the arithmetic, if it is installed (default: native)",
+    )
+    job.add_argument(
+        "--trust_remote_code",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="run code that the checkpoint brings (default: False)",
+    )
+    job.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a job that was interrupted or killed: the same command again, with this",
+    )
+    job.add_argument(
+        "--dry_run", action="store_true", help="print every decision and an estimate of memory, disk and time, and stop"
+    )
     job.add_argument("--log_file", metavar="FILE", help="append what is printed to FILE, with the time")
     job.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -56,12 +148,12 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     if not args.dry_run and not args.save_directory:
         raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")
 
-    from ..calibrator import Calibrator
-    from ..console import Reporter
-    from ..device import pick_device, workers_of
-    from ..estimate import dry_run
-    from ..job import launch_job, run_job
-    from ..ranks import joined, started_by_launcher
+    from ..base.console import Reporter
+    from ..calibrate.calibrator import Calibrator
+    from ..calibrate.estimate import dry_run
+    from ..calibrate.job import launch_job, run_job
+    from ..calibrate.ranks import joined, started_by_launcher
+    from ..model.device import pick_device, workers_of
 
     save_type, act = chosen(args)
     device = pick_device(config.dev_type)
@@ -69,7 +161,10 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
         reporter = Reporter(args.quiet, args.log_file) if ranks.rank == 0 else Reporter(quiet=True)
         calibrator = Calibrator(args.model_path, config, args.calib_images, reporter)
         if architecture and calibrator.family.architecture != architecture:
-            raise UsageError(f"{args.model_path}: is a {calibrator.family.name} model, this script is for {architecture}; `python -m quant quantize` takes both")
+            raise UsageError(
+                f"{args.model_path}: is a {calibrator.family.name} model, this script is for {architecture}; `python -m"
+                " quant quantize` takes both"
+            )
         if args.dry_run:
             dry_run(calibrator)
             return 0
@@ -84,7 +179,7 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
 
 def script(architecture: str, description: str) -> int:
     """What quant_qwen2vl.py and quant_llava.py do."""
-    from ..cli import guarded
+    from .cli import guarded
 
     parser = argparse.ArgumentParser(description=description)
     add_arguments(parser)

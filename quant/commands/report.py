@@ -1,21 +1,28 @@
 """python -m quant report: one HTML file on an export, from the records beside it and what verify and evaluate wrote."""
+
 import argparse
 
-from ..errors import QuantError
+from ..base.errors import QuantError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="OUT", help="the exported directory; it stays as it is")
     parser.add_argument("--verify", metavar="FILE", help="what `verify OUT --json FILE` wrote")
     parser.add_argument("--evaluation", metavar="FILE", help="what `evaluate --quantized OUT --json FILE` wrote")
-    parser.add_argument("--images", metavar="PATH", help="the calibration images, to show them (default: calibImages/ of this repository)")
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="the report (default: report.html, here)")
+    parser.add_argument(
+        "--images",
+        metavar="PATH",
+        help="the calibration images, to show them (default: calibImages/ of this repository)",
+    )
+    parser.add_argument(
+        "--output", default="report.html", metavar="FILE", help="the report (default: report.html, here)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..console import size
+    from ..base.console import size
     from ..report import gather, page
 
     text = page(gather(args.directory, args.verify, args.evaluation, args.images))

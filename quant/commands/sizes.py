@@ -1,8 +1,11 @@
-"""python -m quant sizes: resized size, patches, visual tokens and the sequence length to deploy with, for images of a given size."""
+"""python -m quant sizes: resized size, patches, visual tokens and the sequence length to deploy with, for images of a
+given size.
+"""
+
 import argparse
 import re
 
-from ..cli import boolean
+from .cli import boolean
 
 
 def image_size(words: str) -> tuple[int, int]:
@@ -21,15 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_pixels", type=int, metavar="N", help="largest area (Qwen; default: the checkpoint's)")
     add("--prompt", metavar="TEXT", help="what is asked of the image; its tokens count (default: the family's)")
     add("--max_new_tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
-    add("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run the checkpoint's code (default: False)")
+    add(
+        "--trust_remote_code",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="run the checkpoint's code (default: False)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..config_json import read_json
     from ..families import family_of
-    from ..sizes import Measure
+    from ..files.config_json import read_json
+    from ..inputs.sizes import Measure
 
     family = family_of(read_json(Path(args.model_path) / "config.json"), args.model_path)
     measure = Measure(
@@ -45,10 +54,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"limits    min_pixels {measure.limits[0]}, max_pixels {measure.limits[1]}")
     print(f"text      {measure.text} tokens of chat template and prompt")
     print(f"sequence  input + {args.max_new_tokens} new tokens")
-    print(f"\n{'height x width':<16}{'resized':<14}{'patches':>8}{'visual':>8}{'input':>8}{'sequence':>10}  pixel_values")
+    print(
+        f"\n{'height x width':<16}{'resized':<14}{'patches':>8}{'visual':>8}{'input':>8}{'sequence':>10}  pixel_values"
+    )
     for size in sizes:
         row = f"{size.image[0]} x {size.image[1]}".ljust(16) + f"{size.resized[0]} x {size.resized[1]}".ljust(14)
-        print(row + f"{size.patches:>8}{size.visual:>8}{size.input:>8}{size.input + args.max_new_tokens:>10}  {list(size.pixel_values)}")
+        print(
+            row + f"{size.patches:>8}{size.visual:>8}{size.input:>8}{size.input + args.max_new_tokens:>10} "
+            f" {list(size.pixel_values)}"
+        )
     longest = max(size.input for size in sizes)
-    print(f"\nmaxInputTokenLen and maxPrefillTokens at least {longest}; maxSeqLen (max_model_len) at least {longest + args.max_new_tokens}")
+    print(
+        f"\nmaxInputTokenLen and maxPrefillTokens at least {longest}; maxSeqLen (max_model_len) at least"
+        f" {longest + args.max_new_tokens}"
+    )
     return 0

@@ -1,34 +1,79 @@
-"""python -m quant verify: the float model and its export on the same images, and a verdict on whose fault a difference is."""
+"""python -m quant verify: the float model and its export on the same images, and a verdict on whose fault a difference
+is.
+"""
+
 import argparse
 import json
 import textwrap
 from pathlib import Path
 
-from ..cli import boolean
-from ..config import QuantConfig
-from ..errors import QuantError, UsageError
-from ..verdict import CULPRITS, ENOUGH, THRESHOLDS, decibels
+from ..base.config import QuantConfig
+from ..base.errors import QuantError, UsageError
+from ..verify.verdict import CULPRITS, ENOUGH, THRESHOLDS, decibels
+from .cli import boolean
 
 WIDTH = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("quantized", metavar="OUT", help="the exported directory, of either layout, of this project or of msmodelslim")
+    parser.add_argument(
+        "quantized", metavar="OUT", help="the exported directory, of either layout, of this project or of msmodelslim"
+    )
     parser.add_argument("--model_path", required=True, metavar="DIR", help="the float checkpoint that it was made from")
     samples = parser.add_argument_group("samples")
-    samples.add_argument("--images", metavar="PATH", help="folder of images, or .jsonl of {\"image\", \"prompt\"} (default: calibImages/ of this repository)")
-    samples.add_argument("--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)")
-    samples.add_argument("--num_samples", type=int, metavar="N", help="take N of the images, chosen by the seed (default: all)")
-    samples.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to (Qwen; default: the checkpoint's)")
+    samples.add_argument(
+        "--images",
+        metavar="PATH",
+        help='folder of images, or .jsonl of {"image", "prompt"} (default: calibImages/ of this repository)',
+    )
+    samples.add_argument(
+        "--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)"
+    )
+    samples.add_argument(
+        "--num_samples", type=int, metavar="N", help="take N of the images, chosen by the seed (default: all)"
+    )
+    samples.add_argument(
+        "--max_pixels",
+        type=int,
+        metavar="N",
+        help="largest area an image is resized to (Qwen; default: the checkpoint's)",
+    )
     samples.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images (default: 0)")
-    samples.add_argument("--tokens", type=int, default=16, metavar="N", help="length of the answers that both models write to the first images; 0 for none (default: 16)")
+    samples.add_argument(
+        "--tokens",
+        type=int,
+        default=16,
+        metavar="N",
+        help="length of the answers that both models write to the first images; 0 for none (default: 16)",
+    )
     verdict = parser.add_argument_group("verdict")
     defaults = " ".join(f"{name}={limit:g}" for name, (limit, _) in THRESHOLDS.items())
-    verdict.add_argument("--threshold", nargs="+", default=[], metavar="NAME=X", help=f"what is passed (default: {defaults}); " + "; ".join(f"{name}: {what}" for name, (_, what) in THRESHOLDS.items()))
-    verdict.add_argument("--json", metavar="FILE", help="write all that was measured to FILE, for `python -m quant report`; docs/verify.md describes it")
+    verdict.add_argument(
+        "--threshold",
+        nargs="+",
+        default=[],
+        metavar="NAME=X",
+        help=f"what is passed (default: {defaults}); "
+        + "; ".join(f"{name}: {what}" for name, (_, what) in THRESHOLDS.items()),
+    )
+    verdict.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write all that was measured to FILE, for `python -m quant report`; docs/verify.md describes it",
+    )
     job = parser.add_argument_group("job")
-    job.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: the NPU where there is one, else CUDA, else the CPU")
-    job.add_argument("--trust_remote_code", type=boolean, default=False, metavar="BOOL", help="run code that the checkpoint brings (default: False)")
+    job.add_argument(
+        "--device_type",
+        choices=("npu", "cuda", "cpu"),
+        help="default: the NPU where there is one, else CUDA, else the CPU",
+    )
+    job.add_argument(
+        "--trust_remote_code",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="run code that the checkpoint brings (default: False)",
+    )
     job.add_argument("--log_file", metavar="FILE", help="append what is printed to FILE, with the time")
     job.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -39,13 +84,18 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens < 0:
         raise UsageError(f"--tokens {args.tokens}: 0 or more")
     config = QuantConfig(
-        prompt=args.prompt, num_samples=args.num_samples, max_pixels=args.max_pixels, seed=args.seed, dev_type=args.device_type, trust_remote_code=args.trust_remote_code
+        prompt=args.prompt,
+        num_samples=args.num_samples,
+        max_pixels=args.max_pixels,
+        seed=args.seed,
+        dev_type=args.device_type,
+        trust_remote_code=args.trust_remote_code,
     )
     if args.json and not Path(args.json).absolute().parent.is_dir():  # better now than after the work
         raise UsageError(f"--json {args.json}: no such directory")
 
-    from ..console import Reporter
-    from ..verify import verify
+    from ..base.console import Reporter
+    from ..verify.verify import verify
 
     reporter = Reporter(args.quiet, args.log_file)
 
@@ -79,7 +129,9 @@ def thresholds(words: list[str]) -> dict[str, float]:
     for word in words:
         name, _, value = word.partition("=")
         if name not in THRESHOLDS:
-            raise UsageError(f"--threshold {word}: names are {', '.join(THRESHOLDS)}, as in {next(iter(THRESHOLDS))}=0.2")
+            raise UsageError(
+                f"--threshold {word}: names are {', '.join(THRESHOLDS)}, as in {next(iter(THRESHOLDS))}=0.2"
+            )
         try:
             limits[name] = float(value)
         except ValueError:
@@ -111,12 +163,19 @@ def ending(report: dict) -> list[str]:
     lines, limits, logits, answers = [""], report["thresholds"], report["logits"], report["free_running"]
     if logits:
         lines.append(f"{logits['positions']} positions after the images{'export':>13}{'rounded':>10}{'allowed':>12}")
-        lines.append(f"{'KL divergence, nats':<31}{_number(logits['export']['kl'])}{_number(logits['rounded']['kl'])}{'<= %g' % limits['kl']:>12}")
+        lines.append(
+            f"{'KL divergence, nats':<31}{_number(logits['export']['kl'])}{_number(logits['rounded']['kl'])}{'<= %g' % limits['kl']:>12}"
+        )
         lines.append(f"{'same token first':<31}{logits['export']['top1']:>10.1%}{logits['rounded']['top1']:>10.1%}")
         if logits["decided"]:
-            lines.append(f"{'   at the %d decided ones' % logits['decided']:<31}{logits['export']['top1_decided']:>10.1%}{logits['rounded']['top1_decided']:>10.1%}{'>= %g%%' % (100 * limits['top1']) if logits['decided'] >= ENOUGH else 'too few':>12}")
+            lines.append(
+                f"{'   at the %d decided ones' % logits['decided']:<31}{logits['export']['top1_decided']:>10.1%}{logits['rounded']['top1_decided']:>10.1%}{'>= %g%%' % (100 * limits['top1']) if logits['decided'] >= ENOUGH else 'too few':>12}"
+            )
     if answers and "answers" in answers:
-        lines.append(f"{'answers, until they differ':<31}{answers['agreement']:>10.1%}   of {sum(row['tokens'] for row in answers['answers'])} tokens, each model on its own")
+        lines.append(
+            f"{'answers, until they differ':<31}{answers['agreement']:>10.1%}   of"
+            f" {sum(row['tokens'] for row in answers['answers'])} tokens, each model on its own"
+        )
     elif answers:
         lines += _wrapped(f"answers were not compared: {answers['skipped']}", "")
     for notice in report["notices"]:
@@ -132,7 +191,11 @@ def _verdict(report: dict) -> list[str]:
     for reason in verdict["reasons"]:
         lines += _wrapped(reason, "  ")
     if verdict["first_bad_block"]:
-        lines += _wrapped(f"falls off first at {verdict['first_bad_block']}" + (f", linear {verdict['first_bad_linear']}" if verdict["first_bad_linear"] else ""), "  ")
+        lines += _wrapped(
+            f"falls off first at {verdict['first_bad_block']}"
+            + (f", linear {verdict['first_bad_linear']}" if verdict["first_bad_linear"] else ""),
+            "  ",
+        )
     return lines + _wrapped(verdict["advice"], "")
 
 
@@ -141,4 +204,11 @@ def _number(value: float | None) -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

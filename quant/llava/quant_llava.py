@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Quantize a LLaVA-1.5 checkpoint to W8A8 for Ascend.  python quant_llava.py --model_path SRC --save_directory OUT --anti_method m4"""
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Quantize a Qwen2.5-VL checkpoint to W8A8 for Ascend.  python quant_qwen2_5vl.py --model_path SRC --save_directory OUT --anti_method m4"""
+
 import sys
 from pathlib import Path
 

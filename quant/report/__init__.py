@@ -1,10 +1,12 @@
-"""python -m quant report: one HTML file that shows what was quantized, how, how well, and on what; it needs no network and no other file.
+"""python -m quant report: one HTML file that shows what was quantized, how, how well, and on what; it needs no network
+and no other file.
 
-    facts.py     what is on disk -> Facts               markup.py    HTML that cannot be broken by what it quotes
-    overview.py, proof.py, blocks.py  Facts -> sections  parts.py     what sections are put together from
-    plots.py     inline SVG
-    style.css, script.js                                 put into the page
+facts.py     what is on disk -> Facts               markup.py    HTML that cannot be broken by what it quotes
+overview.py, proof.py, blocks.py  Facts -> sections  parts.py     what sections are put together from
+plots.py     inline SVG
+style.css, script.js                                 put into the page
 """
+
 from pathlib import Path
 
 from . import blocks, overview, proof
@@ -41,7 +43,12 @@ def page(facts: Facts) -> str:
         el("title", f"{title}: {facts.export.dir.name}"),
         el("style", style),
     )
-    top = el("header", el("h1", title), el("p", el("code", facts.export.dir.resolve())), el("nav", [el("a", label, href=f"#{name}") for (label, _), name in zip(PARTS, names)]))
+    top = el(
+        "header",
+        el("h1", title),
+        el("p", el("code", facts.export.dir.resolve())),
+        el("nav", [el("a", label, href=f"#{name}") for (label, _), name in zip(PARTS, names)]),
+    )
     body = el("body", top, el("main", parts), el("footer", "Hover over a plot for its numbers."), el("script", script))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 

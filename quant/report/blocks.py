@@ -1,4 +1,5 @@
 """The sections with a plot by block: errors, ranges, clipping, decisions."""
+
 from .facts import Facts, Layer
 from .markup import Markup, el
 from .parts import NO_RUN, NO_VERIFY, TOWERS, hint, legend, panels, percent, section, table, undone
@@ -19,23 +20,37 @@ def _own_errors(facts: Facts) -> list[Markup]:
     """From quant_run.json: each block on its own."""
     figures = []
     for tower, title in TOWERS.items():
-        entries = [Errors(block["index"], block["snr_plain_db"] if smoothed(facts) else None, block["snr_db"]) for block in facts.blocks(tower) if block["int8"]]
+        entries = [
+            Errors(block["index"], block["snr_plain_db"] if smoothed(facts) else None, block["snr_db"])
+            for block in facts.blocks(tower)
+            if block["int8"]
+        ]
         if entries:
             figures.append((title, error_panel(entries)))
     if not figures:
         return [hint(NO_RUN)]
     told = (
-        "What a block adds to the hidden state, in float, against the error of adding it in int8: signal-to-noise on one calibration sample, dB. "
-        "Higher is better; 20 dB is an error of 10 %, 40 dB of 1 %."
+        "What a block adds to the hidden state, in float, against the error of adding it in int8: signal-to-noise on"
+        " one calibration sample, dB. Higher is better; 20 dB is an error of 10 %, 40 dB of 1 %."
     )
-    kinds = [("before", "plain rounding"), ("after", f"with {facts.recipe['config']['anti_method']}, as exported")] if smoothed(facts) else [("after", "as exported")]
+    kinds = (
+        [("before", "plain rounding"), ("after", f"with {facts.recipe['config']['anti_method']}, as exported")]
+        if smoothed(facts)
+        else [("after", "as exported")]
+    )
     return [el("p", told), legend(*kinds), panels(figures)]
 
 
 def _built_up(facts: Facts) -> list[Markup]:
     """From verify: the error of all blocks up to each."""
     if facts.verify is None:
-        return [undone("Not verified, so how errors build up from block to block is not known.", NO_VERIFY, "--verify verify.json")]
+        return [
+            undone(
+                "Not verified, so how errors build up from block to block is not known.",
+                NO_VERIFY,
+                "--verify verify.json",
+            )
+        ]
     figures = []
     for tower, title in TOWERS.items():
         blocks = [block for block in facts.verify["blocks"] if block["tower"] == tower]
@@ -46,8 +61,15 @@ def _built_up(facts: Facts) -> list[Markup]:
             figures.append((title, line_panel(series, facts.verify["thresholds"]["snr"])))
     if not figures:
         return [hint("Verify found damage and ran no block.")]
-    told = "Built up: the hidden state after each block, all blocks before it in int8 too, against the float model's; verify's images, mean over tokens, dB."
-    kinds = [("rounded", "float model, its linears rounded afresh"), ("after", "the export, in integers"), ("limit", "verify's threshold")]
+    told = (
+        "Built up: the hidden state after each block, all blocks before it in int8 too, against the float model's;"
+        " verify's images, mean over tokens, dB."
+    )
+    kinds = [
+        ("rounded", "float model, its linears rounded afresh"),
+        ("after", "the export, in integers"),
+        ("limit", "verify's threshold"),
+    ]
     return [el("p", told), legend(*kinds), panels(figures)]
 
 
@@ -57,8 +79,14 @@ def _linears_alone(facts: Facts) -> list[Markup]:
     if not records:
         return []
     weak = lambda record: min(max((BEST_DB - (record["export"]["snr_db"] or 0)) / (BEST_DB - WORST_DB), 0.06), 1.0)
-    told = lambda record: f"{record['linear']}: {decibels(record['export']['snr_db'])}, rounded afresh {decibels(record['rounded']['snr_db'])}"
-    text = f"Each linear alone, on the float model's activations: the stronger the colour, the larger its error. Full colour is {WORST_DB} dB or less, the palest {BEST_DB} dB or more."
+    told = lambda record: (
+        f"{record['linear']}: {decibels(record['export']['snr_db'])}, rounded afresh"
+        f" {decibels(record['rounded']['snr_db'])}"
+    )
+    text = (
+        "Each linear alone, on the float model's activations: the stronger the colour, the larger its error. Full"
+        f" colour is {WORST_DB} dB or less, the palest {BEST_DB} dB or more."
+    )
     return [el("p", text), panels(_maps(facts, records, weak, told, "weak"))]
 
 
@@ -75,26 +103,42 @@ def clipping(facts: Facts) -> Markup:
     limit = facts.verify["thresholds"]["clipped"]
     worst = max(records, key=lambda record: record["clipped_share"])
     told = (
-        f"The share of each linear's input, on verify's images, that lies outside the range seen in calibration. Full colour is {percent(limit)}, the most that verify allows. "
-        f"Largest: {percent(worst['clipped_share'], 2)}, {worst['linear']}."
+        "The share of each linear's input, on verify's images, that lies outside the range seen in calibration. Full"
+        f" colour is {percent(limit)}, the most that verify allows. Largest: {percent(worst['clipped_share'], 2)},"
+        f" {worst['linear']}."
     )
     strength = lambda record: min(record["clipped_share"] / limit, 1.0) ** 0.5
-    hover = lambda record: f"{record['linear']}: {percent(record['clipped_share'], 3)} clipped; seen {span(record['range_seen'])}, covered {span(record['range_covered'])}"
+    hover = lambda record: (
+        f"{record['linear']}: {percent(record['clipped_share'], 3)} clipped; seen {span(record['range_seen'])}, covered"
+        f" {span(record['range_covered'])}"
+    )
     kinds = legend(("blank", "none"), ("clipped", f"{percent(limit)} or more"))
-    return section("clipping", "Clipped activations", el("p", told), kinds, panels(_maps(facts, records, strength, hover, "clipped")))
+    return section(
+        "clipping",
+        "Clipped activations",
+        el("p", told),
+        kinds,
+        panels(_maps(facts, records, strength, hover, "clipped")),
+    )
 
 
 def _linear_records(facts: Facts) -> list[dict]:
     """verify's records of the linears, each with its block's tower and index."""
     blocks = facts.verify["blocks"] if facts.verify else []
-    return [{**record, "tower": block["tower"], "index": block["index"]} for block in blocks for record in block["linears"]]
+    return [
+        {**record, "tower": block["tower"], "index": block["index"]} for block in blocks for record in block["linears"]
+    ]
 
 
 def _maps(facts: Facts, records: list[dict], strength, told, kind: str) -> list[tuple[str, Markup]]:
     """A layer_map per tower. strength, told: record -> 0 to 1, text."""
     figures = []
     for tower, title in TOWERS.items():
-        cells = {(facts.inner(record["linear"]), record["index"]): (strength(record), told(record)) for record in records if record["tower"] == tower}
+        cells = {
+            (facts.inner(record["linear"]), record["index"]): (strength(record), told(record))
+            for record in records
+            if record["tower"] == tower
+        }
         if cells:
             figures.append((title, layer_map(facts.rows(tower, {row for row, _ in cells}), cells, kind)))
     return figures
@@ -108,16 +152,32 @@ def ranges(facts: Facts) -> Markup:
             for entry in block["ranges"]:
                 inner = ", ".join(name[len(block["block"]) + 1 :] for name in entry["linears"])
                 typical = entry.get("channels_after", [None])[0]
-                groups.setdefault(inner, []).append(Range(block["index"], tuple(entry["before"]), tuple(entry["after"]), typical))
-        figures += [(el("span", title, el("b", f"input of {short(inner)}")), range_panel(entries, smoothed(facts))) for inner, entries in groups.items()]
+                groups.setdefault(inner, []).append(
+                    Range(block["index"], tuple(entry["before"]), tuple(entry["after"]), typical)
+                )
+        figures += [
+            (el("span", title, el("b", f"input of {short(inner)}")), range_panel(entries, smoothed(facts)))
+            for inner, entries in groups.items()
+        ]
     if not figures:
         return section("ranges", "Activation ranges", hint(NO_RUN))
     told = (
-        "The smallest and largest activation over all calibration samples. One int8 step is 1/255 of the range, for every channel alike: where the range is far "
-        "wider than an ordinary channel, few of the 256 codes are left for that channel. Linear around 0, logarithmic further out."
+        "The smallest and largest activation over all calibration samples. One int8 step is 1/255 of the range, for"
+        " every channel alike: where the range is far wider than an ordinary channel, few of the 256 codes are left for"
+        " that channel. Linear around 0, logarithmic further out."
     )
-    kinds = [("before pale", "before smoothing"), ("after", "after, as exported")] if smoothed(facts) else [("after", "as exported")]
-    return section("ranges", "Activation ranges", el("p", told), legend(*kinds, ("typical", "where the median channel ends")), panels(figures))
+    kinds = (
+        [("before pale", "before smoothing"), ("after", "after, as exported")]
+        if smoothed(facts)
+        else [("after", "as exported")]
+    )
+    return section(
+        "ranges",
+        "Activation ranges",
+        el("p", told),
+        legend(*kinds, ("typical", "where the median channel ends")),
+        panels(figures),
+    )
 
 
 def short(inner: str) -> str:
@@ -128,19 +188,42 @@ def short(inner: str) -> str:
 def layers(facts: Facts) -> Markup:
     figures, tables = [], []
     for tower, title in [*TOWERS.items(), (None, "Outside the blocks")]:
-        members = [(layer, facts.inner(layer.name), index) for layer in facts.layers for where, index in [facts.place(layer.name)] if where == tower]
+        members = [
+            (layer, facts.inner(layer.name), index)
+            for layer in facts.layers
+            for where, index in [facts.place(layer.name)]
+            if where == tower
+        ]
         if not members:
             continue
         if tower:
             rows = facts.rows(tower, {inner for _, inner, _ in members})
-            cells = {(inner, index): (float(layer.int8), f"{layer.name}: {'int8' if layer.int8 else 'float, ' + layer.why}") for layer, inner, index in members}
+            cells = {
+                (inner, index): (float(layer.int8), f"{layer.name}: {'int8' if layer.int8 else 'float, ' + layer.why}")
+                for layer, inner, index in members
+            }
             figures.append((title, layer_map(rows, cells, "after")))
             members.sort(key=lambda member: (member[2], rows.index(member[1])))
         int8 = sum(layer.int8 for layer, _, _ in members)
         heading = el("summary", f"{title}: {int8} int8, {len(members) - int8} float")
         tables.append(el("details", heading, layer_table([layer for layer, _, _ in members])))
-    search = el("p", el("label", "Show linears whose name or reason contains ", el("input", type="search", id="filter", autocomplete="off")), class_="search")
-    return section("layers", "Every linear's decision", legend(("after", "int8"), ("blank", "float")), panels(figures), search, tables)
+    search = el(
+        "p",
+        el(
+            "label",
+            "Show linears whose name or reason contains ",
+            el("input", type="search", id="filter", autocomplete="off"),
+        ),
+        class_="search",
+    )
+    return section(
+        "layers",
+        "Every linear's decision",
+        legend(("after", "int8"), ("blank", "float")),
+        panels(figures),
+        search,
+        tables,
+    )
 
 
 def layer_table(entries: list[Layer]) -> Markup:

@@ -1,8 +1,10 @@
-"""What a report is made of, read from disk: the export itself, the records beside it, what verify and evaluate wrote, small copies of the images.
+"""What a report is made of, read from disk: the export itself, the records beside it, what verify and evaluate wrote,
+small copies of the images.
 
-Only the export must be there. An export by another tool has no quant_recipe.json and quant_run.json; what they would tell is left out, and the
-report says so.
+Only the export must be there. An export by another tool has no quant_recipe.json and quant_run.json; what they would
+tell is left out, and the report says so.
 """
+
 import base64
 import io
 from dataclasses import dataclass
@@ -11,15 +13,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import ascend
-from ..checkpoint import read_json
-from ..errors import QuantError, UsageError
-from ..evaluate import files_digest
+from ..base.errors import QuantError, UsageError
+from ..evaluate.evaluate import files_digest
+from ..export import ascend
+from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
-from ..family import Family
-from ..images import load_samples, open_image
-from ..recipe import RECIPE, RUN_LOG
-from ..samples import CALIB_IMAGES
+from ..families.family import Family
+from ..files.checkpoint import read_json
+from ..inputs.images import load_samples, open_image
+from ..inputs.samples import CALIB_IMAGES
 
 THUMBNAIL = (160, 120)  # pixels an image is made to fit
 MOST_THUMBNAILS = 128
@@ -56,7 +58,11 @@ class Facts:
     def blocks(self, tower: str) -> list[dict]:
         """quant_run.json's entries of a tower, each with its "index"."""
         prefix = next(entry.prefix for entry in self.family.towers if entry.name == tower)
-        return [{**entry, "index": int(entry["block"][len(prefix) :])} for entry in self.run.get("blocks", []) if entry["block"].startswith(prefix)]
+        return [
+            {**entry, "index": int(entry["block"][len(prefix) :])}
+            for entry in self.run.get("blocks", [])
+            if entry["block"].startswith(prefix)
+        ]
 
     def place(self, name: str) -> tuple[str | None, int]:
         """(tower, block) of a linear; (None, -1) outside the blocks."""
@@ -114,7 +120,9 @@ def _result(file: str | None, command: str, keys: tuple[str, ...]) -> dict | Non
         raise UsageError(f"{file}: no such file; `python -m quant {command} --json FILE` writes it")
     result = read_json(Path(file))
     if missing := [key for key in keys if key not in result]:
-        raise QuantError(f"{file}: has no {missing[0]}; `python -m quant {command} --json FILE` writes what is expected here")
+        raise QuantError(
+            f"{file}: has no {missing[0]}; `python -m quant {command} --json FILE` writes what is expected here"
+        )
     return result
 
 
@@ -137,7 +145,11 @@ def _float_linears(export: ascend.Export, reasons: dict) -> list[str]:
     """Those that the recipe names; without a recipe, matrices that are neither embeddings nor int8."""
     if reasons:
         return [name for name in reasons if f"{name}.weight" in export.tensors]
-    names = (name.removesuffix(".weight") for name, info in export.tensors.items() if name.endswith(".weight") and len(info.shape) == 2)
+    names = (
+        name.removesuffix(".weight")
+        for name, info in export.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2
+    )
     return [name for name in names if name not in set(export.linear_names) and "embed" not in name]
 
 

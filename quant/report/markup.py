@@ -1,7 +1,9 @@
 """HTML and SVG from Python values, escaped: el("td", name, class_="number") -> <td class="number">name</td>.
 
-A child that is Markup stands as it is, everything else is text. What a model said, a file's name, a message: nothing of it can become a tag.
+A child that is Markup stands as it is, everything else is text. What a model said, a file's name, a message: nothing of
+it can become a tag.
 """
+
 from html import escape
 
 VOID = {"img", "meta", "br"}
@@ -12,7 +14,9 @@ class Markup(str):
 
 
 def el(tag: str, *children, **attributes) -> Markup:
-    """An element. Attributes: class_ is class, aria_label aria-label; one that is None or False is left out, True stands without a value."""
+    """An element. Attributes: class_ is class, aria_label aria-label; one that is None or False is left out, True
+    stands without a value.
+    """
     words = [tag]
     for name, value in attributes.items():
         if value is None or value is False:

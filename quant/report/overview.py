@@ -1,5 +1,6 @@
 """The first and the last sections: what was done and what came of it; on which images; how long it took."""
-from ..console import duration, size
+
+from ..base.console import duration, size
 from .facts import NOT_RECORDED, Facts
 from .markup import Markup, el
 from .parts import NO_RUN, TOWERS, hint, panels, percent, section, tile
@@ -8,7 +9,11 @@ from .proof import accuracy_tile, verify_tiles
 
 
 def summary(facts: Facts) -> Markup:
-    tiles = [tile for tile in (accuracy_tile(facts), *verify_tiles(facts), worst_block_tile(facts), *size_tiles(facts)) if tile]
+    tiles = [
+        tile
+        for tile in (accuracy_tile(facts), *verify_tiles(facts), worst_block_tile(facts), *size_tiles(facts))
+        if tile
+    ]
     return section("summary", "Summary", el("div", tiles, class_="tiles"), settings(facts))
 
 
@@ -17,7 +22,11 @@ def worst_block_tile(facts: Facts) -> Markup | None:
     if not known:
         return None
     worst = min(known, key=lambda block: block["snr_db"])
-    plain = f", {worst['snr_plain_db']:.1f} without smoothing" if finite(worst["snr_plain_db"]) and worst["snr_plain_db"] != worst["snr_db"] else ""
+    plain = (
+        f", {worst['snr_plain_db']:.1f} without smoothing"
+        if finite(worst["snr_plain_db"]) and worst["snr_plain_db"] != worst["snr_db"]
+        else ""
+    )
     return tile("Weakest block", f"{worst['snr_db']:.1f} dB", worst["block"] + plain)
 
 
@@ -25,8 +34,16 @@ def size_tiles(facts: Facts) -> list[Markup]:
     int8 = [layer for layer in facts.layers if layer.int8]
     weights = lambda layers: sum(layer.shape[0] * layer.shape[1] for layer in layers)
     return [
-        tile("Size", size(facts.bytes_written), f"{percent(facts.bytes_written / facts.bytes_16bit, 0)} of {size(facts.bytes_16bit)} in 16 bits"),
-        tile("Linears in int8", f"{len(int8)} of {len(facts.layers)}", f"{percent(weights(int8) / weights(facts.layers), 0)} of their weights"),
+        tile(
+            "Size",
+            size(facts.bytes_written),
+            f"{percent(facts.bytes_written / facts.bytes_16bit, 0)} of {size(facts.bytes_16bit)} in 16 bits",
+        ),
+        tile(
+            "Linears in int8",
+            f"{len(int8)} of {len(facts.layers)}",
+            f"{percent(weights(int8) / weights(facts.layers), 0)} of their weights",
+        ),
     ]
 
 
@@ -37,12 +54,19 @@ def settings(facts: Facts) -> Markup:
     rows = {
         "Model": f"{facts.family.name} ({recipe['architecture']})",
         "Outlier suppression": _method(recipe),
-        "Activation ranges": {1: "min-max", 2: "histogram", 3: "the better of min-max and histogram"}[config["act_method"]],
+        "Activation ranges": {1: "min-max", 2: "histogram", 3: "the better of min-max and histogram"}[
+            config["act_method"]
+        ],
         "Calibration": f"{len(recipe['samples'])} samples, sha256 {recipe['calibration_sha256'][:16]}",
-        "Arithmetic": f"calibrated in {recipe['compute_dtype']}, exported for {recipe['export_dtype']}, on {facts.run.get('device', NOT_RECORDED)}",
+        "Arithmetic": (
+            f"calibrated in {recipe['compute_dtype']}, exported for {recipe['export_dtype']}, on"
+            f" {facts.run.get('device', NOT_RECORDED)}"
+        ),
         "Seed": config["seed"],
         "Versions": f"quant {recipe['version']}, torch {recipe['torch']}, transformers {recipe['transformers']}",
-        "Layout": {"ascendV1": "ascendV1, for MindIE and vLLM-Ascend", "mindie": "the older MindIE's"}[facts.export.kind],
+        "Layout": {"ascendV1": "ascendV1, for MindIE and vLLM-Ascend", "mindie": "the older MindIE's"}[
+            facts.export.kind
+        ],
         "Choices": f"fingerprint {recipe['fingerprint'][:16]}",
     }
     return el("dl", [[el("dt", name), el("dd", value)] for name, value in rows.items()])
@@ -64,12 +88,17 @@ def timings(facts: Facts) -> Markup:
     for tower, title in TOWERS.items():
         blocks = facts.blocks(tower)
         total = sum(block["seconds"] for block in blocks)
-        bars = [(block["index"], block["seconds"], f"block {block['index']}, {block['seconds']:.2f} s") for block in blocks]
+        bars = [
+            (block["index"], block["seconds"], f"block {block['index']}, {block['seconds']:.2f} s") for block in blocks
+        ]
         if bars:
             figures.append((f"{title}: {duration(total)}", bar_panel("Seconds by block", bars, "plain")))
     run = facts.run
     card = f", {size(run['peak_card_bytes'])} of the card's" if run.get("peak_card_bytes") else ""
-    told = f"{duration(run['seconds'])} in all, {size(run['peak_memory_bytes'])} of memory at the peak{card}, on {run['device']}. Seconds per block, reading and writing included:"
+    told = (
+        f"{duration(run['seconds'])} in all, {size(run['peak_memory_bytes'])} of memory at the peak{card}, on"
+        f" {run['device']}. Seconds per block, reading and writing included:"
+    )
     return section("timings", "Timings", el("p", told), panels(figures))
 
 
@@ -83,5 +112,9 @@ def images(facts: Facts) -> Markup:
         picture = el("img", src=thumbnail, alt="") if thumbnail else el("div", "not at hand", class_="absent")
         items.append(el("li", picture, el("span", sample["name"]), el("code", sample["sha256"][:12])))
     missing = len(samples) - sum(sample["sha256"] in facts.thumbnails for sample in samples)
-    note = hint(f"{missing} of {len(samples)} were not found; ", el("code", "--images PATH"), " names where they are.") if missing else None
+    note = (
+        hint(f"{missing} of {len(samples)} were not found; ", el("code", "--images PATH"), " names where they are.")
+        if missing
+        else None
+    )
     return section("images", "Calibration images", el("ul", items, class_="images"), note)

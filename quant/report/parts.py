@@ -1,4 +1,5 @@
 """What the page's sections are put together from."""
+
 from .markup import Markup, el
 
 NO_RUN = "Not recorded: there is no quant_run.json, or the engine of that run measures no blocks."
@@ -21,7 +22,11 @@ def undone(what: str, command: str, flag: str) -> Markup:
 
 def panels(items: list[tuple[str, Markup]]) -> Markup:
     """(title, plot) side by side where there is room; up to two may be larger than many."""
-    return el("div", [el("figure", el("figcaption", title), plot) for title, plot in items], class_="panels" if len(items) > 2 else "panels few")
+    return el(
+        "div",
+        [el("figure", el("figcaption", title), plot) for title, plot in items],
+        class_="panels" if len(items) > 2 else "panels few",
+    )
 
 
 def legend(*entries: tuple[str, str]) -> Markup:

@@ -1,9 +1,11 @@
-"""Plots as inline SVG: one panel, blocks from left to right, values upward. Colours and fonts are the page's (style.css), so a panel is right
-in the light and in the dark, and small enough that its text stays legible when a phone shows it one to a row.
+"""Plots as inline SVG: one panel, blocks from left to right, values upward. Colours and fonts are the page's
+(style.css), so a panel is right in the light and in the dark, and small enough that its text stays legible when a phone
+shows it one to a row.
 
-Value axes are linear, or "spread": y = asinh(v / c), linear where |v| << c and logarithmic beyond, for values of both signs that differ by
-orders of magnitude. Each mark has a <title>, which browsers show on hover and screen readers read.
+Value axes are linear, or "spread": y = asinh(v / c), linear where |v| << c and logarithmic beyond, for values of both
+signs that differ by orders of magnitude. Each mark has a <title>, which browsers show on hover and screen readers read.
 """
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +45,11 @@ def range_panel(ranges: Sequence[Range], smoothed: bool) -> Markup:
     across = Across([entry.block for entry in ranges])
     marks = []
     for entry in ranges:
-        told = [f"block {entry.block}", f"before {span(entry.before)}" if smoothed else None, f"{'after' if smoothed else 'range'} {span(entry.after)}"]
+        told = [
+            f"block {entry.block}",
+            f"before {span(entry.before)}" if smoothed else None,
+            f"{'after' if smoothed else 'range'} {span(entry.after)}",
+        ]
         if entry.typical is not None:
             told.append(f"median channel ±{number(entry.typical)}")
         x, width = across(entry.block), across.width
@@ -64,7 +70,16 @@ def error_panel(errors: Sequence[Errors]) -> Markup:
     for entry in errors:
         x, parts, told = across(entry.block), [], [f"block {entry.block}"]
         if finite(entry.plain) and finite(entry.chosen):
-            parts.append(el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=f"{axis(entry.plain):.1f}", y2=f"{axis(entry.chosen):.1f}", class_="joint"))
+            parts.append(
+                el(
+                    "line",
+                    x1=f"{x:.1f}",
+                    x2=f"{x:.1f}",
+                    y1=f"{axis(entry.plain):.1f}",
+                    y2=f"{axis(entry.chosen):.1f}",
+                    class_="joint",
+                )
+            )
         for value, kind, word in ((entry.plain, "before", "plain rounding"), (entry.chosen, "after", "exported")):
             if finite(value):
                 parts.append(_dot(across, axis, entry.block, value, kind))
@@ -85,7 +100,11 @@ def line_panel(series: dict[str, tuple[str, dict[int, float]]], limit: float) ->
     for block in range(across.first, across.last + 1):
         known = [(kind, name, values[block]) for kind, (name, values) in series.items() if finite(values.get(block))]
         told = ", ".join([f"block {block}", *(f"{name} {value:.1f} dB" for _, name, value in known)])
-        marks.append(_hover(across(block), across.width, told, [_dot(across, axis, block, value, kind) for kind, _, value in known]))
+        marks.append(
+            _hover(
+                across(block), across.width, told, [_dot(across, axis, block, value, kind) for kind, _, value in known]
+            )
+        )
     return _panel("Signal-to-noise by block, dB", axis, across, marks)
 
 
@@ -93,12 +112,17 @@ def bar_panel(label: str, bars: Sequence[tuple[int, float, str]], kind: str = "a
     """bars: (block, value >= 0, what to tell)."""
     axis = linear_axis(0.0, max([value for _, value, _ in bars] + [1e-9]))
     across = Across([block for block, _, _ in bars])
-    marks = [_hover(across(block), across.width, told, [_bar(across(block), across.width * 0.7, (0.0, value), axis, kind)]) for block, value, told in bars]
+    marks = [
+        _hover(across(block), across.width, told, [_bar(across(block), across.width * 0.7, (0.0, value), axis, kind)])
+        for block, value, told in bars
+    ]
     return _panel(label, axis, across, marks)
 
 
 def layer_map(rows: Sequence[str], cells: dict[tuple[str, int], tuple[float, str]], kind: str) -> Markup:
-    """A row per linear of a block, a column per block. cells: (row, block) -> (0 to 1: how strongly it is coloured, what to tell)."""
+    """A row per linear of a block, a column per block. cells: (row, block) -> (0 to 1: how strongly it is coloured,
+    what to tell).
+    """
     across = Across([block for _, block in cells], left=MAP_LEFT)
     height, marks = TOP + MAP_ROW * len(rows) + BOTTOM, []
     for number_, row in enumerate(rows):
@@ -107,10 +131,25 @@ def layer_map(rows: Sequence[str], cells: dict[tuple[str, int], tuple[float, str
         for (name, block), (strength, told) in cells.items():
             if name == row:
                 gap = min(1.5, across.width * 0.15)
-                place = dict(x=f"{across(block) - across.width / 2 + gap:.1f}", y=y + 1.5, width=f"{across.width - 2 * gap:.1f}", height=MAP_ROW - 3)
-                cell = [el("rect", class_="blank", **place), el("rect", class_=kind, fill_opacity=f"{strength:.3f}", **place)]
+                place = dict(
+                    x=f"{across(block) - across.width / 2 + gap:.1f}",
+                    y=y + 1.5,
+                    width=f"{across.width - 2 * gap:.1f}",
+                    height=MAP_ROW - 3,
+                )
+                cell = [
+                    el("rect", class_="blank", **place),
+                    el("rect", class_=kind, fill_opacity=f"{strength:.3f}", **place),
+                ]
                 marks.append(el("g", el("title", told), cell, class_="mark"))
-    return el("svg", marks, _block_names(across, height), viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label="Linears by block")
+    return el(
+        "svg",
+        marks,
+        _block_names(across, height),
+        viewBox=f"0 0 {WIDTH} {height}",
+        role="img",
+        aria_label="Linears by block",
+    )
 
 
 def interval_panel(points: float, low: float, high: float, max_drop: float) -> Markup:
@@ -118,15 +157,33 @@ def interval_panel(points: float, low: float, high: float, max_drop: float) -> M
     left, right = min(low, points, -max_drop) - 0.5, max(high, points, 0.0) + 0.5
     axis, height, y = linear_axis(left, right), 74, 26
     x = lambda value: EDGE + (value - axis.low) / (axis.high - axis.low) * (WIDTH - 2 * EDGE)
-    marks = [el("rect", el("title", f"more than {max_drop:g} points lost"), x=EDGE, y=4, width=f"{x(-max_drop) - EDGE:.1f}", height=44, class_="beyond")]
+    marks = [
+        el(
+            "rect",
+            el("title", f"more than {max_drop:g} points lost"),
+            x=EDGE,
+            y=4,
+            width=f"{x(-max_drop) - EDGE:.1f}",
+            height=44,
+            class_="beyond",
+        )
+    ]
     for tick in axis.ticks:
-        marks.append(el("line", x1=f"{x(tick):.1f}", x2=f"{x(tick):.1f}", y1=4, y2=48, class_="zero" if tick == 0 else "grid"))
+        marks.append(
+            el("line", x1=f"{x(tick):.1f}", x2=f"{x(tick):.1f}", y1=4, y2=48, class_="zero" if tick == 0 else "grid")
+        )
         marks.append(el("text", f"{tick:+g}" if tick else "0", x=f"{x(tick):.1f}", y=66, class_="block"))
     marks.append(el("line", x1=f"{x(-max_drop):.1f}", x2=f"{x(-max_drop):.1f}", y1=4, y2=48, class_="limit"))
     bar = el("line", x1=f"{x(low):.1f}", x2=f"{x(high):.1f}", y1=y, y2=y, class_="interval")
     dot = el("circle", cx=f"{x(points):.1f}", cy=y, r=6, class_="after")
     marks.append(el("g", el("title", f"{points:+.2f} points, interval {low:+.2f} to {high:+.2f}"), bar, dot))
-    return el("svg", marks, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label="Difference of the scores with its confidence interval")
+    return el(
+        "svg",
+        marks,
+        viewBox=f"0 0 {WIDTH} {height}",
+        role="img",
+        aria_label="Difference of the scores with its confidence interval",
+    )
 
 
 # ---- axes
@@ -181,7 +238,9 @@ def spread_axis(low: float, high: float) -> Axis:
     largest = max(-low, high)
     ticks, power = [0.0], math.floor(math.log10(largest))
     for exponent in (power - 1, power):
-        ticks += [sign * factor * 10.0**exponent for factor in ((1, 3) if exponent < power else (1, 2, 5)) for sign in (1, -1)]
+        ticks += [
+            sign * factor * 10.0**exponent for factor in ((1, 3) if exponent < power else (1, 2, 5)) for sign in (1, -1)
+        ]
     ticks = _apart([tick for tick in sorted(ticks, key=abs, reverse=True) if low <= tick <= high], largest)
     return Axis(lambda value: math.asinh(30 * value / largest), low * 1.02, high * 1.02, ticks)
 
@@ -204,7 +263,9 @@ def _panel(label: str, axis: Axis, across: Across, marks: list[Markup]) -> Marku
         y = f"{axis(tick):.1f}"
         grid.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="zero" if tick == 0 else "grid"))
         grid.append(el("text", number(tick), x=LEFT - 6, y=y, dy="0.32em", class_="value"))
-    return el("svg", grid, _block_names(across, HEIGHT), marks, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
+    return el(
+        "svg", grid, _block_names(across, HEIGHT), marks, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label
+    )
 
 
 def _block_names(across: Across, height: int) -> list[Markup]:
@@ -215,20 +276,37 @@ def _block_names(across: Across, height: int) -> list[Markup]:
 
 def _bar(x: float, width: float, values: tuple[float, float], axis: Axis, kind: str) -> Markup:
     top, bottom = axis(max(values)), axis(min(values))
-    return el("rect", x=f"{x - width / 2:.1f}", y=f"{top:.1f}", width=f"{width:.1f}", height=f"{max(bottom - top, 0.5):.1f}", class_=kind)
+    return el(
+        "rect",
+        x=f"{x - width / 2:.1f}",
+        y=f"{top:.1f}",
+        width=f"{width:.1f}",
+        height=f"{max(bottom - top, 0.5):.1f}",
+        class_=kind,
+    )
 
 
 def _dot(across: Across, axis: Axis, block: int, value: float, kind: str) -> Markup:
-    return el("circle", cx=f"{across(block):.1f}", cy=f"{axis(value):.1f}", r=f"{min(4, max(2, across.width * 0.3)):.1f}", class_=kind)
+    return el(
+        "circle",
+        cx=f"{across(block):.1f}",
+        cy=f"{axis(value):.1f}",
+        r=f"{min(4, max(2, across.width * 0.3)):.1f}",
+        class_=kind,
+    )
 
 
 def _tick(x: float, width: float, y: float) -> Markup:
-    return el("line", x1=f"{x - width / 2:.1f}", x2=f"{x + width / 2:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="typical")
+    return el(
+        "line", x1=f"{x - width / 2:.1f}", x2=f"{x + width / 2:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="typical"
+    )
 
 
 def _hover(x: float, width: float, told: str, marks: list[Markup]) -> Markup:
     """Marks of one block with a title; an unseen rectangle makes the whole column sensitive."""
-    area = el("rect", x=f"{x - width / 2:.1f}", y=TOP, width=f"{width:.1f}", height=HEIGHT - TOP - BOTTOM, class_="area")
+    area = el(
+        "rect", x=f"{x - width / 2:.1f}", y=TOP, width=f"{width:.1f}", height=HEIGHT - TOP - BOTTOM, class_="area"
+    )
     return el("g", el("title", told), area, marks, class_="mark")
 
 

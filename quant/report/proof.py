@@ -1,5 +1,6 @@
 """The sections on what verify and evaluate measured."""
-from ..verdict import CULPRITS
+
+from ..verify.verdict import CULPRITS
 from .facts import Facts
 from .markup import Markup, el
 from .parts import NO_VERIFY, hint, percent, section, signed, table, tile, undone
@@ -14,10 +15,15 @@ def accuracy_tile(facts: Facts) -> Markup | None:
         return None
     shares = [_all(side)["right"] / _all(side)["of"] for side in facts.evaluation["sides"]]
     if len(shares) == 1:
-        return tile("Accuracy, %", f"{100 * shares[0]:.1f}", f"{facts.evaluation['sides'][0]['name']}, nothing to compare with")
+        return tile(
+            "Accuracy, %", f"{100 * shares[0]:.1f}", f"{facts.evaluation['sides'][0]['name']}, nothing to compare with"
+        )
     difference = facts.evaluation["difference"]
     passed = facts.evaluation["passed"]
-    verdict = f"{signed(difference['points'], '.2f')} points, {'more than' if difference['exceeded'] else 'within'} the {difference['max_drop']:g} allowed"
+    verdict = (
+        f"{signed(difference['points'], '.2f')} points, {'more than' if difference['exceeded'] else 'within'} the"
+        f" {difference['max_drop']:g} allowed"
+    )
     return tile("Accuracy, %", f"{100 * shares[0]:.1f} → {100 * shares[1]:.1f}", verdict, "good" if passed else "bad")
 
 
@@ -31,10 +37,18 @@ def verify_tiles(facts: Facts) -> list[Markup]:
     if result is None:
         return []
     cause = result["verdict"]["cause"]
-    tiles = [tile("Verified", "passed" if result["passed"] else "failed", CAUSES[cause], "good" if result["passed"] else "bad")]
+    tiles = [
+        tile(
+            "Verified", "passed" if result["passed"] else "failed", CAUSES[cause], "good" if result["passed"] else "bad"
+        )
+    ]
     if result["logits"]:
         logits = result["logits"]["export"]
-        decided = f"{_share(logits['top1_decided'])} where float is decided" if logits["top1_decided"] is not None else f"of {result['logits']['positions']} positions"
+        decided = (
+            f"{_share(logits['top1_decided'])} where float is decided"
+            if logits["top1_decided"] is not None
+            else f"of {result['logits']['positions']} positions"
+        )
         tiles.append(tile("Same next token", _share(logits["top1"]), f"{decided}; KL divergence {_nats(logits['kl'])}"))
     return tiles
 
@@ -45,7 +59,13 @@ def verification(facts: Facts) -> Markup:
         return section("verification", "Verification", undone("Not verified.", NO_VERIFY, "--verify verify.json"))
     verdict, parts = result["verdict"], []
     summary = f"{'Passed' if result['passed'] else 'Failed'}: {CAUSES[verdict['cause']]}."
-    parts.append(el("p", el("strong", summary), f" {verdict['advice'][0].upper()}{verdict['advice'][1:]}." if verdict["advice"] else None))
+    parts.append(
+        el(
+            "p",
+            el("strong", summary),
+            f" {verdict['advice'][0].upper()}{verdict['advice'][1:]}." if verdict["advice"] else None,
+        )
+    )
     if verdict["reasons"]:
         parts.append(el("ul", [el("li", reason) for reason in verdict["reasons"]], class_="reasons"))
     if verdict["first_bad_block"]:
@@ -55,7 +75,14 @@ def verification(facts: Facts) -> Markup:
         parts.append(_logits_table(result))
     if answers := (result["free_running"] or {}).get("answers"):
         parts.append(_answers_table(result["free_running"]["agreement"], answers))
-    parts.append(el("p", f"{len(result.get('samples', []))} images. {result['quantized']} against {result['model_path']}, on {result['device']}.", class_="note"))
+    parts.append(
+        el(
+            "p",
+            f"{len(result.get('samples', []))} images. {result['quantized']} against {result['model_path']}, on"
+            f" {result['device']}.",
+            class_="note",
+        )
+    )
     return section("verification", "Verification", parts)
 
 
@@ -65,10 +92,22 @@ def _logits_table(result: dict) -> Markup:
         "KL divergence of the next token, nats": ("kl", _nats, f"≤ {limits['kl']:g}"),
         "the same, worst image": ("kl_worst", _nats, ""),
         "Same token first": ("top1", _share, ""),
-        f"the same, where float is decided ({logits['decided']} positions)": ("top1_decided", _share, f"≥ {percent(limits['top1'])}"),
+        f"the same, where float is decided ({logits['decided']} positions)": (
+            "top1_decided",
+            _share,
+            f"≥ {percent(limits['top1'])}",
+        ),
     }
-    rows = [[what, form(logits["export"][key]), form(logits["rounded"][key]), allowed] for what, (key, form, allowed) in measured.items()]
-    return table([f"Over {logits['positions']} positions", "export", "rounded afresh", "allowed"], rows, {1, 2, 3}, class_="fitted")
+    rows = [
+        [what, form(logits["export"][key]), form(logits["rounded"][key]), allowed]
+        for what, (key, form, allowed) in measured.items()
+    ]
+    return table(
+        [f"Over {logits['positions']} positions", "export", "rounded afresh", "allowed"],
+        rows,
+        {1, 2, 3},
+        class_="fitted",
+    )
 
 
 def _share(value: float | None) -> str:
@@ -76,8 +115,14 @@ def _share(value: float | None) -> str:
 
 
 def _answers_table(agreement: float, answers: list[dict]) -> Markup:
-    rows = [[row["name"], row["float"], row["export"], f"{row['same_from_start']} of {row['tokens']}"] for row in answers]
-    heading = el("summary", f"Answers that each model wrote itself: the same for {percent(agreement)} of their tokens, counted until they differ")
+    rows = [
+        [row["name"], row["float"], row["export"], f"{row['same_from_start']} of {row['tokens']}"] for row in answers
+    ]
+    heading = el(
+        "summary",
+        f"Answers that each model wrote itself: the same for {percent(agreement)} of their tokens, counted until they"
+        " differ",
+    )
     return el("details", heading, table(["Image", "float", "export", "same tokens"], rows, {3}, class_="flips"))
 
 
@@ -97,30 +142,64 @@ def accuracy(facts: Facts) -> Markup:
         rows.append([key, *points, *change, row["of"]])
     if "published" in sides[0]:
         norms = [side["published"]["Final Score Norm"] for side in sides]
-        rows.append(["Final Score Norm", *(f"{norm:.1f}" for norm in norms), *([signed(norms[1] - norms[0], ".1f")] if len(sides) == 2 else []), ""])
+        rows.append(
+            [
+                "Final Score Norm",
+                *(f"{norm:.1f}" for norm in norms),
+                *([signed(norms[1] - norms[0], ".1f")] if len(sides) == 2 else []),
+                "",
+            ]
+        )
     head = ["Right answers", *(side["name"] for side in sides), *(["change"] if len(sides) == 2 else []), "of"]
     parts = [table(head, rows, set(range(1, len(head))), class_="scores fitted")]
     if len(sides) == 2:
         parts += [difference_figure(result["difference"]), flips_table(result)]
     for side in sides:
         if side["model"].get("arithmetic") == "int8" and side["model"]["files"] != facts.files:
-            parts.append(hint(f"{side['name']}: these scores are not of this directory's files, or of a copy; evaluate again."))
+            parts.append(
+                hint(f"{side['name']}: these scores are not of this directory's files, or of a copy; evaluate again.")
+            )
         if side["unanswered"]:
-            parts.append(hint(f"{side['name']}: {len(side['unanswered'])} questions have no answer and count as wrong."))
+            parts.append(
+                hint(f"{side['name']}: {len(side['unanswered'])} questions have no answer and count as wrong.")
+            )
         if side["troubles"]:
-            parts.append(hint(f"{side['name']}: " + ", ".join(f"{count} × {kind}" for kind, count in side["troubles"].items()) + ", tried again where that can help."))
-    rule = {"contains": "an answer counts as right if it contains a known one (OCRBench's rule)", "exact": "an answer counts as right if it is a known one"}[result["match"]]
-    parts.append(el("p", f"{result['data']['file']}, {result['data']['questions']} questions, sha256 {result['data']['sha256'][:16]}; {rule}. Greedy decoding.", class_="note"))
+            parts.append(
+                hint(
+                    f"{side['name']}: "
+                    + ", ".join(f"{count} × {kind}" for kind, count in side["troubles"].items())
+                    + ", tried again where that can help."
+                )
+            )
+    rule = {
+        "contains": "an answer counts as right if it contains a known one (OCRBench's rule)",
+        "exact": "an answer counts as right if it is a known one",
+    }[result["match"]]
+    parts.append(
+        el(
+            "p",
+            f"{result['data']['file']}, {result['data']['questions']} questions, sha256"
+            f" {result['data']['sha256'][:16]}; {rule}. Greedy decoding.",
+            class_="note",
+        )
+    )
     return section("accuracy", "Accuracy", parts)
 
 
 def difference_figure(difference: dict) -> Markup:
     low, high = difference["interval"]
     text = (
-        f"Difference {signed(difference['points'], '.2f')} points, {percent(difference['level'], 0)} confidence interval {signed(low, '.2f')} to {signed(high, '.2f')} "
-        f"(paired bootstrap). Answers lost: {difference['lost']}, gained: {difference['gained']}. Shaded: a drop of more than {difference['max_drop']:g}, which --max_drop does not allow."
+        f"Difference {signed(difference['points'], '.2f')} points, {percent(difference['level'], 0)} confidence"
+        f" interval {signed(low, '.2f')} to {signed(high, '.2f')} (paired bootstrap). Answers lost:"
+        f" {difference['lost']}, gained: {difference['gained']}. Shaded: a drop of more than"
+        f" {difference['max_drop']:g}, which --max_drop does not allow."
     )
-    return el("figure", interval_panel(difference["points"], low, high, difference["max_drop"]), el("figcaption", el("span", text)), class_="difference")
+    return el(
+        "figure",
+        interval_panel(difference["points"], low, high, difference["max_drop"]),
+        el("figcaption", el("span", text)),
+        class_="difference",
+    )
 
 
 def flips_table(result: dict) -> Markup | None:
@@ -129,7 +208,17 @@ def flips_table(result: dict) -> Markup | None:
     names = [side["name"] for side in result["sides"]]
     said = lambda text: el("em", "no answer") if text is None else text
     rows = [
-        [flip["where"].replace("\\", "/").rpartition("/")[2], flip["prompt"], " or ".join(flip["answers"]), *map(said, flip["predictions"]), "lost" if flip["lost"] else "gained"]
+        [
+            flip["where"].replace("\\", "/").rpartition("/")[2],
+            flip["prompt"],
+            " or ".join(flip["answers"]),
+            *map(said, flip["predictions"]),
+            "lost" if flip["lost"] else "gained",
+        ]
         for flip in result["flips"]
     ]
-    return el("details", el("summary", f"Answers that flipped: {len(rows)}"), table(["Question", "Prompt", "Wanted", *names, ""], rows, class_="flips"))
+    return el(
+        "details",
+        el("summary", f"Answers that flipped: {len(rows)}"),
+        table(["Question", "Prompt", "Wanted", *names, ""], rows, class_="flips"),
+    )

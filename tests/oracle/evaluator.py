@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from quant.ascend import Export
-from quant.checkpoint import Checkpoint
+from quant.export.ascend import Export
+from quant.files.checkpoint import Checkpoint
 
 
 def float_model(checkpoint: Checkpoint) -> nn.Module:

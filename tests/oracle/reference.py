@@ -14,13 +14,14 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from quant import QuantConfig, vendor
-from quant.ascend import DESCRIPTION, Export
-from quant.checkpoint import Checkpoint
+from quant import QuantConfig
+from quant.calibrate import vendor
+from quant.export.ascend import DESCRIPTION, Export
+from quant.export.plan import make_plan
 from quant.families import family_of
-from quant.plan import make_plan
-from quant.safetensors_io import read_header
-from quant.samples import prepare
+from quant.files.checkpoint import Checkpoint
+from quant.files.safetensors_io import read_header
+from quant.inputs.samples import prepare
 
 SAVE_TYPES = {"ascendV1": "ascendV1", "mindie": "safe_tensor"}  # our name of a layout -> the library's
 

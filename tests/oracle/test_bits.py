@@ -8,9 +8,10 @@ import reference
 import tiny
 import torch
 
-from quant import QuantConfig, ascend
-from quant.checkpoint import Checkpoint
-from quant.int8 import quantize_linear
+from quant import QuantConfig
+from quant.arithmetic.int8 import quantize_linear
+from quant.export import ascend
+from quant.files.checkpoint import Checkpoint
 
 CONFIG = {"anti_method": "none", "act_method": 1, "dtype": "float32", "dev_type": "cpu"}
 

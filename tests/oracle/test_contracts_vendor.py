@@ -1,4 +1,6 @@
-"""The check on directories as msmodelslim's published scripts leave them: the findings that the servers' loaders make one expect."""
+"""The check on directories as msmodelslim's published scripts leave them: the findings that the servers' loaders make
+one expect.
+"""
 
 import json
 import shutil
@@ -10,13 +12,17 @@ import reference
 import tiny
 
 from quant import QuantConfig, families
-from quant.contracts import check
-from quant.contracts.repair import repair
+from quant.servers.rules import check
+from quant.servers.rules.repair import repair
 
 # What the scripts write into config.json with --mindie_format; constants but for anti_method.
 SETTINGS = {"group_size": 0, "act_method": 2, "anti_method": "m2", "is_lowbit": False, "mm_tensor": False, "w_sym": True, "open_outlier": True,
             "is_dynamic": False, "w_bit": 8, "a_bit": 8, "dev_type": "npu"}  # fmt: skip
-MODES_AND_MERGES = {"modes", "side-files", "tokenizer"}  # 0400 and 0600; only *.json and *.py are copied, so no merges.txt
+MODES_AND_MERGES = {
+    "modes",
+    "side-files",
+    "tokenizer",
+}  # 0400 and 0600; only *.json and *.py are copied, so no merges.txt
 
 
 def as_its_scripts(source: Path, raw: Path, out: Path, layout: str) -> Path:
@@ -75,8 +81,9 @@ def test_qwen_is_repaired_without_the_float_weights(qwen, tmp_path, layout):
 
 
 def test_llava_of_the_script(tmp_path, monkeypatch):
-    """It rounds the vision tower too, which MindIE computes in float without noticing that it holds codes. (And the projector, which
-    kept_float's own tests have.)"""
+    """It rounds the vision tower too, which MindIE computes in float without noticing that it holds codes. (And the
+    projector, which kept_float's own tests have.)
+    """
     family = families.family_of({"architectures": ["LlavaForConditionalGeneration"]}, "")
     head = {name: why for name, why in family.must_float.items() if name.endswith("lm_head")}
     rounded = replace(family, vision="int8", vision_int8_refused=None, must_float=head)

@@ -8,9 +8,10 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant import QuantConfig, ascend
-from quant.cli import main
-from quant.config_json import dtype_name
+from quant import QuantConfig
+from quant.commands.cli import main
+from quant.export import ascend
+from quant.files.config_json import dtype_name
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ import reference
 import tiny
 import torch
 
-from quant import QuantConfig, ascend
-from quant.checkpoint import Checkpoint
+from quant import QuantConfig
+from quant.export import ascend
 from quant.families import family_of
-from quant.samples import prepare
+from quant.files.checkpoint import Checkpoint
+from quant.inputs.samples import prepare
 
 CONFIG = {"anti_method": "m2", "act_method": 1, "dtype": "float32", "dev_type": "cpu"}
 SEEDS = range(3)  # models

@@ -1,0 +1,55 @@
+"""m2: threshold migration, after Outlier Suppression+ (Wei et al., arXiv 2304.09145, section 4).
+
+    s_c(t) = max(1, hi_c / t, lo_c / -t)            what exceeds the threshold t is scaled down to it, the rest is left alone
+    z_c    = (hi_c + lo_c) / 2                       optional, where a LayerNorm can carry it
+
+t runs from the largest |x| (s = 1, nothing changes) downward; taken is the (t, with or without z) whose output error is
+least. Statistics come from all samples; the paper's loss runs the attention too, ours ends at the group's outputs
+(smoothing.py).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .smoothing import Problem, Smoothing
+
+THRESHOLDS = 32  # from the largest channel's |x| down to the median channel's, in equal ratios
+STRIDE = 4  # every fourth is tried, then those between the best of them and its neighbours
+
+
+def threshold_scale(lo: Tensor, hi: Tensor, threshold: Tensor) -> Tensor:
+    """s_c(t): lo, hi [C] and a scalar t > 0 -> [C]."""
+    return torch.maximum(hi / threshold, lo / -threshold).clamp(min=1.0)
+
+
+def candidate(problem: Problem, shift: Tensor | None, step: int) -> Smoothing:
+    """With the step-th threshold, 0 the largest."""
+    lo, hi = problem.stats.lo, problem.stats.hi
+    low, high = (lo, hi) if shift is None else (lo - shift, hi - shift)
+    low, high = -problem.share(-low), problem.share(high)
+    largest = torch.maximum(high, -low)
+    top = largest.max().clamp(min=torch.finfo(torch.float32).tiny)
+    ratio = (largest.median() / top).clamp(min=1e-3) ** (step / (THRESHOLDS - 1))
+    return Smoothing(threshold_scale(low, high, top * ratio), shift)
+
+
+def solve(problem: Problem, alpha: float | None = None) -> Smoothing:
+    """The threshold, and with a LayerNorm the shift, with the least output error; of equals the first. `alpha` is m4's
+    and has no meaning here.
+    """
+    shifts = [None, (problem.stats.hi + problem.stats.lo) / 2] if problem.may_shift else [None]
+    errors: dict[tuple[int, int], float] = {}
+
+    def best(number: int, steps: Iterable[int]) -> tuple[int, int]:
+        """(number of the shift, step) with the least error of all so far, with these steps tried, too."""
+        for place in ((number, step) for step in steps if 0 <= step < THRESHOLDS):
+            if place not in errors:
+                errors[place] = problem.error(candidate(problem, shifts[number], place[1])).item()
+        return min(errors, key=lambda place: (errors[place], place))
+
+    for tried in range(len(shifts)):
+        number, step = best(tried, [*range(0, THRESHOLDS, STRIDE), THRESHOLDS - 1])
+    number, step = best(number, range(step - STRIDE + 1, step + STRIDE))
+    return candidate(problem, shifts[number], step)

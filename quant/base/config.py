@@ -1,0 +1,115 @@
+"""QuantConfig: every choice of a run, validated, to and from JSON. Imports no torch, so that --help stays fast.
+
+Names follow msmodelslim where the meaning is the same (w_bit, a_bit, dev_type, act_method, disable_names, anti_method),
+so that scripts written for it carry over.
+"""
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import UsageError
+
+ALPHA = 0.9  # m4's default migration strength
+MAX_SAMPLES = 128  # how many samples a run takes from a larger set unless it is told
+# What an exported directory depends on only through its packaging: not part of the fingerprint.
+PACKAGING = {"dev_type", "part_file_size"}
+
+PIXELS_PER_TOKEN = 28 * 28  # of Qwen's vision towers: 2 x 2 patches of 14 x 14 pixels make a visual token
+PRESETS = {  # --preset: choices that go together; what is chosen one by one takes precedence
+    "ocr": {  # pages, forms and signs: small print is enlarged, and 720 x 1280 is kept (1196 tokens)
+        "prompt": (
+            "Return all text of this document as plain text, in reading order.",
+            "What is written in this image?",
+            "List every name and value that this document contains.",
+        ),
+        "min_pixels": 256 * PIXELS_PER_TOKEN,
+        "max_pixels": 1280 * PIXELS_PER_TOKEN,
+    },
+}
+
+
+class QuantConfig(BaseModel):
+    """The choices of one quantization run.
+
+    Raises UsageError with one line, naming the field and the value, when a choice is not one we can carry out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: Literal["native", "msmodelslim"] = "native"
+    """msmodelslim: the vendor's library does the arithmetic, for users who want its numbers and for comparing."""
+    w_bit: int = 8
+    a_bit: int = 8
+    anti_method: Literal["m2", "m4", "none"] = "none"
+    act_method: Literal[1, 2, 3] = 1
+    """Range of the activations: 1 min-max, 2 histogram (clipped where the expected output error is least), 3 the better
+    of both.
+    """
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """m4's migration strength; None means ALPHA. The other methods have none."""
+    disable_names: tuple[str, ...] | None = None
+    """Linears to keep float: names or glob patterns. None takes the family's recipe; what servers demand stays float in
+    any case.
+    """
+    vision: Literal["int8", "float"] | None = None
+    """The vision tower's linears. None takes what the family's servers support."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Of everything that stays float. None takes what the family's servers compute in, or the checkpoint's (bfloat16
+    for a float32 checkpoint). Servers take no float32: it is for comparing arithmetic with other implementations, and
+    the command line does not offer it.
+    """
+    dev_type: Literal["npu", "cuda", "cpu"] | None = None
+    """None takes the first of NPU, CUDA, CPU that is there."""
+    prompt: str | tuple[str, ...] | None = None
+    """Asked of every calibration image that brings no prompt of its own; of several, the image chooses. None takes the
+    family's.
+    """
+    num_samples: int | None = Field(default=None, gt=0)
+    min_pixels: int | None = Field(default=None, gt=0)
+    max_pixels: int | None = Field(default=None, gt=0)
+    seed: int = 0
+    part_file_size: int = Field(default=4, gt=0)
+    """Largest weight file, in GiB."""
+    trust_remote_code: bool = False
+
+    def __init__(self, **choices):
+        try:
+            super().__init__(**choices)
+        except ValidationError as err:
+            first = err.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "QuantConfig"
+            if first["type"] == "value_error":
+                raise UsageError(str(first["ctx"]["error"])) from None
+            raise UsageError(f"{field}={first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}") from None
+
+    @field_validator("w_bit", "a_bit")
+    @classmethod
+    def _eight_bits(cls, bits: int, info) -> int:
+        if bits != 8:
+            raise ValueError(
+                f"{info.field_name}={bits}: only 8 is supported (W8A8 is what the Ascend servers load for these models)"
+            )
+        return bits
+
+    @field_validator("disable_names")
+    @classmethod
+    def _no_empty_pattern(cls, names):
+        if names and not all(names):
+            raise ValueError("disable_names holds an empty pattern; leave it out")
+        return names
+
+    @model_validator(mode="after")
+    def _alpha_belongs_to_m4(self):
+        if self.alpha is not None and self.anti_method != "m4":
+            raise ValueError(
+                f"alpha={self.alpha} is m4's migration strength; anti_method is {self.anti_method}, which has none"
+            )
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+        return self
+
+    def fingerprint(self) -> str:
+        """sha256 of the choices that the exported numbers depend on."""
+        return hashlib.sha256(self.model_dump_json(exclude=PACKAGING).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""What happens when memory does not suffice.
+
+When a device's memory does not suffice for a block, that block is done on the CPU, by all ranks, and the run goes on.
+
+On a card samples go through a block one at a time, so there is no smaller batch to try first. On the CPU the block is
+computed in the same dtype, by other kernels: the result is as good, and may differ from the device's in the last bit.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..base.errors import QuantError
+from ..families.family import Tower
+from ..model.device import is_out_of_memory
+from ..model.streamed import Call, Feed, Skeleton
+
+
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Memory that does not suffice for `name`, on the device or the host, becomes a QuantError."""
+    try:
+        yield
+    except RuntimeError as err:
+        if not is_out_of_memory(err) and "can't allocate memory" not in str(err):
+            raise
+        raise QuantError(
+            f"{name}: {str(err).splitlines()[0]}; free some, or take fewer samples or a smaller --max_pixels"
+        ) from None
+
+
+def on_cpu(
+    skeleton: Skeleton, tower: Tower, index: int, tensors: dict[str, Tensor], feeds: dict[int, Feed], job: Callable
+):
+    """job(feeds) with a block and the feeds on the CPU; afterwards the feeds are on the device again.
+
+    tensors: the block's, as read; what the device has of it is dropped, since an attempt may have changed it.
+    """
+    device = skeleton.device
+    skeleton.clear(tensors)
+    gc.collect()
+    if device.type != "cpu":
+        getattr(torch, device.type).empty_cache()
+    here = {
+        number: Feed(feed.hidden.cpu(), {index: _moved(feed.calls[index], "cpu")}) for number, feed in feeds.items()
+    }
+    skeleton.device = torch.device("cpu")
+    try:
+        for name, tensor in tensors.items():
+            skeleton.set(name, tensor)
+        skeleton.block(tower, index).to("cpu")  # its buffers
+        result = job(here)
+    finally:
+        skeleton.device = device
+    for number, feed in feeds.items():
+        feed.hidden = here[number].hidden.to(device)
+    return result
+
+
+def _moved(value, device: str):
+    """A call's arguments, however nested, with their tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Call):
+        return Call(_moved(value.args, device), _moved(value.kwargs, device))
+    if isinstance(value, dict):
+        return {key: _moved(entry, device) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(entry, device) for entry in value)
+    return value

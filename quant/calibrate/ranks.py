@@ -1,0 +1,264 @@
+"""One job on many cards: one process (rank) per card, started by torch.distributed.run, over the host's cards or over
+several hosts.
+
+Every rank streams the blocks and runs its own samples through them. Of a block the ranks join
+    lo, hi [C]       all-reduced by minimum and maximum, which do not depend on an order
+    rows             gathered, by sample number, and put into the samples' canonical order
+so that each then holds what one process would hold, bit for bit; no float is summed over ranks. Groups that share no weight are smoothed
+by different ranks, linears are rounded by different ranks, and rank 0 has them all, measures, writes and commits. So the export does not
+depend on the number of ranks; where a card's own arithmetic depends on what runs beside it, that is the card's doing.
+
+A rank whose card has no memory for its part of a block says so in the place of the next exchange: in front of every
+exchange the ranks agree that none has said it. If one has, all of them leave the block at that exchange (NoMemory), and
+none waits for what does not come.
+
+Left out: splitting a block over cards. A block of the largest model that is supported, with what is computed from it,
+fits one.
+"""
+
+import ctypes
+import gc
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from ..arithmetic.stats import Observer
+from ..base.errors import QuantError, UsageError
+from ..model.device import distributed_backend, is_out_of_memory, use_card
+
+TIMEOUT = timedelta(
+    days=1
+)  # a rank that dies is noticed by the launcher, which ends the others; a slow one is no error
+NOTES = "QUANT_LAUNCHER_DIR"  # environment: a directory for notes between launcher and ranks, on one host
+LAUNCHER = "QUANT_LAUNCHER_PID"  # environment: the launcher's process id, unless the user started torchrun
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class NoMemory(Exception):
+    """A device has no memory for a block: raised on all ranks. rank: whose device it is, the highest if there are
+    several.
+    """
+
+    def __init__(self, rank: int):
+        super().__init__(f"out of memory on the device of rank {rank}")
+        self.rank = rank
+
+
+@dataclass
+class Ranks:
+    """This process among those of the job. objects, commits: gloo groups, one for each thread that communicates, until
+    the job ends.
+    """
+
+    rank: int = 0
+    size: int = 1
+    objects: Any = None
+    commits: Any = None
+
+    def share(self, costs: list[int]) -> list[int]:
+        """The numbers of this rank's samples, ascending: the dearest sample goes to the rank with least to do, sample 0
+        to rank 0.
+        """
+        loads, shares = [0] * self.size, [[] for _ in range(self.size)]
+        for number in [0, *sorted(range(1, len(costs)), key=lambda number: (-costs[number], number))]:
+            rank = 0 if number == 0 else loads.index(min(loads))
+            loads[rank] += costs[number]
+            shares[rank].append(number)
+        return sorted(shares[self.rank])
+
+    def owns(self, number: int) -> bool:
+        """Whether piece `number` of some work is this rank's."""
+        return number % self.size == self.rank
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all ranks do with a block. Raises NoMemory on all of them when the device of one has no memory
+        for it.
+        """
+        try:
+            yield
+        except RuntimeError as err:
+            if not is_out_of_memory(err):
+                raise
+            self._agree(out_of_memory=True)
+        self._agree()  # one may have run out of memory behind the last exchange
+
+    def _agree(self, out_of_memory: bool = False) -> None:
+        """In front of every exchange, on the host: raises NoMemory if any rank is out of memory."""
+        flag = torch.tensor(self.rank + 1 if out_of_memory else 0)
+        if self.size > 1:
+            from torch import distributed
+
+            with _connected():
+                distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.objects)
+        if flag > 0:
+            raise NoMemory(int(flag) - 1) from None
+
+    def join(self, observers: list[Observer]) -> None:
+        """Every rank's observations into every rank's observers."""
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        mine = [
+            (observer.count, {number: rows.cpu() for number, rows in observer.rows.items()}) for observer in observers
+        ]
+        self._agree()
+        with _connected():
+            for observer in observers:
+                group = (
+                    self.objects if observer.lo.device.type == "cpu" else None
+                )  # a block may be on the CPU in a job on cards
+                distributed.all_reduce(observer.lo, distributed.ReduceOp.MIN, group=group)
+                distributed.all_reduce(observer.hi, distributed.ReduceOp.MAX, group=group)
+        everyones = self.gather(mine)
+        for position, observer in enumerate(observers):
+            parts = [part[position] for part in everyones]
+            observer.count = sum(count for count, _ in parts)
+            observer.rows = {
+                number: value.to(observer.lo.device) for _, rows in parts for number, value in rows.items()
+            }
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank. Tensors must be on the CPU."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        self._agree()
+        values = [None] * self.size
+        with _connected():
+            distributed.all_gather_object(values, value, group=self.objects)
+        return values
+
+    def gather_at_first(self, value: Any) -> list[Any]:
+        """As gather, on rank 0; nothing on the others."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        self._agree()
+        values = [None] * self.size if self.rank == 0 else None
+        with _connected():
+            distributed.gather_object(value, values, group=self.objects)
+        return values or []
+
+    def check_same(self, values: dict[str, str]) -> None:
+        """Raises UsageError, on every rank, when one has other values: hosts may differ, and so may the commands given
+        there.
+        """
+        first, *others = self.gather(values)
+        for rank, theirs in enumerate(others, 1):
+            for name in sorted({*first, *theirs}):
+                ours, other = first.get(name, "not there"), theirs.get(name, "not there")
+                if ours != other:
+                    raise UsageError(
+                        f"{name} is {ours} on rank 0 and {other} on rank {rank}; it must be the same on all hosts"
+                    )
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        self.gather(None)
+
+    def commit_barrier(self) -> None:
+        """The same for the thread that commits."""
+        if self.size > 1:
+            from torch import distributed
+
+            with _connected():
+                distributed.barrier(group=self.commits)
+
+
+def stop_asked() -> bool:
+    """Whether Ctrl-C reached the launcher."""
+    return NOTES in os.environ and os.path.exists(os.path.join(os.environ[NOTES], "stop"))
+
+
+def _told() -> bool:
+    """Whether another rank has told the user of its error; if not, this one is to."""
+    try:
+        os.close(os.open(os.path.join(os.environ[NOTES], "told"), os.O_CREAT | os.O_EXCL))
+    except (KeyError, FileNotFoundError):
+        return False  # not our launcher, which would have made a place for the note
+    except FileExistsError:
+        return True
+    return False
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel kill this process when its parent dies, the launcher: one that was killed itself can end nobody."""
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        raise QuantError("the launcher has ended, and so does this rank")
+
+
+def started_by_launcher() -> bool:
+    """Whether this process is a rank: torch.distributed.run's environment says so."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The Ranks that this process belongs to; alone, if torch.distributed.run did not start it.
+
+    Of an error that several of them meet, the first tells; the others exit in silence, with its exit code.
+    """
+    if not started_by_launcher() or os.environ["WORLD_SIZE"] == "1":
+        yield Ranks()
+        return
+    import torch.distributed.nn  # noqa: F401  imported later, its functions' default arguments would hold the group that exists then, for ever
+    from torch import distributed
+
+    rank = int(os.environ["RANK"])
+    _end_with_launcher()
+    use_card(device, int(os.environ["LOCAL_RANK"]))
+    try:
+        with _connected():
+            distributed.init_process_group(distributed_backend(device), timeout=TIMEOUT)
+            ranks = Ranks(
+                rank,
+                int(os.environ["WORLD_SIZE"]),
+                *(distributed.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2)),
+            )
+        yield ranks
+        with _connected():
+            distributed.destroy_process_group()
+        # A group's threads end when nothing refers to it. Left to the interpreter's end, about one job in 40 ended with
+        # SIGABRT there.
+        ranks.objects = ranks.commits = None
+        gc.collect()
+    except QuantError as err:
+        if _told():
+            raise SystemExit(err.exit_code) from None
+        raise
+    except KeyboardInterrupt:
+        if rank > 0:
+            raise SystemExit(130) from None
+        raise
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """A collective fails when another rank has died: that one has said why, and the launcher is about to end this one."""
+    try:
+        yield
+    except RuntimeError as err:
+        if is_out_of_memory(err):  # not NoMemory: the others are in the midst of it, and cannot be told
+            raise QuantError(
+                f"out of memory while the ranks exchange results: {str(err).splitlines()[0]}; take a smaller"
+                " --max_pixels"
+            ) from None
+        time.sleep(10)
+        reason = re.sub(
+            r"^\[[^ ]+\] |\. This is typically.*", "", str(err).splitlines()[0]
+        )  # gloo adds a place in its source, and advice
+        raise QuantError(f"another rank ended, or cannot be reached: {reason}") from None

@@ -1,0 +1,97 @@
+"""The lines before and after a run: what will be done, and what came of it."""
+
+from pathlib import Path
+
+from ..base.console import duration, size
+from ..export.plan import Plan
+from ..families.family import Tower
+from ..model.device import peak_on_card
+from .calibrator import Calibrator, peak_memory
+from .workload import multiply_adds
+
+
+def header(calibrator: Calibrator) -> None:
+    """What is quantized, how, on what, from which samples."""
+    config, plan, say = calibrator.config, calibrator.plan, calibrator.reporter.line
+    calibrator.prepare()
+    why = "" if config.dev_type else " (the first usable of NPU, CUDA, CPU; --device_type chooses)"
+    say(f"model    {calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, {calibrator.checkpoint.dir}")
+    say(f"device   {calibrator.device}{why}")
+    say(f"method   {_method(calibrator)}")
+    say(
+        f"dtype    {_name(calibrator.checkpoint.dtype)} in, {_name(calibrator.export_dtype)} out, computed in"
+        f" {_name(calibrator.compute_dtype)}"
+    )
+    say(f"samples  {len(calibrator.samples.keys)} images, sha256 {calibrator.samples.digest[:12]}")
+    say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
+    say()
+
+
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _method(calibrator: Calibrator) -> str:
+    config = calibrator.config
+    if config.anti_method == "none":
+        return "plain rounding, no outlier suppression"
+    if config.engine != "native":
+        return f"{config.anti_method}, act_method {config.act_method}, by {config.engine}"
+    return f"{config.anti_method} on {len(calibrator.plan.smoothed)} groups, act_method {config.act_method}"
+
+
+def summary(calibrator: Calibrator, target: Path) -> None:
+    """What came of it: layers, share of the arithmetic, sizes, time, memory, where."""
+    plan, say = calibrator.plan, calibrator.reporter.line
+    int8, total = multiply_adds(calibrator)
+    written = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    say()
+    say(
+        f"layers   {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float; {int8 / total:.1%}"
+        " of the multiply-adds in int8"
+    )
+    say(f"size     {size(calibrator.checkpoint.nbytes)} -> {size(written)}")
+    card = peak_on_card(calibrator.device)
+    say(
+        f"time     {duration(calibrator.seconds)}, peak memory"
+        f" {size(peak_memory())}{f', on the card {size(card)}' if card else ''}"
+    )
+    say(f"result   {target}")
+
+
+def decisions_table(plan: Plan) -> list[str]:
+    """Every linear's decision within 80 columns: per tower a line for all blocks that are treated alike, reasons as
+    footnotes.
+    """
+    rows: dict[str, dict[tuple, list[int]]] = {}
+    for decision in plan.decisions.values():
+        block = plan.family.block_of(decision.name)
+        title, linear, index = (
+            ("outside the blocks", decision.name, 0) if block is None else _in_tower(decision.name, *block)
+        )
+        rows.setdefault(title, {}).setdefault((linear, decision.shape, decision.int8, decision.why), []).append(index)
+    reasons = list(dict.fromkeys(why for group in rows.values() for _, _, int8, why in group if not int8))
+    lines = []
+    for title, group in rows.items():
+        lines.append(title)
+        blocks = max(len(indices) for indices in group.values())
+        for (linear, shape, int8, why), indices in group.items():
+            kind = "int8" if int8 else f"float [{reasons.index(why) + 1}]"
+            some = "" if len(indices) == blocks else f"  blocks {spans(indices)}"
+            lines.append(f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{some}")
+    return lines + [f"[{number + 1}] {why}" for number, why in enumerate(reasons)]
+
+
+def _in_tower(name: str, tower: Tower, index: int) -> tuple[str, str, int]:
+    return f"{tower.prefix}*", name.removeprefix(tower.block(index)), index
+
+
+def spans(indices: list[int]) -> str:
+    """[0, 1, 2, 7] -> "0-2, 7"."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -1,0 +1,79 @@
+"""From a command line to an exit code: 0 done, 1 a job or check failed, 2 the request was wrong, 130 interrupted.
+
+Expected errors are one line on stderr. A traceback means a bug of ours.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+from ..base.errors import QuantError
+from ..base.process import at_work
+
+COMMANDS = {
+    "quantize": "float checkpoint + images -> W8A8 directory",
+    "verify": "an export against its float model: damage, errors, whose fault",
+    "evaluate": "scores of the float and the int8 model, or of two servers",
+    "export": "a finished export in another format, without calibration",
+    "dump": "intermediate features of a model on fixed inputs",
+    "compare": "two dumps, down to the first module that differs",
+    "check": "an export against the rules of MindIE and vLLM-Ascend",
+    "handoff": "the server's configuration and a page of commands for an export",
+    "sizes": "tokens and sequence length for images of a given size",
+    "embed-tokens": "the embedding table as a file, for split deployments",
+    "report": "one HTML page on an export, to be read offline",
+    "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
+}
+
+
+def boolean(word: str) -> bool:
+    """True or False, in words, as the vendor's scripts take them."""
+    if word.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
+    return word.lower() in ("true", "1", "yes")
+
+
+def guarded(job, args: argparse.Namespace) -> int:
+    """Run job(args) and turn what it raises into one line and an exit code."""
+    at_work()
+    # Nothing is fetched behind the user's back: what is not on disk is an error.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        return job(args) or 0
+    except QuantError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return err.exit_code
+    except KeyboardInterrupt as err:
+        print(str(err) or "interrupted; nothing was left in the output directory", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """python -m quant COMMAND ..."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="python -m quant",
+        description="W8A8 quantization of vision-language models for Ascend NPUs.",
+        epilog="\n".join(
+            [
+                "commands:",
+                *(f"  {name:<14} {what}" for name, what in COMMANDS.items()),
+                "",
+                "COMMAND --help tells more.",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.print_help()
+        return 0 if argv else 2
+    name = parser.parse_args(argv[:1]).command
+    module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+    command_parser = argparse.ArgumentParser(prog=f"python -m quant {name}", description=COMMANDS[name])
+    module.add_arguments(command_parser)
+    return guarded(module.run, command_parser.parse_args(argv[1:]))

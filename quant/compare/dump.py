@@ -1,0 +1,235 @@
+"""Features of a float checkpoint or of an export, streamed block after block, as a dump (features.py) that compare can
+put beside another.
+
+Hooks catch the outputs of the chosen modules while their block runs; those of modules outside the blocks are caught in
+a last pass of the model's own forward, in which stubs answer for the blocks. Sample 0 goes through each block twice:
+what differs then is recorded as "repeat", since a difference to another implementation means nothing below it.
+
+Left out: outputs that are no tensor, or a tuple that does not begin with one; logits but for the last position's.
+"""
+
+import hashlib
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..base.config import QuantConfig
+from ..base.console import SILENT, Reporter
+from ..base.errors import UsageError
+from ..export import ascend
+from ..export.ascend import Export
+from ..families import family_of
+from ..files.checkpoint import Checkpoint
+from ..inputs.samples import prepare
+from ..model.device import compute_dtype, pick_device
+from ..model.streamed import Feed, Skeleton, first
+from ..verify import runtime
+from .features import Dump, Writer
+
+LOGITS = "logits"
+
+
+class Catcher:
+    """Hooks on modules: the output of each, by feature name."""
+
+    def __init__(self, modules: dict[str, nn.Module]):
+        self.caught: dict[str, Tensor] = {}
+        self.hooks = [module.register_forward_hook(self._hook(name)) for name, module in modules.items()]
+
+    def _hook(self, name: str):
+        def hook(module, args, output):
+            output = first(output)
+            if isinstance(output, Tensor) and output.is_floating_point():
+                self.caught[name] = output.detach().float().cpu()
+
+        return hook
+
+    def take(self) -> dict[str, Tensor]:
+        """What was caught since the last time, in the order of execution."""
+        caught, self.caught = self.caught, {}
+        return caught
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def dump(
+    model_path: str | Path,
+    directory: str | Path,
+    config: QuantConfig,
+    images=None,
+    *,
+    modules: list[str] | None = None,
+    inputs: str | Path | None = None,
+    reporter: Reporter = SILENT,
+) -> Writer:
+    """Write the features of a model into `directory`.
+
+    config: prompt, num_samples, max_pixels, seed, dev_type are used; images: as Calibrator's calib_data. inputs: an
+    earlier dump, whose inputs are taken in place of images. modules: globs on hub module names; None takes the blocks
+    and what stands outside of them. Raises UsageError for a pattern that matches nothing, and as Checkpoint,
+    ascend.read and Skeleton do.
+    """
+    source = (
+        ascend.read(model_path)
+        if any((Path(model_path) / name).is_file() for name in ascend.DESCRIPTION.values())
+        else Checkpoint(model_path)
+    )
+    family, device = family_of(source.config, source.dir), pick_device(config.dev_type)
+    names, samples = _samples(source, family, config, images, inputs, reporter)
+    skeleton = Skeleton(source, family, compute_dtype(source.dtype, device), device, config.trust_remote_code)
+    int8 = set(source.linear_names) if isinstance(source, Export) else set()
+    if int8:
+        runtime.refuse_outside(source, family)
+    chosen = _choose(skeleton, modules)
+    writer = Writer(
+        directory,
+        model=digest(source),
+        path=str(source.dir),
+        int8=bool(int8),
+        dtype=str(skeleton.dtype),
+        device=device,
+        torch=torch.__version__,
+        repeat={},
+    )
+    for name, sample in zip(names, samples):
+        writer.sample(name, {key: value.numpy() for key, value in sample.items()})
+    inner: dict[str, list[str]] = {}  # block -> the features caught inside it and at it
+    outputs: dict[str, list[Tensor]] = {}
+    for tower in family.towers:
+        feeds: list[Feed] = []
+        used = tower.used(source.config)
+        with reporter.progress(f"{tower.name} tower", used) as advance:
+            for index in range(used):
+                name, block = tower.block(index)[:-1], skeleton.block(tower, index)
+                tensors = skeleton.block_tensors(tower, index)
+                linears = _load_block(skeleton, source, tensors, int8)
+                with skeleton.replaced(linears):
+                    feeds = feeds or skeleton.enter(tower, samples, outputs)
+                    catcher = Catcher(
+                        {
+                            feature: module
+                            for feature, module in chosen.items()
+                            if feature == name or feature.startswith(f"{name}.")
+                        }
+                    )
+                    for number, feed in enumerate(feeds):
+                        entered = feed.hidden.clone()
+                        feed.hidden = feed.calls[index](block, feed.hidden)
+                        caught = catcher.take()
+                        if number == 0:
+                            feed.calls[index](block, entered)
+                            _note_repeat(writer, caught, catcher.take())
+                            inner[name] = list(caught)
+                        for feature, value in caught.items():
+                            writer.feature(feature, value.numpy(), number)
+                    catcher.remove()
+                skeleton.clear(tensors)
+                advance()
+        outputs[tower.name] = [feed.hidden for feed in feeds]
+    _dump_outside(skeleton, chosen, writer, samples, outputs, inner)
+    writer.close()
+    return writer
+
+
+def _samples(
+    source, family, config: QuantConfig, images, inputs, reporter: Reporter
+) -> tuple[list[str], list[dict[str, Tensor]]]:
+    if inputs is not None:
+        earlier = Dump(inputs)
+        return earlier.names, [
+            {key: torch.from_numpy(value) for key, value in earlier.inputs(number).items()}
+            for number in range(len(earlier.names))
+        ]
+    prepared = prepare(images, source, family, config)
+    for notice in prepared.notices:
+        reporter.line(notice)
+    return prepared.names, prepared.inputs
+
+
+def _choose(skeleton: Skeleton, patterns: list[str] | None) -> dict[str, nn.Module]:
+    """Feature name -> module."""
+    blocks, every = {}, {}
+    for tower in skeleton.family.towers:
+        for index in range(tower.used(skeleton.checkpoint.config)):
+            block = skeleton.block(tower, index)
+            blocks[tower.block(index)[:-1]] = block
+            every |= {f"{tower.block(index)}{path}": module for path, module in block.named_modules() if path}
+    inside = set(map(id, blocks.values())) | set(map(id, every.values()))
+    outside = {}
+    for tensor, place in skeleton.names.items():
+        if skeleton.family.block_of(tensor) is None and tensor.endswith((".weight", ".bias")):
+            module = skeleton.model.get_submodule(place.rpartition(".")[0])
+            if id(module) not in inside:
+                outside[tensor.rpartition(".")[0]] = module
+    if patterns is None:
+        return {name: module for name, module in (blocks | outside).items() if not name.endswith("lm_head")}
+    every |= blocks | outside
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise UsageError(
+                f"--modules {pattern}: matches none of the {len(every)} modules; names look like {next(iter(every))}"
+            )
+    return {name: module for name, module in every.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def _load_block(
+    skeleton: Skeleton, source: Checkpoint | Export, tensors: list[str], int8: set[str]
+) -> list[runtime.Int8Linear]:
+    """Load a block; its int8 linears are returned."""
+    for tensor in tensors:
+        if tensor.rpartition(".")[0] not in int8:
+            skeleton.set(tensor, source.load(tensor))
+    names = [tensor.removesuffix(".weight") for tensor in tensors if tensor.removesuffix(".weight") in int8]
+    return [runtime.Int8Linear.load(source, name).to(skeleton.device) for name in names]
+
+
+def _dump_outside(
+    skeleton: Skeleton, chosen: dict, writer: Writer, samples: list[dict], outputs: dict, inner: dict[str, list[str]]
+) -> None:
+    """What stands outside the blocks, and the logits; puts the features of all modules into the order of execution."""
+    blocks = {name: skeleton.block(*skeleton.family.block_of(f"{name}.")) for name in inner}
+    catcher = Catcher(
+        {name: module for name, module in chosen.items() if skeleton.family.block_of(f"{name}.") is None} | blocks
+    )
+    with skeleton.outside(head=True):
+        for number, inputs in enumerate(samples):
+            keep = torch.tensor([inputs["input_ids"].shape[1] - 1])
+            towers = {tower: hidden[number] for tower, hidden in outputs.items()}
+            logits = skeleton.outputs({**inputs, "logits_to_keep": keep}, towers)[0, -1]
+            caught = catcher.take()
+            if number == 0:
+                again = skeleton.outputs({**inputs, "logits_to_keep": keep}, towers)[0, -1]
+                _note_repeat(
+                    writer, caught | {LOGITS: logits.float().cpu()}, catcher.take() | {LOGITS: again.float().cpu()}
+                )
+                order = [feature for name in caught for feature in (inner[name] if name in blocks else [name])]
+            for name, value in caught.items():
+                if name not in blocks:  # a stub stood there
+                    writer.feature(name, value.numpy(), number)
+            writer.feature(LOGITS, logits.float().cpu().numpy(), number)
+    catcher.remove()
+    writer.manifest["features"] = [*order, LOGITS]
+
+
+def _note_repeat(writer: Writer, one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, value in one.items():
+        if not torch.equal(value, other[name]):
+            writer.manifest["repeat"][name] = (value - other[name]).abs().max().item()
+
+
+def digest(source: Checkpoint | Export) -> str:
+    """Of config.json and of every tensor's name, dtype, shape and first values: enough to tell models apart, without
+    reading them.
+    """
+    sha = hashlib.sha256((source.dir / "config.json").read_bytes())
+    for name in sorted(source.tensors):
+        info = source.tensors[name]
+        with open(info.file, "rb") as stream:
+            stream.seek(info.offset)
+            sha.update(f"{name} {info.dtype} {info.shape}".encode() + stream.read(min(info.nbytes, 256)))
+    return sha.hexdigest()

@@ -1,0 +1,165 @@
+"""What a run will do, decided from config.json and the tensors' names and shapes alone: every linear int8 or float and
+why, every group that will be smoothed. Refuses what no server would load: a pattern that matches nothing, half a group,
+half a vision tower.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..base.config import QuantConfig
+from ..base.errors import QuantError, UsageError
+from ..families.family import Family, Group, Tower, match
+from ..files.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One linear: its hub name without ".weight", weight shape (O, I), whether it becomes int8, and why."""
+
+    name: str
+    shape: tuple[int, int]
+    int8: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every linear's decision, in the order of the data's way, and the family they were taken for."""
+
+    family: Family
+    config: dict
+    anti_method: str
+    decisions: dict[str, Decision]
+
+    def is_int8(self, name: str) -> bool:
+        return name in self.decisions and self.decisions[name].int8
+
+    def groups(self, tower: Tower) -> list[Group]:
+        """The groups of a tower that have an int8 linear in any block."""
+        return [
+            group
+            for group in tower.groups
+            if any(self.int8_group(tower, index, group) for index in range(tower.used(self.config)))
+        ]
+
+    def int8_group(self, tower: Tower, index: int, group: Group) -> bool:
+        return self.is_int8(tower.block(index) + group.linears[0])
+
+    @cached_property
+    def smoothed(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(source, consumers) of every group that the method will smooth; empty without a method."""
+        if self.anti_method == "none":
+            return []
+        return [
+            (tower.block(index) + group.source, tuple(tower.block(index) + linear for linear in group.linears))
+            for tower in self.family.towers
+            for index in range(tower.used(self.config))
+            for group in tower.groups
+            if group.source and self.int8_group(tower, index, group)
+        ]
+
+    @cached_property
+    def int8_names(self) -> set[str]:
+        return {name for name, decision in self.decisions.items() if decision.int8}
+
+
+def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Plan:
+    """Raises UsageError for choices that match nothing or that no server loads, QuantError for a checkpoint that lacks
+    a linear.
+    """
+    if config.vision == "int8" and family.vision_int8_refused:
+        raise UsageError(f"--vision int8: {family.vision_int8_refused}; use --vision float for {family.name}")
+    vision = config.vision or family.vision
+    keep = (
+        dict(family.recipe_float)
+        if config.disable_names is None
+        else dict.fromkeys(config.disable_names, "asked for with --disable_names")
+    )
+    linears = list(_linears(checkpoint, family))
+    if config.disable_names:
+        names = [name for name, _, _ in linears]
+        for pattern in config.disable_names:
+            if not any(match([pattern], name) for name in names):
+                raise UsageError(
+                    f"--disable_names {pattern}: matches none of the {len(names)} linears; names look like {names[0]}"
+                    " (--dry_run lists them)"
+                )
+    decisions = {}
+    for name, tower, index in linears:
+        shape = checkpoint.tensors[f"{name}.weight"].shape
+        if pattern := match(family.must_float, name):
+            int8, why = False, family.must_float[pattern]
+        elif tower is None:
+            int8, why = False, "outside the blocks"
+        elif tower.name == "vision" and vision == "float":
+            int8, why = (
+                False,
+                "the vision tower is float"
+                + (f": {family.vision_int8_refused}" if family.vision_int8_refused else " (--vision float)"),
+            )
+        elif index >= tower.used(checkpoint.config):
+            int8, why = False, "the output does not depend on this block"
+        elif pattern := match(keep, name):
+            int8, why = False, keep[pattern]
+        else:
+            int8, why = True, "W8A8"
+        decisions[name] = Decision(name, shape, int8, why)
+    plan = Plan(family, checkpoint.config, config.anti_method, decisions)
+    _refuse_half_groups(plan)
+    if not plan.int8_names:
+        raise UsageError("every linear would stay float: nothing to quantize; relax --disable_names or --vision")
+    if config.anti_method != "none" and not plan.smoothed:
+        raise UsageError(
+            f"--anti_method {config.anti_method} matches no group: every linear that it could smooth stays float"
+        )
+    return plan
+
+
+def _linears(checkpoint: Checkpoint, family: Family):
+    """(name, tower, block index) of every linear, blocks first; tower and index None outside the blocks."""
+    in_blocks = set()
+    for tower in family.towers:
+        for index in range(tower.blocks(checkpoint.config)):
+            for linear in (name for group in tower.groups for name in group.linears):
+                name = tower.block(index) + linear
+                if f"{name}.weight" not in checkpoint.tensors:
+                    raise QuantError(f"{checkpoint.dir}: tensor {name}.weight is missing; fetch the model again")
+                if len(checkpoint.tensors[f"{name}.weight"].shape) != 2:
+                    raise QuantError(
+                        f"{checkpoint.dir}: {name}.weight has shape {list(checkpoint.tensors[f'{name}.weight'].shape)},"
+                        " a matrix was expected"
+                    )
+                in_blocks.add(name)
+                yield name, tower, index
+    for tensor, info in checkpoint.tensors.items():
+        name = tensor.removesuffix(".weight")
+        if name != tensor and len(info.shape) == 2 and name not in in_blocks and "embed" not in name:
+            yield name, None, None
+
+
+def _refuse_half_groups(plan: Plan) -> None:
+    for tower in plan.family.towers:
+        used = range(tower.used(plan.config))
+        for index in used:
+            for group in tower.groups:
+                names = [tower.block(index) + linear for linear in group.linears]
+                floats = [name for name in names if not plan.is_int8(name)]
+                if floats and len(floats) < len(names):
+                    rest = " ".join(name for name in names if name not in floats)
+                    raise UsageError(
+                        f"--disable_names keeps {floats[0]} float but not what reads the same tensor; servers demand"
+                        f" one type: add {rest}"
+                    )
+    vision = plan.family.towers[0]
+    whole = [
+        vision.block(index) + linear
+        for index in range(vision.used(plan.config))
+        for linear in plan.family.vision_int8_whole
+    ]
+    floats = [name for name in whole if not plan.is_int8(name)]
+    if plan.groups(vision) and floats:
+        linears = ", ".join(plan.family.vision_int8_whole)
+        raise UsageError(
+            f"--disable_names keeps {floats[0]} float and leaves other vision linears int8; MindIE takes {linears} in"
+            " int8 in every vision block, or the whole tower in float: use --vision float"
+        )

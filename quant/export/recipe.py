@@ -1,0 +1,77 @@
+"""The record that goes with an export: quant_recipe.json holds all that its bytes depend on, quant_run.json what the
+run measured.
+"""
+
+import json
+
+from ..base.config import ALPHA, QuantConfig
+from ..files.fingerprints import describe_all
+
+RECIPE, RUN_LOG = "quant_recipe.json", "quant_run.json"
+VERSION = "0.1.0"
+
+
+def recipe(calibrator) -> dict:
+    """Deterministic: two runs with the same checkpoint, choices, samples and versions write the same."""
+    import torch
+    import transformers
+
+    config: QuantConfig = calibrator.config
+    samples = calibrator.samples
+    return {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "architecture": calibrator.family.architecture,
+        "config": config.model_dump(mode="json"),
+        "fingerprint": config.fingerprint(),
+        "msmodelslim": _version("msmodelslim") if config.engine == "msmodelslim" else None,
+        "alpha": (config.alpha or ALPHA) if config.anti_method == "m4" and config.engine == "native" else None,
+        "compute_dtype": str(calibrator.compute_dtype).removeprefix("torch."),
+        "export_dtype": str(calibrator.export_dtype).removeprefix("torch."),
+        "encoder": samples.encoder,
+        "calibration_sha256": samples.digest,
+        "samples": [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)],
+        "smoothed_groups": len(calibrator.plan.smoothed) if config.engine == "native" else None,
+        "float": {decision.name: decision.why for decision in calibrator.plan.decisions.values() if not decision.int8},
+    }
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def identity(calibrator) -> dict[str, str]:
+    """Name -> value, as text, of all that the bytes of an export depend on: what a job that is resumed must have as it
+    was.
+    """
+    made = recipe(calibrator)
+    choices = {name: value for name, value in made["config"].items() if name != "dev_type"}
+    rest = ("version", "torch", "transformers", "compute_dtype", "export_dtype", "encoder", "calibration_sha256")
+    return {
+        **{name: json.dumps(value) for name, value in choices.items()},
+        **{name: json.dumps(made[name]) for name in rest},
+        "device": calibrator.device,
+        **describe_all(calibrator.checkpoint.files),
+    }
+
+
+def settings(config: QuantConfig) -> dict:
+    """The quantization_config block of --mindie_format: the keys that MindIE's examples have, with the settings that
+    were used.
+    """
+    return {
+        "group_size": 0,
+        "act_method": config.act_method,
+        "anti_method": config.anti_method,
+        "is_lowbit": False,
+        "mm_tensor": False,
+        "w_sym": True,
+        "open_outlier": True,
+        "is_dynamic": False,
+        "w_bit": config.w_bit,
+        "a_bit": config.a_bit,
+        "dev_type": config.dev_type or "npu",
+    }

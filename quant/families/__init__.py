@@ -1,0 +1,19 @@
+"""architecture (config.json's "architectures") -> Family."""
+
+from ..base.errors import UsageError
+from .family import Family
+from .llava import LLAVA
+from .qwen2_5vl import QWEN2_5_VL
+from .qwen2vl import QWEN2_VL
+
+FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_VL, QWEN2_5_VL, LLAVA)}
+
+
+def family_of(config: dict, where) -> Family:
+    """The family of a checkpoint's config.json. Raises UsageError, listing what is supported, for another architecture."""
+    architectures = config.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
+    if architecture not in FAMILIES:
+        supported = ", ".join(f"{family.name} ({name})" for name, family in FAMILIES.items())
+        raise UsageError(f"{where}: architecture {architecture} is not supported; supported are {supported}")
+    return FAMILIES[architecture]

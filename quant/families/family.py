@@ -1,0 +1,131 @@
+"""The nouns that describe a model family: Group, Tower, Family. A description is data; what is done with it is
+elsewhere.
+
+Names of tensors are those of the hub's checkpoints ("visual.blocks.0.norm1.weight"), never the module names of the
+installed transformers, which change from version to version; `Family.renames` leads from the one to the other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from ..base.errors import QuantError
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linears of a block that read one tensor, and the module which produces that tensor and can absorb a scale.
+
+    kind says how the scale is folded into `source` (fold.py): "norm" divides a norm's weight; "value" divides the value
+    rows of an attention projection (its last rows, where q, k and v are fused), heads that share a value sharing the
+    scale; "up" divides the rows of a gated MLP's linear half. A group without a source is rounded, never smoothed.
+    """
+
+    linears: tuple[str, ...]
+    source: str | None = None
+    kind: Literal["norm", "value", "up"] | None = None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A stack of like blocks. Block j's tensors are named prefix + str(j) + "." + ...; `groups` is the same for each of
+    them.
+    """
+
+    name: Literal["vision", "language"]
+    prefix: str
+    groups: tuple[Group, ...]
+    blocks: Callable[[dict], int]
+    """config.json -> how many blocks the checkpoint holds."""
+    used: Callable[[dict], int]
+    """config.json -> how many of them the model's output depends on."""
+    heads: Callable[[dict], tuple[int, int]]
+    """config.json -> (query heads, key/value heads)."""
+    tokens: Callable[[dict, dict], int]
+    """config.json and a sample's inputs -> how many tokens its blocks see."""
+
+    def block(self, index: int) -> str:
+        return f"{self.prefix}{index}."
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the core needs to know of a model family."""
+
+    name: str
+    architecture: str
+    """config.json's "architectures", and the class of that name in transformers."""
+    towers: tuple[Tower, Tower]
+    """In the order in which data flows."""
+    renames: tuple[tuple[str, str], ...]
+    """(hub prefix, module prefix); the first pair whose result names something in the installed transformers' model is
+    taken.
+    """
+    must_float: dict[str, str]
+    """Pattern of linears -> why every server wants them float. Not for the user to overrule."""
+    recipe_float: dict[str, str]
+    """Pattern of linears -> why the published recipes keep them float. --disable_names replaces these."""
+    vision: Literal["int8", "float"]
+    """The vision tower, unless the user says otherwise."""
+    vision_int8_refused: str | None
+    """Why the vision tower cannot be int8; None where it can."""
+    vision_int8_whole: tuple[str, ...]
+    """Linears of a vision block that MindIE takes in int8 in every block, or else the whole tower in float."""
+    dtype: str | None
+    """What its servers compute in, whatever the checkpoint holds; None: what the checkpoint holds."""
+    flat_config: bool
+    """Whether servers read the language model's keys at the top of config.json; the older of the hub's two layouts."""
+    prompt: str
+    """Asked of a calibration image that brings no prompt of its own."""
+
+    def block_of(self, name: str) -> tuple[Tower, int] | None:
+        """The tower and the block index that a hub tensor name belongs to; None outside the blocks."""
+        for tower in self.towers:
+            if name.startswith(tower.prefix):
+                index = name[len(tower.prefix) :].split(".", 1)[0]
+                return (tower, int(index)) if index.isdecimal() else None
+        return None
+
+
+MAX_NUMBER = (
+    1 << 20
+)  # of blocks, heads, pixels a side: far above any model, far below what would take the machine's time or memory
+
+
+def text(config: dict, key: str, default: int | None = None) -> int:
+    """A number of the language model: beside vision_config as the hub's Qwen files have it, or in text_config.
+
+    Raises QuantError when it is in neither and has no default, or is none.
+    """
+    return _number(key, config[key] if key in config else _section(config, "text_config").get(key), default, "")
+
+
+def vision(config: dict, key: str, default: int | None = None) -> int:
+    """A number of vision_config. Raises QuantError when it is not there and has no default, or is none."""
+    return _number(key, _section(config, "vision_config").get(key), default, "vision_config ")
+
+
+def _section(config: dict, name: str) -> dict:
+    section = config.get(name, {})
+    if not isinstance(section, dict):
+        raise QuantError(
+            f"config.json: {name} is a JSON {type(section).__name__}, an object was expected; fetch it again"
+        )
+    return section
+
+
+def _number(key: str, value, default: int | None, where: str) -> int:
+    value = default if value is None else value
+    if value is None:
+        raise QuantError(f"config.json: {where}has no {key}; fetch it again")
+    if type(value) is not int or not 0 < value <= MAX_NUMBER:
+        raise QuantError(
+            f"config.json: {where}has {key} {value!r:.40}, a number from 1 to {MAX_NUMBER} was expected; fetch it again"
+        )
+    return value
+
+
+def match(patterns, name: str) -> str | None:
+    """The first of `patterns` (names or globs) that matches the linear `name`, or None."""
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)

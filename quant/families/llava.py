@@ -1,0 +1,80 @@
+"""LLaVA-1.5 (7B, 13B): a CLIP ViT, a two-layer projector, a LLaMA decoder.
+
+The features come from the last CLIP block but one (vision_feature_layer -2): the last block has no effect and is
+carried over unseen.
+"""
+
+from ..base.errors import UsageError
+from .family import Family, Group, Tower, text, vision
+
+
+def _vision_blocks_used(config: dict) -> int:
+    layer, blocks = config.get("vision_feature_layer", -2), vision(config, "num_hidden_layers")
+    if type(layer) is not int:
+        raise UsageError(f"vision_feature_layer={layer}: features from several layers are not supported, one layer is")
+    used = layer + blocks + 1 if layer < 0 else layer  # hidden_states[0] is the input of block 0
+    if not 0 < used <= blocks:
+        raise UsageError(f"vision_feature_layer={layer}: the vision tower has {blocks} blocks")
+    return used
+
+
+VISION = Tower(
+    name="vision",
+    prefix="vision_tower.vision_model.encoder.layers.",
+    groups=(
+        Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), source="layer_norm1", kind="norm"),
+        Group(("self_attn.out_proj",), source="self_attn.v_proj", kind="value"),
+        Group(("mlp.fc1",), source="layer_norm2", kind="norm"),
+        Group(("mlp.fc2",)),
+    ),
+    blocks=lambda config: vision(config, "num_hidden_layers"),
+    used=_vision_blocks_used,
+    heads=lambda config: (vision(config, "num_attention_heads"),) * 2,
+    tokens=lambda config, inputs: (
+        (vision(config, "image_size") // vision(config, "patch_size")) ** 2 + 1
+    ),  # class token
+)
+
+# llava-hf's config.json leaves out what equals LlamaConfig's defaults: hence the 32s.
+LANGUAGE = Tower(
+    name="language",
+    prefix="language_model.model.layers.",
+    groups=(
+        Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), source="input_layernorm", kind="norm"),
+        Group(("self_attn.o_proj",), source="self_attn.v_proj", kind="value"),
+        Group(("mlp.gate_proj", "mlp.up_proj"), source="post_attention_layernorm", kind="norm"),
+        Group(("mlp.down_proj",), source="mlp.up_proj", kind="up"),
+    ),
+    blocks=lambda config: text(config, "num_hidden_layers", 32),
+    used=lambda config: text(config, "num_hidden_layers", 32),
+    heads=lambda config: (heads := text(config, "num_attention_heads", 32), text(config, "num_key_value_heads", heads)),
+    tokens=lambda config, inputs: inputs["input_ids"].numel(),
+)
+
+LLAVA = Family(
+    name="LLaVA-1.5",
+    architecture="LlavaForConditionalGeneration",
+    towers=(VISION, LANGUAGE),
+    renames=(
+        ("vision_tower.vision_model.", "model.vision_tower.vision_model."),
+        ("vision_tower.vision_model.", "model.vision_tower."),  # transformers 5
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+        ("language_model.model.", "model.language_model."),
+        ("language_model.lm_head.", "lm_head."),
+    ),
+    must_float={
+        "language_model.lm_head": "servers load the head in float",
+        "multi_modal_projector.*": "MindIE loads the projector in float; int8 there is silently wrong",
+    },
+    recipe_float={
+        "language_model.model.layers.*.mlp.down_proj": (
+            "kept float by the published recipes (its input has the largest outliers)"
+        )
+    },
+    vision="float",
+    vision_int8_refused="MindIE loads LLaVA's vision tower in float and computes silently wrong values from int8",
+    vision_int8_whole=(),
+    dtype="float16",  # MindIE feeds LLaVA's vision tower float16
+    flat_config=False,
+    prompt="Describe this image in detail.",
+)

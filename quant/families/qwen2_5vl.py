@@ -1,0 +1,48 @@
+"""Qwen2.5-VL (3B, 7B, 32B, 72B) and what is fine-tuned from it, such as RolmOCR: Qwen2-VL with a vision tower of
+RMSNorms and gated MLPs.
+
+Most vision blocks attend within windows of 8 x 8 patches, those in fullatt_block_indexes over the whole image; the
+patches are sorted by window before the first block and back after the merger, all of which is the model's own forward's
+work. The decoder is Qwen2-VL's. MindIE's ViT takes attn.qkv of every block in int8, or the whole tower in float;
+attn.proj and gate/up may be either, down_proj must be float.
+"""
+
+from .family import Family, Group, Tower, vision
+from .qwen2vl import LANGUAGE
+
+# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and
+# 16.
+VISION = Tower(
+    name="vision",
+    prefix="visual.blocks.",
+    groups=(
+        Group(("attn.qkv",), source="norm1", kind="norm"),
+        Group(("attn.proj",), source="attn.qkv", kind="value"),
+        Group(("mlp.gate_proj", "mlp.up_proj"), source="norm2", kind="norm"),
+        Group(("mlp.down_proj",), source="mlp.up_proj", kind="up"),
+    ),
+    blocks=lambda config: vision(config, "depth", 32),
+    used=lambda config: vision(config, "depth", 32),
+    heads=lambda config: (vision(config, "num_heads", 16),) * 2,
+    tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
+)
+
+QWEN2_5_VL = Family(
+    name="Qwen2.5-VL",
+    architecture="Qwen2_5_VLForConditionalGeneration",
+    towers=(VISION, LANGUAGE),
+    renames=(("visual.", "model.visual."), ("model.", "model.language_model."), ("lm_head.", "lm_head.")),
+    must_float={
+        "lm_head": "servers load the head in float",
+        "visual.blocks.*.mlp.down_proj": "MindIE's vision MLP hands down_proj a float input",
+    },
+    recipe_float={
+        "model.layers.*.mlp.down_proj": "kept float by the published recipes (its input has the largest outliers)"
+    },
+    vision="int8",
+    vision_int8_refused=None,
+    vision_int8_whole=("attn.qkv",),
+    dtype=None,
+    flat_config=True,
+    prompt="Describe this image in detail.",
+)

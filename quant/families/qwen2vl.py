@@ -1,0 +1,60 @@
+"""Qwen2-VL (2B, 7B, 72B): a ViT with fused q/k/v and LayerNorms, a merger, a Qwen2 decoder.
+
+MindIE's ViT takes attn.qkv, attn.proj and mlp.fc1 of every block in int8 or none of them; fc2 and the merger are always
+float there.
+"""
+
+from .family import Family, Group, Tower, text, vision
+
+# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and
+# 16.
+VISION = Tower(
+    name="vision",
+    prefix="visual.blocks.",
+    groups=(
+        Group(("attn.qkv",), source="norm1", kind="norm"),
+        Group(("attn.proj",), source="attn.qkv", kind="value"),
+        Group(("mlp.fc1",), source="norm2", kind="norm"),
+        Group(("mlp.fc2",)),  # quick_gelu stands between fc1 and fc2: no scale passes through it
+    ),
+    blocks=lambda config: vision(config, "depth", 32),
+    used=lambda config: vision(config, "depth", 32),
+    heads=lambda config: (vision(config, "num_heads", 16),) * 2,
+    tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
+)
+
+LANGUAGE = Tower(
+    name="language",
+    prefix="model.layers.",
+    groups=(
+        Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), source="input_layernorm", kind="norm"),
+        Group(("self_attn.o_proj",), source="self_attn.v_proj", kind="value"),
+        Group(("mlp.gate_proj", "mlp.up_proj"), source="post_attention_layernorm", kind="norm"),
+        Group(("mlp.down_proj",), source="mlp.up_proj", kind="up"),
+    ),
+    blocks=lambda config: text(config, "num_hidden_layers"),
+    used=lambda config: text(config, "num_hidden_layers"),
+    heads=lambda config: (text(config, "num_attention_heads"), text(config, "num_key_value_heads")),
+    tokens=lambda config, inputs: inputs["input_ids"].numel(),
+)
+
+QWEN2_VL = Family(
+    name="Qwen2-VL",
+    architecture="Qwen2VLForConditionalGeneration",
+    towers=(VISION, LANGUAGE),
+    renames=(("visual.", "model.visual."), ("model.", "model.language_model."), ("lm_head.", "lm_head.")),
+    must_float={
+        "lm_head": "servers load the head in float",
+        "visual.merger.mlp.*": "servers load the merger in float",
+        "visual.blocks.*.mlp.fc2": "MindIE's vision kernel takes fc2 in float",
+    },
+    recipe_float={
+        "model.layers.*.mlp.down_proj": "kept float by the published recipes (its input has the largest outliers)"
+    },
+    vision="int8",
+    vision_int8_refused=None,
+    vision_int8_whole=("attn.qkv", "attn.proj", "mlp.fc1"),
+    dtype=None,
+    flat_config=True,
+    prompt="Describe this image in detail.",
+)

@@ -1,0 +1,75 @@
+"""config.json of the export: the source's own, with the keys edited that servers read. Never transformers'
+save_pretrained: its newer layout (rope_parameters, dtype, nested text_config) is misread by older transformers and by
+the servers.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..base.errors import QuantError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_JSON = 64 << 20  # bytes: parsed, it takes up to 30 times that; the largest honest ones, a tokenizer's, have 35 MB
+DTYPE_KEYS = ("torch_dtype", "dtype")  # transformers 5 writes the second
+
+
+def read_json(file: Path) -> dict:
+    """Raises QuantError, naming the file, when it is missing, not JSON, not an object, or larger than MAX_JSON."""
+    try:
+        if (size := file.stat().st_size) > MAX_JSON:
+            raise QuantError(f"{file}: has {size} bytes, at most {MAX_JSON} are read; fetch it again")
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise QuantError(f"{file}: {err.strerror}") from None
+    except (ValueError, RecursionError) as err:
+        raise QuantError(f"{file}: not valid JSON ({err})") from None
+    if not isinstance(value, dict):
+        raise QuantError(f"{file}: holds a JSON {type(value).__name__}, an object was expected")
+    return value
+
+
+def dumps(value: dict) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def dtype_name(config: dict) -> str:
+    """ "bfloat16" and the like, from whichever key holds it."""
+    return next((config[key] for key in DTYPE_KEYS if config.get(key)), "float32")
+
+
+def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: bool) -> dict:
+    """A new dict. flat: lift the language model's keys to the top; vision_int8: MindIE's switch for its int8 vision
+    tower.
+    """
+    edited = copy.deepcopy(config)
+    text = edited.get("text_config", {})
+    edited.pop("quantization_config", None)  # it would hide the description from vLLM-Ascend
+    if flat and text:
+        for key, value in edited.pop("text_config").items():
+            edited.setdefault(key, value)
+        edited["model_type"] = config["model_type"]
+        _old_rope(edited)
+    if "vocab_size" not in edited:
+        edited["vocab_size"] = text.get("vocab_size", 32000)  # LlamaConfig's default, which llava-hf leaves out
+    for key in DTYPE_KEYS:
+        if key in edited or key == "torch_dtype":
+            edited[key] = str(dtype).removeprefix("torch.")
+    edited["quantize"] = "w8a8"
+    edited["vision_config"].pop("quantize", None)
+    if vision_int8:
+        edited["vision_config"]["quantize"] = "w8a8"
+    return edited
+
+
+def _old_rope(config: dict) -> None:
+    """rope_parameters, as transformers 5 has it -> rope_theta and rope_scaling, as servers read them."""
+    rope = config.pop("rope_parameters", None)
+    if not rope:
+        return
+    config.setdefault("rope_theta", rope["rope_theta"])
+    if "mrope_section" in rope:
+        config.setdefault("rope_scaling", {"type": "mrope", "mrope_section": rope["mrope_section"]})

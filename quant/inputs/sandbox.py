@@ -1,0 +1,103 @@
+"""A stranger's code in a child process that gets neither long nor much memory: what a chat template or a tokenizer file
+asks for.
+
+Jinja's sandbox keeps a template from files and from Python, not from time and memory: it ends one range() at 100,000
+numbers, but neither two loops inside each other, nor 'x' * 10**10, nor the comparison of two lists that hold each other
+50 times over. The last runs in C, where no signal handler and no exception ends it; what the Rust of a tokenizer cannot
+allocate ends the process. Hence a fork, which has all imports done (some milliseconds), and SIGKILL. It is no sandbox:
+it can read what this process can read.
+"""
+
+import os
+import resource
+import select
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from ..base.errors import QuantError
+
+SECONDS, MEMORY, TEXT = 20, 1 << 30, 1 << 20  # wall time; bytes beyond what this process has; bytes of the answer
+
+
+class Failed(Exception):
+    """The job raised this itself, within its limits: one line."""
+
+
+def confined(job: Callable[[], str], seconds: float | None = None) -> str:
+    """job() in a fork of this process; its answer. seconds: None for SECONDS.
+
+    Raises QuantError, without a file's name, when it takes more than it may, and Failed with the text of what it
+    raised.
+    """
+    seconds = SECONDS if seconds is None else seconds
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Python 3.12's, of threads beside a fork: the child waits for none of them
+        child = os.fork()
+    if child == 0:
+        _answer(job, writing, seconds)
+    os.close(writing)
+    try:
+        answer = _read(reading, seconds)
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if answer is None:
+        raise QuantError(f"took more than {seconds:g} s")
+    if not answer:
+        raise QuantError(f"took more than {MEMORY >> 20} MiB, or crashed")
+    if len(answer) > TEXT:
+        raise QuantError(f"gave more than {TEXT} bytes of text")
+    text = answer[1:].decode("utf-8", "surrogatepass")
+    if answer[:1] != b"+":
+        raise Failed(text)
+    return text
+
+
+def _read(handle: int, seconds: float) -> bytes | None:
+    """What comes out of a pipe before it ends or holds too much; None when the time is over first."""
+    data, deadline = b"", time.monotonic() + seconds
+    while len(data) <= TEXT:
+        if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        piece = os.read(handle, 1 << 16)
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def _answer(job: Callable[[], str], handle: int, seconds: float) -> NoReturn:
+    """In the child: + and the text, or - and the error; nothing at all for a job that found no memory."""
+    answer = b""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not in a fork
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY)
+        _limit(resource.RLIMIT_CPU, int(seconds) + 2)  # should the parent die first
+        _limit(resource.RLIMIT_CORE, 0)
+        answer = b"+" + job().encode("utf-8", "surrogatepass")
+    except MemoryError:
+        pass
+    except BaseException as error:  # what Rust panics with is no Exception
+        answer = b"-" + f"{type(error).__name__}: {str(error)[:300]}".encode("utf-8", "replace")
+    finally:
+        with os.fdopen(handle, "wb", closefd=False) as pipe:
+            pipe.write(answer)
+        os._exit(0)
+
+
+def _limit(what: int, most: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

@@ -1,0 +1,62 @@
+"""The model that config.json describes, without its weights.
+
+config.json is a stranger's: what it describes is held against the weights that are there before anything of it takes
+memory.
+"""
+
+from math import prod
+
+import torch
+from torch import nn
+
+from ..base.errors import QuantError, UsageError
+from ..base.process import no_holes
+from ..families.family import Family
+from ..files.checkpoint import Checkpoint
+
+
+def empty_model(
+    checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trust_remote_code: bool = False
+) -> nn.Module:
+    """The family's transformers class on the meta device; buffers are real, since no checkpoint holds them."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    if not (4, 57) <= tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (6, 0):
+        raise UsageError(
+            f"transformers {transformers.__version__} is installed; 4.57 or a later one below 6 is needed: pip install"
+            " 'transformers>=4.57,<6'"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        build = getattr(transformers, family.architecture)._from_config
+        with torch.device("meta"):
+            _refuse_absurd(build(config, dtype=dtype), checkpoint)
+        with no_holes(), init_empty_weights(include_buffers=False):  # every weight is allocated for a moment
+            model = build(config, dtype=dtype)
+    except QuantError:
+        raise
+    except Exception as err:  # of any kind: transformers reads an untrusted file
+        line = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise QuantError(
+            f"{checkpoint.dir / 'config.json'}: transformers {transformers.__version__} cannot build the model from it"
+            f" ({line})"
+        ) from None
+    return model.eval()
+
+
+def _refuse_absurd(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Before memory is taken for it: raises QuantError for a model with far more in it, tables of positions included,
+    than the weights.
+    """
+    asked, held = (
+        sum(value.numel() for value in (*model.parameters(), *model.buffers())),
+        sum(prod(info.shape) for info in checkpoint.tensors.values()),
+    )
+    if asked > 2 * held:
+        raise QuantError(
+            f"{checkpoint.dir / 'config.json'}: describes {asked:.3g} numbers, the weights have {held:.3g}; they are of"
+            " different models"
+        )

@@ -1,0 +1,94 @@
+"""Rules on where a directory is to run: hardware, number of NPUs, and the known faults of servers that go with them."""
+
+from collections.abc import Iterator
+
+from ...families.family import text
+from .directory import Directory, Target
+from .finding import Finding
+
+MINDIE_WORLD_SIZES = (1, 2, 4, 8)
+NOT_ON_310P = ("Qwen2VLForConditionalGeneration",)
+TRANSPOSED_PROJ = ("Qwen2VLForConditionalGeneration",)  # MindIE's int8 vision towers that are wrong on several NPUs
+
+
+def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
+    """MindIE documents static W8A8 for these models; per-token and mixed activations are for vLLM-Ascend."""
+    others = sorted({directory.kind(name) for name in directory.int8} - {"W8A8"})
+    if others:
+        yield Finding(
+            "the int8 linears",
+            f"are {', '.join(others)}; for {directory.family.name} MindIE documents W8A8",
+            {"mindie": "its loader knows the type, whether this model's graph does was not established"},
+            "export it with --act static for MindIE",
+            level="warning",
+        )
+
+
+def hardware(directory: Directory, target: Target) -> Iterator[Finding]:
+    """MindIE runs Qwen2-VL on the Atlas 800 A2 and A3, not on the Atlas 300I Duo."""
+    if target.hardware == "310p" and directory.family.architecture in NOT_ON_310P:
+        yield Finding(
+            "--hardware 310p",
+            f"{directory.family.name} is not among the models that MindIE runs on the Atlas 300I Duo",
+            {"mindie": "fails while the model's graph is built"},
+            "use an Atlas 800 A2 or A3",
+        )
+
+
+def world_size(directory: Directory, target: Target) -> Iterator[Finding]:
+    """What tensor parallelism divides must be divisible: heads and MLP width, and in vLLM the vision tower's heads too."""
+    if target.world_size == 1:
+        return
+    vision, language = directory.family.towers
+    heads, kv_heads = language.heads(directory.config)
+    divided = {"num_attention_heads": heads, "intermediate_size": text(directory.config, "intermediate_size", 11008)}
+    divided["vision heads"] = vision.heads(directory.config)[0]
+    uneven = [f"{name} {number}" for name, number in divided.items() if number % target.world_size]
+    if kv_heads % target.world_size and target.world_size % kv_heads:
+        uneven.append(f"num_key_value_heads {kv_heads}")
+    if uneven:
+        number = uneven[0].rsplit(" ", 1)[1]
+        yield Finding(
+            f"--world_size {target.world_size}",
+            f"does not divide {', '.join(uneven)}",
+            {
+                "vllm-ascend": (
+                    f"Total number of attention heads ({number}) must be divisible by tensor parallel size"
+                    f" ({target.world_size})."
+                )
+            },
+            "use --world_size"
+            f" {max(size for size in range(1, target.world_size) if _divides(size, divided, kv_heads))}",
+        )
+    if target.hardware == "310p":
+        yield Finding(
+            f"--world_size {target.world_size}",
+            "int8 weights on several chips of the Atlas 300I Duo",
+            {"mindie": "is not supported: fails while the weights are split"},
+            "use --world_size 1, or an Atlas 800 A2 or A3",
+        )
+    elif target.world_size not in MINDIE_WORLD_SIZES:
+        yield Finding(
+            f"--world_size {target.world_size}",
+            f"is none of {', '.join(map(str, MINDIE_WORLD_SIZES))}",
+            {"mindie": "the split of the weights is not established for it"},
+            "use one of these",
+        )
+
+
+def _divides(size: int, divided: dict[str, int], kv_heads: int) -> bool:
+    return all(number % size == 0 for number in divided.values()) and (kv_heads % size == 0 or size % kv_heads == 0)
+
+
+def vision_tensor_parallel(directory: Directory, target: Target) -> Iterator[Finding]:
+    """A fault of MindIE: on several NPUs it pads the int8 attn.proj of Qwen2-VL's vision tower as if it were
+    transposed.
+    """
+    if target.world_size > 1 and directory.family.architecture in TRANSPOSED_PROJ and directory.vision_int8:
+        yield Finding(
+            f"--world_size {target.world_size}",
+            "with an int8 vision tower",
+            {"mindie": "uses attn.proj of the vision tower transposed: wrong output without an error"},
+            "quantize again with --vision float for this number of NPUs, or use --world_size 1",
+            level="warning",
+        )

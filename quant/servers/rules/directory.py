@@ -1,0 +1,247 @@
+"""An export directory as a server would find it, read leniently: what is damaged or missing is kept as a fact, for the
+rules to judge.
+
+Read are the names and modes of the files, config.json, the description, the headers of the weight files, and of the
+tensors only the input scales (4 bytes each). No torch: opening a 7B export takes a fraction of a second.
+
+Left out: the values of weights. Whether they are right is the runtime's and verify's question.
+"""
+
+import json
+import math
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ...base.errors import QuantError, UsageError
+from ...families import family_of
+from ...families.family import Family, Group, Tower
+from ...files.config_json import read_json
+from ...files.safetensors_header import HeaderEntry, read_entries
+
+DESCRIPTION, OLD_DESCRIPTION = "quant_model_description.json", "quant_model_description_w8a8.json"
+MAX_JSON = 100 * 2**20  # bytes; MindIE opens no larger one
+MAX_COUNT = 10_000  # blocks or heads of a tower, beyond which config.json is damaged
+STATIC = ("weight", "weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
+PARTS = {"W8A8": STATIC, "W8A8_MIX": STATIC, "W8A8_DYNAMIC": STATIC[:3]}
+"""Type of an int8 linear in the description -> its tensors."""
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the directory is to run. server: "mindie" or "vllm-ascend"; source: the float checkpoint it was made from."""
+
+    server: str
+    hardware: str | None = None
+    world_size: int = 1
+    source: Path | None = None
+
+
+@dataclass
+class Directory:
+    """What is in the directory. tensors: name -> HeaderEntry; duplicates: (name, the later file, the file that counts)."""
+
+    dir: Path
+    config: dict
+    family: Family
+    tensors: dict[str, HeaderEntry] = field(default_factory=dict)
+    duplicates: list[tuple[str, Path, Path]] = field(default_factory=list)
+    damaged: list[tuple[Path, str]] = field(default_factory=list)
+    description: dict | None = None
+    description_file: Path | None = None
+
+    @cached_property
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.dir.iterdir() if path.is_file() and not path.name.startswith("."))
+
+    @cached_property
+    def not_json(self) -> list[Path]:
+        """Files called .json that are none; the description and the index of the weights, which have rules of their
+        own, aside.
+        """
+        others = (file for file in self.files if file.suffix == ".json" and not file.name.endswith(".index.json"))
+        return [file for file in others if file != self.description_file and read_json_or_none(file) is None]
+
+    @property
+    def readable(self) -> bool:
+        """Whether every weight file could be read, so that a tensor that is not there is missing."""
+        return bool(self.tensors) and not any(file.suffix == ".safetensors" for file, _ in self.damaged)
+
+    def where(self, tensor: str) -> str:
+        """The file and the tensor, for a finding."""
+        return f"{self.tensors[tensor].file.name}: {tensor}" if tensor in self.tensors else tensor
+
+    @cached_property
+    def expected(self) -> set[str]:
+        """What any block of a tower has, for every block that config.json counts; the embedding, and the norm before
+        the head.
+        """
+        names: set[str] = set()
+        for tower in self.family.towers:
+            inside = (
+                name[len(tower.prefix) :].partition(".")[2] for name in self.tensors if name.startswith(tower.prefix)
+            )
+            parts = {part for part in inside if part.rpartition(".")[2] not in STATIC[1:]}
+            names |= {tower.block(index) + part for index in range(tower.blocks(self.config)) for part in parts}
+        root = self.family.towers[1].prefix.removesuffix("layers.")
+        return names | {f"{root}embed_tokens.weight", f"{root}norm.weight"}
+
+    # -- linears ---------------------------------------------------------------------------------------------------------------
+
+    def blocks(self, tower: Tower) -> list[int]:
+        """Indices of the tower's blocks of which there is any tensor."""
+        found = {name[len(tower.prefix) :].split(".", 1)[0] for name in self.tensors if name.startswith(tower.prefix)}
+        return sorted(int(index) for index in found if index.isdigit())
+
+    @cached_property
+    def linears(self) -> list[str]:
+        """Every linear, in blocks and outside, and the embeddings: what servers look up in the description."""
+        inside = [
+            tower.block(index) + linear
+            for tower in self.family.towers
+            for index in self.blocks(tower)
+            for group in tower.groups
+            for linear in group.linears
+        ]
+        present = [name for name in inside if f"{name}.weight" in self.tensors]
+        known = set(present)
+        outside = [
+            name.removesuffix(".weight")
+            for name, entry in self.tensors.items()
+            if name.endswith(".weight") and len(entry.shape) == 2 and name.removesuffix(".weight") not in known
+        ]
+        return present + outside
+
+    @cached_property
+    def int8(self) -> list[str]:
+        return [name for name in self.linears if self.tensors[f"{name}.weight"].dtype == "I8"]
+
+    def kind(self, name: str) -> str:
+        """The type of an int8 linear: as described, or else as its tensors tell."""
+        described = (self.description or {}).get(f"{name}.weight")
+        if described in PARTS:
+            return described
+        return "W8A8" if any(f"{name}.{part}" in self.tensors for part in STATIC[3:]) else "W8A8_DYNAMIC"
+
+    def packed(self) -> list[list[str]]:
+        """Linears that read one tensor, as servers pack them: q, k, v and gate, up; block by block, those that are
+        there.
+        """
+        groups: list[list[str]] = []
+        for tower in self.family.towers:
+            for index in self.blocks(tower):
+                groups += [self._present(tower, index, group) for group in tower.groups if len(group.linears) > 1]
+        return [group for group in groups if len(group) > 1]
+
+    def _present(self, tower: Tower, index: int, group: Group) -> list[str]:
+        names = [tower.block(index) + linear for linear in group.linears]
+        return [name for name in names if f"{name}.weight" in self.tensors]
+
+    @property
+    def vision_int8(self) -> list[str]:
+        return [name for name in self.int8 if name.startswith(self.family.towers[0].prefix)]
+
+    @property
+    def head(self) -> str:
+        """The hub name of the language model's head."""
+        return next(pattern for pattern in self.family.must_float if pattern.endswith("lm_head"))
+
+    # -- dtype and values ------------------------------------------------------------------------------------------------------
+
+    @property
+    def configured_dtype(self) -> str | None:
+        return self.config.get("torch_dtype") or self.config.get("dtype")
+
+    @cached_property
+    def float_dtype(self) -> str | None:
+        """The dtype that holds most of the float values, parts of int8 linears aside; None without any."""
+        parts = {f"{name}.{part}" for name in self.int8 for part in STATIC}
+        sizes: Counter[str] = Counter()
+        for name, entry in self.tensors.items():
+            if entry.dtype in TORCH_NAMES and name not in parts:
+                sizes[TORCH_NAMES[entry.dtype]] += math.prod(entry.shape)
+        return max(sizes, key=sizes.get) if sizes else None
+
+    def scalar(self, name: str) -> float | None:
+        """The value of a float tensor with one element; None where there is no such tensor."""
+        entry = self.tensors.get(name)
+        if entry is None or entry.dtype not in TORCH_NAMES or math.prod(entry.shape) != 1:
+            return None
+        data = entry.read()
+        if entry.dtype == "BF16":  # the upper half of a float32
+            return struct.unpack("<f", b"\0\0" + data)[0]
+        return struct.unpack("<e" if entry.dtype == "F16" else "<f", data)[0]
+
+
+def open_directory(directory: str | Path) -> Directory:
+    """Raises UsageError when there is no model directory, or none that this can judge."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory")
+    if not (directory / "config.json").is_file():
+        raise UsageError(f"{directory}: holds no config.json; an export is a whole model directory")
+    config = read_json(directory / "config.json")
+    settings = config.get("quantization_config")
+    if isinstance(settings, dict) and settings.get("quant_method") == "compressed-tensors":
+        raise UsageError(
+            f"{directory}: is in the compressed-tensors format; the rules here are those of the Ascend format"
+        )
+    opened = Directory(directory, config, _family(config, directory))
+    _read_description(opened)
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            entries = read_entries(file)
+        except QuantError as err:
+            opened.damaged.append((file, str(err).removeprefix(f"{file}: ")))
+            continue
+        for name, entry in entries.items():
+            if name in opened.tensors:
+                opened.duplicates.append((name, file, opened.tensors[name].file))
+            else:
+                opened.tensors[name] = entry
+    return opened
+
+
+def _family(config: dict, directory: Path) -> Family:
+    """The family, with the numbers of config.json that the rules count with."""
+    for key in ("vision_config", "text_config"):
+        if not isinstance(config.get(key, {}), dict):
+            raise QuantError(f"{directory / 'config.json'}: {key} is no object; copy the file again")
+    family = family_of(config, directory)
+    for tower in family.towers:
+        for number in (tower.blocks(config), *tower.heads(config)):
+            if type(number) is not int or not 0 < number <= MAX_COUNT:
+                raise QuantError(
+                    f"{directory / 'config.json'}: {number!r} blocks or heads in the {tower.name} tower; copy the file"
+                    " again"
+                )
+    return family
+
+
+def _read_description(opened: Directory) -> None:
+    for name in (DESCRIPTION, OLD_DESCRIPTION):
+        file = opened.dir / name
+        if not file.is_file():
+            continue
+        opened.description_file = file
+        if file.stat().st_size > MAX_JSON:
+            return
+        try:
+            entries = read_json(file).items()
+            opened.description = {
+                key: value if value is None or "." not in key else str(value) for key, value in entries
+            }
+        except QuantError as err:
+            opened.damaged.append((file, str(err).removeprefix(f"{file}: ")))
+        return
+
+
+def read_json_or_none(file: Path) -> dict | list | None:
+    """The file's JSON; None where it is missing or none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

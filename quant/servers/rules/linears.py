@@ -1,0 +1,131 @@
+"""Rules on the tensors of an int8 linear, weight int8 [O, I]:
+
+    weight_scale, weight_offset  float [O, 1]     input_scale, input_offset  float [1]
+    quant_bias                   int32 [O]        deq_scale                  [O]: float32 in a bfloat16 model, else int64
+    bias                         float [O], where the layer has one
+
+W8A8_DYNAMIC has the first three alone. Linears that read one tensor (q, k, v; gate, up) are one kernel call: one type,
+one input_scale and one input_offset.
+"""
+
+from collections.abc import Iterator
+
+from .directory import PARTS, TORCH_NAMES, Directory, Target
+from .finding import Finding, missing
+
+FLOATS = tuple(TORCH_NAMES)
+SHAPE_ERROR = {
+    "mindie": "RuntimeError from the slicing of the tensor, or a kernel error",
+    "vllm-ascend": "AssertionError: Attempted to load weight (torch.Size(...)) into parameter (torch.Size(...))",
+}
+
+
+def linear_parts(directory: Directory, target: Target) -> Iterator[Finding]:
+    """Every tensor of an int8 linear is there."""
+    for name in directory.int8:
+        for part in PARTS[directory.kind(name)]:
+            if f"{name}.{part}" not in directory.tensors:
+                yield Finding(
+                    f"{name}.{part}",
+                    f"is missing; {directory.kind(name)} needs {', '.join(PARTS[directory.kind(name)])}",
+                    missing(f"{name}.{part}"),
+                    "copy the export again; if it was made so, quantize again",
+                )
+
+
+def linear_shapes(directory: Directory, target: Target) -> Iterator[Finding]:
+    """Shapes and dtypes of all parts but deq_scale's dtype, which is a rule of its own."""
+    for name in directory.int8:
+        outputs = directory.tensors[f"{name}.weight"].shape[0]
+        wanted = {
+            "weight_scale": ((outputs, 1), FLOATS),
+            "weight_offset": ((outputs, 1), FLOATS),
+            "input_scale": ((1,), FLOATS),
+            "input_offset": ((1,), FLOATS),
+            "quant_bias": ((outputs,), ("I32",)),
+            "deq_scale": ((outputs,), ("F32", "I64")),
+            "bias": ((outputs,), FLOATS),
+        }
+        for part, (shape, dtypes) in wanted.items():
+            entry = directory.tensors.get(f"{name}.{part}")
+            if entry and (entry.shape != shape or entry.dtype not in dtypes):
+                yield Finding(
+                    directory.where(f"{name}.{part}"),
+                    f"is {entry.dtype} {list(entry.shape)}, {' or '.join(dtypes)} {list(shape)} is demanded",
+                    SHAPE_ERROR,
+                    "quantize again; this is not what a loader of this format can read",
+                )
+
+
+def deq_scale_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
+    """deq_scale: float32 for a bfloat16 model, int64 that holds the float32's bits for a float16 one, int64 always on
+    the 310P.
+    """
+    if directory.float_dtype is None:
+        return
+    on_310p = target.hardware == "310p"
+    wanted = "F32" if directory.float_dtype == "bfloat16" and not on_310p else "I64"
+    for name in directory.int8:
+        entry = directory.tensors.get(f"{name}.deq_scale")
+        if entry and entry.dtype in ("F32", "I64") and entry.dtype != wanted:
+            why = "the Atlas 300I Duo (310P)" if on_310p else f"a {directory.float_dtype} model"
+            yield Finding(
+                directory.where(f"{name}.deq_scale"),
+                f"is {entry.dtype}, {wanted} is what {why} takes",
+                {
+                    "mindie": "bits are read as numbers or numbers as bits: wrong output without an error",
+                    "vllm-ascend": "is cast into a parameter of the other dtype: wrong output without an error",
+                },
+                (
+                    "quantize again with --dtype float16"
+                    if on_310p
+                    else "quantize again with --dtype as the model is to be served"
+                ),
+            )
+
+
+def packed_types(directory: Directory, target: Target) -> Iterator[Finding]:
+    """One type in a packed group, as described and as the tensors are."""
+    for group in directory.packed():
+        kinds = {name: directory.kind(name) if name in directory.int8 else "FLOAT" for name in group}
+        if len(set(kinds.values())) > 1:
+            prefix, leaf = group[-1].rsplit(".", 1)
+            yield Finding(
+                f"{prefix}: {', '.join(name.rsplit('.', 1)[1] for name in group)}",
+                f"are {', '.join(kinds.values())}: one type is demanded, since they are one matrix product",
+                {
+                    "mindie": "the layer is built for one type: RuntimeError, or wrong output",
+                    "vllm-ascend": (
+                        f"ValueError: Not all shards of {prefix}.{_packed_name(leaf)} are quantized with same quant"
+                        " type."
+                    ),
+                },
+                "quantize again and keep all of them float or none (--disable_names)",
+            )
+
+
+def _packed_name(leaf: str) -> str:
+    return "qkv_proj" if leaf == "v_proj" else "gate_up_proj"
+
+
+def shared_input_scale(directory: Directory, target: Target) -> Iterator[Finding]:
+    """Equal input_scale and input_offset in a packed group."""
+    for group in directory.packed():
+        for part in ("input_scale", "input_offset"):
+            values = {name: directory.scalar(f"{name}.{part}") for name in group}
+            known = {value for value in values.values() if value is not None}
+            if len(known) < 2:
+                continue
+            prefix = group[0].rsplit(".", 1)[0]
+            listed = ", ".join(
+                f"{name.rsplit('.', 1)[1]} {value:.6g}" for name, value in values.items() if value is not None
+            )
+            yield Finding(
+                f"{prefix}: {part}",
+                f"differs: {listed}",
+                {
+                    "mindie": f"ValueError: `{part}` are not equal",
+                    "vllm-ascend": "the one that is loaded last silently counts for all: wrong output",
+                },
+                "quantize again; linears that read one tensor must be given one range",
+            )

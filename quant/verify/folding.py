@@ -1,0 +1,289 @@
+"""One block of an export beside the same block of the source: is every tensor what folding and rounding make of the
+source's?
+
+Nothing of the run that made the export is used, nor its recipe. What folding did is read off the tensors: a norm ->
+linears group was scaled by s = norm.weight / norm'.weight and shifted by z = norm.bias - s norm'.bias; for value -> o
+and up -> down, s is what the producer's rows were divided by, which a fit tells (resemble.py). Then, with E = codes *
+weight_scale and S the source's weight:
+
+    weight            E ~ diag(row) S diag(s), row = 1 unless a fold divides it; what is left over is rounding
+    source of a group no channel in which all linears that read it miss s by one factor
+    norm.bias         no channel along which the biases of all consumers miss what z moved them by
+    scales, biases    audit_linear.py
+    other tensors     the source's, rounded to the model's dtype, bit for bit
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..arithmetic.fold import share_heads, spread_heads
+from ..families.family import Group, Tower
+from .fit import Pair, identify
+from .linear import FACTOR, LinearAudit, Relation
+from .runtime import unpack_deq_scale
+from .tensors import Finding, difference, where
+
+NOISE = 6.0  # how many standard deviations of its fit a factor may be off, beside FACTOR
+RMS_STEPS = 1.0  # rounding leaves 0.29, in bfloat16 0.5
+WORST_STEPS = 4.0  # rounding leaves 0.5, in bfloat16 1
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass
+class BlockAudit:
+    """source, exported: hub tensor name -> tensor, both whole (audit.check_format); int8: names of the linears
+    described as W8A8; heads: (query heads, key/value heads) of the tower; nearby: name of a linear -> {description: how
+    to load} of source weights in other blocks that it may have been confused with. After run(): findings, and the
+    relations of the int8 linears.
+    """
+
+    tower: Tower
+    prefix: str
+    source: dict[str, Tensor]
+    exported: dict[str, Tensor]
+    int8: set[str]
+    heads: tuple[int, int]
+    nearby: Callable[[str], dict[str, Callable[[], Tensor]]]
+    findings: list[Finding] = field(default_factory=list)
+    relations: dict[str, Relation] = field(default_factory=dict)
+
+    def run(self) -> "BlockAudit":
+        if self._not_finite():
+            return self
+        groups = [group for group in self.tower.groups if self._in_int8(group)]
+        # producer -> (consumer, how many of the producer's last rows the fold may have divided)
+        self.folds: dict[str, tuple[str, int]] = {}
+        for group in (group for group in groups if group.kind in ("value", "up")):
+            consumer = self.prefix + group.linears[0]
+            width = self.source[f"{consumer}.weight"].shape[1]
+            self.folds[self.prefix + group.source] = (
+                consumer,
+                width * self.heads[1] // self.heads[0] if group.kind == "value" else width,
+            )
+        # Norm groups first: they tell the columns of value and up, and so their rows, and so the columns of o and down.
+        for group in sorted(self.tower.groups, key=lambda group: group.kind != "norm"):
+            self._weights(group)
+        for name, relation in self.relations.items():
+            if not relation.lost:
+                consumer, count = self.folds.get(name, (None, 0))
+                self.findings += LinearAudit(
+                    name, relation, self.source, self.exported, consumer, count, self._mates(name)
+                ).run()
+        folded = {self.prefix + group.source for group in groups if group.kind == "norm"} | set(self.relations)
+        for name, tensor in self.source.items():
+            if name.rpartition(".")[0] not in folded and (problem := difference(self.exported[name], tensor)):
+                self.say(name, problem)
+        return self
+
+    def _not_finite(self) -> bool:
+        """Whether a tensor holds NaN or Inf. It is named; nothing is fitted then, and relations are those of a block
+        without folds.
+        """
+        for name, tensor in self.exported.items():
+            values = unpack_deq_scale(tensor) if name.endswith(".deq_scale") else tensor
+            if (
+                values.is_floating_point()
+                and values.numel()
+                and not torch.isfinite(torch.stack(values.aminmax())).all()
+            ):
+                self.say(name, "holds NaN or Inf")
+        for name in self.int8 & {tensor.removesuffix(".weight") for tensor in self.source}:
+            outputs, inputs = (
+                torch.ones(count, device=self.source[f"{name}.weight"].device)
+                for count in self.source[f"{name}.weight"].shape
+            )
+            self.relations[name] = Relation(inputs, None, outputs, outputs, outputs < 0)
+        return bool(self.findings)
+
+    def _in_int8(self, group: Group) -> bool:
+        return any(self.prefix + name in self.int8 for name in group.linears)
+
+    def _mates(self, name: str) -> list[str]:
+        """The other int8 linears that read the same tensor."""
+        group = next(group for group in self.tower.groups if name.removeprefix(self.prefix) in group.linears)
+        return [
+            self.prefix + other
+            for other in group.linears
+            if self.prefix + other in self.int8 and self.prefix + other != name
+        ]
+
+    def say(self, tensor: str, problem: str) -> None:
+        self.findings.append(Finding(tensor, problem))
+
+    # -- weights -----------------------------------------------------------------------------------------------------------------------
+
+    def _weights(self, group: Group) -> None:
+        """The relations of a group's int8 linears, and of a float one whose rows a fold may have divided."""
+        names = [self.prefix + name for name in group.linears]
+        pairs = {name: self._pair(name) for name in names if name in self.int8 or name in self.folds}
+        if not pairs:
+            return
+        found = len(self.findings)
+        for trusted in (True, False):
+            column, shift = self._columns(group, pairs, trusted)
+            for name, pair in pairs.items():
+                self.relations[name] = self._relate(name, pair, column, shift)
+            if not any(self.relations[name].lost for name in pairs):
+                return
+            if trusted:
+                del self.findings[
+                    found:
+                ]  # linears that are not theirs say nothing about what they read: once more, not as witnesses
+
+    def _columns(self, group: Group, pairs: dict[str, Pair], trusted: bool) -> tuple[Tensor, Tensor | None]:
+        """(column, shift) of the linears of a group; corrected, if they can be trusted, where all of them say that
+        their source is wrong.
+        """
+        if group.source and self._in_int8(group):
+            return (
+                self._norm(self.prefix + group.source, pairs, trusted)
+                if group.kind == "norm"
+                else (self._fold(group, pairs, trusted), None)
+            )
+        example = next(iter(pairs.values())).source
+        return torch.ones(example.shape[1], device=example.device), None
+
+    def _missed(self, pairs: dict[str, Pair], column: Tensor) -> tuple[Tensor, Tensor]:
+        """(by what factor the exported columns miss `column`, whether all linears agree that they do), [I] each."""
+        rows = [pair.row_factors(column) for pair in pairs.values()]
+        fits = [
+            pair.column_factors(torch.where((row - 1).abs() < FACTOR, 1.0, row), column)
+            for pair, row in zip(pairs.values(), rows)
+        ]
+        factors, sigma = (torch.stack(values) for values in zip(*fits))
+        mean, allowed = factors.mean(0), FACTOR + NOISE * sigma
+        return mean, ((factors - 1).abs() > allowed).all(0) & ((factors - mean).abs() <= allowed * mean.abs()).all(0)
+
+    def _fold(self, group: Group, pairs: dict[str, Pair], trusted: bool) -> Tensor:
+        """The columns of o or down: what the rows of value or up were divided by."""
+        ((name, pair),) = pairs.items()
+        producer, count = self.relations[self.prefix + group.source], self.folds[self.prefix + group.source][1]
+        if producer.lost:
+            return pair.fit()[1]
+        column = 1 / producer.row[-count:]
+        share, spread = (share_heads, spread_heads) if group.kind == "value" else (lambda x, *_: x, lambda x, *_: x)
+        column, producer.factor[-count:] = spread(column, *self.heads), 1.0
+        missed, bad = self._missed(pairs, column)
+        if not trusted or bad.float().mean() > 0.5:
+            return column
+        everywhere = (
+            -share(-bad.float(), *self.heads) > 0
+        )  # a row of value is wrong where all heads that read it say so
+        alone = bad & ~(spread(everywhere.float(), *self.heads) > 0)
+        if alone.any():
+            self.say(
+                f"{name}.weight", f"not scaled like what other heads read of the same value in {where(alone, 'column')}"
+            )
+        column = torch.where(bad, column * missed, column)
+        producer.factor[-count:] = torch.where(everywhere, share(missed, *self.heads), 1.0)
+        producer.row[-count:] = torch.where(everywhere, 1 / share(column, *self.heads), producer.row[-count:])
+        return column
+
+    def _pair(self, name: str) -> Pair:
+        scale = self.exported[f"{name}.weight_scale"].float() if name in self.int8 else None
+        return Pair(self.exported[f"{name}.weight"], scale, self.source[f"{name}.weight"])
+
+    def _norm(self, norm: str, pairs: dict[str, Pair], trusted: bool) -> tuple[Tensor, Tensor | None]:
+        """_columns of a norm's consumers."""
+        before, after = self.source[f"{norm}.weight"], self.exported[f"{norm}.weight"]
+        untouched = torch.equal(before.to(after.dtype), after)
+        before, after = before.float(), after.float()
+        column = torch.where(after == before, 1.0, before / after)
+        bad = ~(torch.isfinite(column) & (column > 0))
+        column = torch.ones_like(column) if untouched else torch.where(bad, 1.0, column)
+        mean, missed = self._missed(pairs, column)
+        bad |= missed
+        if trusted and 0 < bad.sum() <= len(bad) / 2:  # where most channels miss, it is not the norm that is wrong
+            worst = int(torch.where(bad, (mean - 1).abs(), -1.0).argmax())
+            fit = (before / (column * mean))[worst]
+            self.say(
+                f"{norm}.weight",
+                f"not what the linears that read it expect in {where(bad, 'channel')}: [{worst}] is {after[worst]:.4g},"
+                f" {fit:.4g} fits them",
+            )
+            column = torch.where(bad, column * mean, column)
+        if f"{norm}.bias" not in self.source:
+            return column, None
+        bias, moved = self.source[f"{norm}.bias"], self.exported[f"{norm}.bias"]
+        unshifted = untouched and torch.equal(bias.to(moved.dtype), moved)
+        shift = torch.zeros_like(column) if unshifted else bias.float() - column * moved.float()
+        if trusted:
+            shift = self._norm_bias(norm, pairs, column, shift)
+        return column, shift if shift.any() else None
+
+    def _norm_bias(self, norm: str, pairs: dict[str, Pair], column: Tensor, shift: Tensor) -> Tensor:
+        """A wrong channel i of the norm's bias leaves every consumer's bias off by a multiple of the column S_i: look
+        for one.
+        """
+        product, energy, total = (torch.zeros_like(shift), torch.zeros_like(shift), torch.zeros_like(shift[0]))
+        for name, pair in pairs.items():
+            if f"{name}.bias" in self.exported:
+                fixed = slice(None, len(pair.source) - self.folds.get(name, (None, 0))[1])
+                weight = pair.source[fixed].float()
+                error = (
+                    self.exported[f"{name}.bias"][fixed].float()
+                    - self.source[f"{name}.bias"][fixed].float()
+                    - weight @ shift
+                )
+                product, energy, total = (
+                    product + weight.T @ error,
+                    energy + weight.square().sum(0),
+                    total + error.square().sum(),
+                )
+        explained = product.square() / (energy * total).clamp(min=TINY)
+        channel = int(explained.argmax())
+        delta = product[channel] / energy[channel].clamp(min=TINY)
+        if explained[channel] < 0.9:  # rounding of the biases leaves an error along no single column
+            return shift
+        stored = self.exported[f"{norm}.bias"][channel].float()
+        self.say(
+            f"{norm}.bias",
+            f"channel {channel} is {stored:.4g}; the biases that took up its shift say"
+            f" {stored - delta / column[channel]:.4g}",
+        )
+        return shift + delta * torch.nn.functional.one_hot(torch.tensor(channel, device=shift.device), len(shift))
+
+    def _relate(self, name: str, pair: Pair, column: Tensor, shift: Tensor | None) -> Relation:
+        row = pair.row_factors(column)
+        free = self._folded_rows(name)
+        scaled = free | ((row - 1).abs() > FACTOR)
+        rms, worst, _ = pair.residual(torch.where(scaled, row, 1.0), column)
+        relation = Relation(
+            column,
+            shift,
+            torch.where(free, row, 1.0),
+            torch.where(free, 1.0, row),
+            (rms > RMS_STEPS) | (worst > WORST_STEPS),
+        )
+        if relation.unlike.float().mean() > 0.25:
+            what = identify(pair, column, self._confusable(name))
+            self.say(
+                f"{name}.weight",
+                (
+                    f"is {what}"
+                    if what
+                    else (
+                        f"does not resemble the source's: {int(relation.unlike.sum())} of {len(row)} rows differ by"
+                        " more than rounding"
+                    )
+                ),
+            )
+            return Relation(column, shift, torch.ones_like(row), torch.ones_like(row), relation.unlike, lost=True)
+        return relation
+
+    def _folded_rows(self, name: str) -> Tensor:
+        """bool [O]: the rows that a fold may have divided."""
+        weight = self.source[f"{name}.weight"]
+        return torch.arange(len(weight), device=weight.device) >= len(weight) - self.folds.get(name, (None, 0))[1]
+
+    def _confusable(self, name: str) -> dict[str, Callable[[], Tensor]]:
+        own = self.source[f"{name}.weight"]
+        others = {
+            tensor: value for tensor, value in self.source.items() if value.shape == own.shape and value is not own
+        }
+        return {f"{tensor} of the source": lambda value=value: value for tensor, value in others.items()} | self.nearby(
+            name
+        )

@@ -1,0 +1,187 @@
+"""The scales and biases of one linear of an export: do they fit its weight, the source's bias, and one another?
+
+    weight_scale               so that codes * weight_scale is the folded weight (its rows' factors are audit_block.py's to find)
+    bias                       row * (source's + S z)
+    deq_scale                  input_scale * weight_scale
+    quant_bias, input_offset   round(bias / deq_scale - input_offset * sum_i q_oi)
+
+Where two tensors contradict each other, a third decides which is wrong: the source's weight, or the linears that read
+the same input. Left out: whether input_scale suits the activations, which only a run of the model can tell (verify.py).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .runtime import unpack_deq_scale
+from .tensors import Finding, where
+
+FACTOR = 0.02  # how much a factor may be off: exporters that compute in bfloat16 are off by 0.4 %
+PRODUCT = 0.01  # and deq_scale from input_scale * weight_scale
+BIAS = 0.01  # and a bias, as a share of its terms
+
+
+@dataclass
+class Relation:
+    """How an exported linear relates to the source's: its input is (x - shift) / column, its output row times the
+    source's.
+
+    column [I], shift [I] or None, row [O], float32. factor [O]: what the fitted row misses `row` by, 1 where all is
+    well; unlike [O]: rows that are not the source's; lost: the weight is another one altogether.
+    """
+
+    column: Tensor
+    shift: Tensor | None
+    row: Tensor
+    factor: Tensor
+    unlike: Tensor
+    lost: bool = False
+
+
+@dataclass
+class LinearAudit:
+    """name: of the linear; source, exported: hub tensor name -> tensor of its block; consumer, count: the linear that
+    absorbed what its last `count` rows were divided by, or None and 0; mates: the other int8 linears that read the same
+    tensor.
+    """
+
+    name: str
+    relation: Relation
+    source: dict[str, Tensor]
+    exported: dict[str, Tensor]
+    consumer: str | None
+    count: int
+    mates: list[str]
+    findings: list[Finding] = field(default_factory=list)
+
+    def run(self) -> list[Finding]:
+        self.wrong_rows = (self.relation.factor - 1).abs() > FACTOR
+        if self.relation.unlike.any():
+            self.say("weight", f"differs from the source's by more than rounding in {where(self.relation.unlike)}")
+        self._rows()
+        if f"{self.name}.weight_scale" in self.exported:
+            deq = self._deq_scale()
+            offset = self._offset()
+            if not self._bias() and offset is not None:
+                self._quant_bias(deq, offset)
+        else:
+            self._bias()
+        return self.findings
+
+    def say(self, part: str, problem: str) -> None:
+        self.findings.append(Finding(f"{self.name}.{part}", problem))
+
+    def part(self, part: str) -> Tensor:
+        return self.exported[f"{self.name}.{part}"]
+
+    def _product(self) -> Tensor:
+        """input_scale * weight_scale, [O]."""
+        return (self.part("input_scale").float() * self.part("weight_scale").float()).reshape(-1)
+
+    def _shared(self, part: str) -> bool:
+        """Whether a linear that reads the same tensor has the same value."""
+        return any(torch.equal(self.exported[f"{mate}.{part}"], self.part(part)) for mate in self.mates)
+
+    def _rows(self) -> None:
+        off = self.wrong_rows & ~self.relation.unlike
+        if not off.any():
+            return
+        first = int(off.nonzero()[0])
+        factor, column = self.relation.factor[first], first - (len(off) - self.count)
+        reader = f" or column {column} of {self.consumer}.weight" if column >= 0 and self.consumer else ""
+        if f"{self.name}.weight_scale" not in self.exported or factor < 0:
+            self.say("weight", f"wrong in {where(off)}{reader}: {factor:.4g} times what is expected")
+            return
+        scale, deq = (
+            self.part("weight_scale").float().reshape(-1)[first],
+            unpack_deq_scale(self.part("deq_scale"))[first],
+        )
+        if not (deq / self._product()[first] - 1).abs() <= PRODUCT:
+            reader = ""  # deq_scale contradicts it too
+        self.say(
+            "weight_scale",
+            f"wrong in {where(off)}{reader}: [{first}] is {scale:.4g}, the source's weight makes it"
+            f" {scale / factor:.4g}",
+        )
+
+    def _deq_scale(self) -> Tensor:
+        """deq_scale, or where it is wrong what it should be: float64 [O]."""
+        deq, product, input_scale = (
+            unpack_deq_scale(self.part("deq_scale")),
+            self._product(),
+            self.part("input_scale").float(),
+        )
+        ratio = deq / product
+        wrong = ~((ratio - 1).abs() <= PRODUCT) & ~self.wrong_rows
+        middle = ratio.median()
+        if wrong.float().mean() > 0.5 and ((ratio / middle - 1).abs() <= PRODUCT).float().mean() > 0.5:
+            # One of the two is wrong as a whole: input_scale, unless the linears that read the same tensor have the
+            # same.
+            culprit = "deq_scale" if self._shared("input_scale") else "input_scale"
+            self.say(
+                culprit,
+                f"deq_scale / weight_scale is {(input_scale * middle).item():.5g} in most rows, input_scale"
+                f" {input_scale.item():.5g}",
+            )
+            return torch.where(wrong, product if culprit == "deq_scale" else product * middle, deq).double()
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            self.say(
+                "deq_scale",
+                f"not input_scale * weight_scale in {where(wrong)}: [{first}] is {deq[first]:.4g}, that is"
+                f" {product[first]:.4g}",
+            )
+        return torch.where(wrong, product, deq).double()
+
+    def _offset(self) -> float | None:
+        """input_offset, if it is one."""
+        if self.part("weight_offset").any():
+            self.say("weight_offset", "is not zero; servers take weights as symmetric")
+        offset = self.part("input_offset").double().item()
+        if offset.is_integer() and -128 <= offset <= 127:
+            return offset
+        self.say("input_offset", f"is {offset:.6g}, a whole number from -128 to 127 is expected")
+
+    def _bias(self) -> bool:
+        """Whether the float bias is wrong."""
+        if f"{self.name}.bias" not in self.exported:
+            return False
+        relation, expected = self.relation, self.source[f"{self.name}.bias"].float()
+        terms = expected.abs()
+        if relation.shift is not None:
+            weight = self.source[f"{self.name}.weight"].float()
+            expected, terms = expected + weight @ relation.shift, terms + weight.abs() @ relation.shift.abs()
+        bias, expected, terms = self.part("bias").float(), expected * relation.row, terms * relation.row.abs()
+        bad = ~((bias - expected).abs() <= BIAS * terms + 1e-6 * terms.max())
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            self.say(
+                "bias",
+                f"not the source's after folding in {where(bad)}: [{first}] is {bias[first]:.4g}, {expected[first]:.4g}"
+                " is expected",
+            )
+        return bool(bad.any())
+
+    def _quant_bias(self, deq: Tensor, offset: float) -> None:
+        codes, stored = self.part("weight").sum(1, dtype=torch.int64).double(), self.part("quant_bias").double()
+        bias = self.part("bias").double() / deq if f"{self.name}.bias" in self.exported else torch.zeros_like(deq)
+        expected = bias - offset * codes
+        tolerance = (
+            2 + BIAS * bias.abs() + 1e-5 * (offset * codes).abs()
+        )  # the bias was rounded to its dtype; sums in float32
+        bad = ((stored - expected).abs() > tolerance) & ~(self.wrong_rows | self.relation.unlike)
+        if not bad.any():
+            return
+        telling = codes.abs() > 20
+        implied = ((bias - stored) / codes)[telling].median().round().int().item() if telling.any() else offset
+        if bad.float().mean() > 0.5 and implied != offset:
+            culprit = "quant_bias" if self._shared("input_offset") else "input_offset"
+            self.say(culprit, f"input_offset is {offset:.0f}, quant_bias fits {implied}")
+            return
+        first = int(bad.nonzero()[0])
+        self.say(
+            "quant_bias",
+            f"does not follow from bias, scales and offset in {where(bad)}: [{first}] is {stored[first]:.0f}, they give"
+            f" {expected[first]:.0f}",
+        )

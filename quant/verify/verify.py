@@ -1,0 +1,237 @@
+"""Is an export right, and if its answers are bad, whose fault is it?
+
+    the export     a tensor is not what the source's becomes by folding and rounding (audit.py, audit_block.py): found and named without a run
+    calibration    the ranges were taken from images unlike these: activations are clipped
+    quantization   the export is what it was meant to be, and W8A8 with this folding costs too much: the rounded model is bad too (streams.py)
+    the reading    the export is bad, the rounded model is good, and nothing above explains it
+
+Measured on given images: errors per block and per linear, the Kullback-Leibler divergence of the next token's distribution
+    KL = sum_v p_v (log p_v - log p'_v), p of the float model, mean over the positions after the image,
+and whether both models rank the same token first, at these positions (teacher-forced) and in answers that each model writes itself
+(free-running, where both fit in memory).
+
+Nothing of what made the export is used: not the calibrator, not the recipe.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..base.config import QuantConfig
+from ..base.console import SILENT, Reporter, size
+from ..base.errors import UsageError
+from ..export import ascend
+from ..export.ascend import Export
+from ..export.recipe import VERSION
+from ..families import family_of
+from ..families.family import Family
+from ..files.checkpoint import Checkpoint
+from ..inputs.encode import Encoder
+from ..inputs.samples import CalibrationSet, prepare
+from ..model.device import compute_dtype, pick_device
+from . import runtime
+from .tensors import Finding, check_config, check_format, check_side_files, parts_of
+from .three_models import MODELS, Streams, audit_block, unread
+from .verdict import SCHEMA, THRESHOLDS, conclude
+
+POSITIONS = 64  # at most so many of a sample's last positions are compared
+DECIDED = 2.0  # a position is decided where the float model's first token is so many times as likely as its second
+IMAGES, TOKENS = 2, 16  # of the free-running comparison
+
+
+@torch.inference_mode()
+def verify(
+    quantized: str | Path,
+    model_path: str | Path,
+    config: QuantConfig,
+    images=None,
+    *,
+    thresholds: dict[str, float] | None = None,
+    tokens: int = TOKENS,
+    reporter: Reporter = SILENT,
+    on_block=lambda record: None,
+) -> dict:
+    """-> what docs/verify.md describes. config: prompt, num_samples, max_pixels, seed, dev_type are used; images: as Calibrator's calib_data.
+
+    tokens: how many each model writes itself, 0 for none. on_block: called with every block's record as it is done.
+    Raises UsageError, QuantError: a directory that is no checkpoint or no export, of another model, or that cannot be
+    run.
+    """
+    start = time.perf_counter()
+    limits = {name: value for name, (value, _) in THRESHOLDS.items()} | (thresholds or {})
+    checkpoint, export = Checkpoint(model_path), ascend.read(quantized)
+    family = family_of(checkpoint.config, checkpoint.dir)
+    if family_of(export.config, export.dir) is not family:
+        raise UsageError(
+            f"{export.dir}: is a {export.config['architectures'][0]}, {checkpoint.dir} a {family.architecture}; one"
+            " must be made from the other"
+        )
+    device = pick_device(config.dev_type)
+    report = {
+        "schema": SCHEMA,
+        "passed": False,
+        "verdict": {},
+        "findings": [],
+        "notices": check_side_files(checkpoint, export),
+    }
+    report |= {
+        "model_path": str(checkpoint.dir),
+        "quantized": str(export.dir),
+        "layout": export.kind,
+        "architecture": family.architecture,
+    }
+    report |= {
+        "device": device,
+        "versions": versions(),
+        "thresholds": limits,
+        "blocks": [],
+        "logits": None,
+        "free_running": None,
+    }
+    findings, settings = check_format(checkpoint, export), check_config(checkpoint, export)
+    if findings:  # no server could run it as it is: report all the damage there is, and stop
+        findings += audit_values(checkpoint, export, family, {finding.tensor for finding in findings})
+        return conclude(report, findings + settings, start)
+    samples = prepare(images, checkpoint, family, config)
+    report["notices"] += samples.notices
+    report["samples"] = [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)]
+    room = room_for(checkpoint, device) if tokens else None
+    answers = (
+        [] if not tokens or room else free_run(runtime.load_float, checkpoint.dir, samples, tokens, device, config)
+    )
+    inputs = [
+        follow(sample, answers[number]) if number < len(answers) else sample
+        for number, sample in enumerate(samples.inputs)
+    ]
+    streams = Streams(checkpoint, export, family, device, inputs, config.trust_remote_code)
+    for tower in family.towers:
+        with reporter.progress(f"{tower.name} tower", tower.used(checkpoint.config)) as advance:
+            for record in streams.run_tower(tower):
+                report["blocks"].append(record)
+                on_block(record)
+                advance()
+    report["logits"] = compare_logits(streams, inputs, checkpoint.config)
+    if answers:
+        theirs = free_run(runtime.load, export.dir, samples, tokens, device, config)
+        report["free_running"] = compare_answers(
+            samples, answers, theirs, Encoder(checkpoint.dir, trust_remote_code=config.trust_remote_code)
+        )
+    else:
+        report["free_running"] = {"skipped": room or "not asked for"}
+    return conclude(report, streams.findings + unread(checkpoint, export, family) + settings, start)
+
+
+def versions() -> dict[str, str]:
+    import transformers
+
+    return {"quant": VERSION, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def audit_values(checkpoint: Checkpoint, export: Export, family: Family, spoiled: set[str]) -> list[Finding]:
+    """Damaged values where the format is right: blocks that hold a tensor of `spoiled` are left out."""
+    int8, findings = set(export.linear_names), []
+    for tower in family.towers:
+        for index in range(tower.used(checkpoint.config)):
+            names = [name for name in checkpoint.tensors if name.startswith(tower.block(index))]
+            if not any(name.startswith(tower.block(index)) for name in spoiled):
+                source = {name: checkpoint.load(name) for name in names}
+                exported = {name: export.load(name) for name in parts_of(names, int8)}
+                findings += audit_block(checkpoint, family, tower, index, source, exported, int8).findings
+    return findings + unread(checkpoint, export, family, spoiled)
+
+
+# -- answers that the models write themselves ------------------------------------------------------------------------------------------------
+
+
+def room_for(checkpoint: Checkpoint, device: str) -> str | None:
+    """Why the whole models are not loaded, one after the other; None when there is memory for it."""
+    if device != "cpu" or not Path("/proc/meminfo").is_file():
+        return None
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    # The float model is the larger of the two; what stays float in the export is held in the same dtype.
+    needed = 1.2 * checkpoint.nbytes * compute_dtype(checkpoint.dtype, device).itemsize / checkpoint.dtype.itemsize
+    return f"the whole model takes {size(needed)}, {size(free)} are available" if needed > free else None
+
+
+def free_run(
+    load, directory: Path, samples: CalibrationSet, tokens: int, device: str, config: QuantConfig
+) -> list[Tensor]:
+    """The greedy answers to the first IMAGES samples, by the whole model. load: runtime.load or load_float."""
+    model, _ = load(directory, device, trust_remote_code=config.trust_remote_code)
+    return [runtime.greedy(model, inputs, tokens) for inputs in samples.inputs[:IMAGES]]
+
+
+def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
+    """The inputs of a sample with an answer behind them: what teacher-forcing runs on."""
+    longer = dict(inputs)
+    for name, fill in (
+        ("input_ids", answer),
+        ("attention_mask", torch.ones_like(answer)),
+        ("mm_token_type_ids", torch.zeros_like(answer)),
+    ):
+        if name in inputs:
+            longer[name] = torch.cat([inputs[name], fill[None].to(inputs[name].dtype)], 1)
+    return longer
+
+
+def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Tensor], encoder: Encoder) -> dict:
+    rows = []
+    for name, float_ids, int8_ids in zip(samples.names, wanted, got):
+        same = 0
+        while same < min(len(float_ids), len(int8_ids)) and float_ids[same] == int8_ids[same]:
+            same += 1
+        longest = max(len(float_ids), len(int8_ids))
+        rows.append(
+            {
+                "name": name,
+                "float": encoder.decode(float_ids),
+                "export": encoder.decode(int8_ids),
+                "tokens": longest,
+                "same_from_start": same,
+            }
+        )
+    return {
+        "agreement": sum(row["same_from_start"] for row in rows) / sum(row["tokens"] for row in rows),
+        "answers": rows,
+    }
+
+
+# -- logits ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def compared_positions(inputs: dict[str, Tensor], config: dict) -> Tensor:
+    """Where the next token is compared: after the image, at most the last POSITIONS."""
+    ids = inputs["input_ids"][0]
+    image = (ids == config.get("image_token_id", config.get("image_token_index", -1))).nonzero()
+    start = max(int(image[-1]) + 1 if len(image) else 0, len(ids) - POSITIONS)
+    return torch.arange(min(start, len(ids) - 1), len(ids))
+
+
+def compare_logits(streams: Streams, inputs: list[dict[str, Tensor]], config: dict) -> dict:
+    """{"positions", "decided", "rounded": {"kl", "kl_worst", "top1", "top1_decided"}, "export": ...}; kl_worst: of the
+    worst sample.
+    """
+    kl, same, decided = {model: [] for model in MODELS}, {model: [] for model in MODELS}, []
+    for _, logits in streams.logits([compared_positions(sample, config) for sample in inputs]):
+        wanted = logits["float"].float().log_softmax(-1)
+        first, second = wanted.topk(2).values.unbind(-1)
+        decided.append(first - second >= math.log(DECIDED))
+        for model in MODELS:
+            other = logits[model].float().log_softmax(-1)
+            kl[model].append((wanted.exp() * (wanted - other)).sum(-1).clamp(min=0))
+            same[model].append(wanted.argmax(-1) == other.argmax(-1))
+    clear = torch.cat(decided)
+    result = {"positions": len(clear), "decided": int(clear.sum())}
+    for model in MODELS:
+        agreed = torch.cat(same[model])
+        result[model] = {
+            "kl": torch.cat(kl[model]).mean().item(),
+            "kl_worst": max(sample.mean().item() for sample in kl[model]),
+            "top1": agreed.float().mean().item(),
+            "top1_decided": agreed[clear].float().mean().item() if clear.any() else None,
+        }
+    return result
