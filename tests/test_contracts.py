@@ -466,7 +466,9 @@ def test_7b_directory_takes_less_than_two_seconds_and_no_torch(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{export}: nothing wrong for MindIE and vLLM-Ascend\n")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     assert cpu < 2, f"{cpu:.2f} s of processor time, {wall:.2f} s in all"
-    script = f"import sys; from quant.contracts import check; check({str(export)!r}); sys.exit('torch' in sys.modules)"
+    script = (
+        f"import sys; from quant.servers.rules import check; check({str(export)!r}); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 

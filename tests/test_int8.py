@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.arithmetic import int8
+from quant.arithmetic import int8, product
 from quant.base.errors import QuantError
 
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
@@ -67,10 +67,10 @@ def test_integer_product_is_exact(rows, seed, extreme):
     generator = np.random.default_rng(seed)
     a = generator.choice([-128, 127], (rows, 4096)) if extreme else generator.integers(-128, 128, (rows, 4096))
     b = generator.choice([-127, 127], (24, 4096)) if extreme else generator.integers(-127, 128, (24, 4096))
-    for matmul in (int8.int8_matmul, int8.float_matmul):
-        product = matmul(torch.tensor(a, dtype=torch.int8), torch.tensor(b, dtype=torch.int8))
-        assert product.dtype == torch.int32
-        assert np.array_equal(product.numpy().astype(np.int64), a.astype(np.int64) @ b.astype(np.int64).T)
+    for matmul in (product.int8_matmul, product.float_matmul):
+        got = matmul(torch.tensor(a, dtype=torch.int8), torch.tensor(b, dtype=torch.int8))
+        assert got.dtype == torch.int32
+        assert np.array_equal(got.numpy().astype(np.int64), a.astype(np.int64) @ b.astype(np.int64).T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

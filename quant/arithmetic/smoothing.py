@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .int8 import input_scale_offset, int8_matmul, quantize_input, quantize_weight, row_sums, weight_scale
+from .int8 import input_scale_offset, quantize_input, quantize_weight, weight_scale
+from .product import int8_matmul, row_sums
 from .ranges import activation_range
 from .stats import Stats
 

@@ -222,7 +222,7 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: di
             directory / f"{WEIGHTS}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": headers}
         )
     write_json(directory / DESCRIPTION["ascendV1"], describe(layout, plan))
-    vision_int8 = any(name.startswith(plan.family.towers[0].prefix) for name in plan.int8_names)
+    vision_int8 = any(name.startswith(plan.family.tower("vision").prefix) for name in plan.int8_names)
     edited = config_json.edit(checkpoint.config, flat=plan.family.flat_config, dtype=dtype, vision_int8=vision_int8)
     write_json(directory / "config.json", edited)
     for file in checkpoint.side_files:

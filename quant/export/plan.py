@@ -43,7 +43,8 @@ class Plan:
         ]
 
     def int8_group(self, tower: Tower, index: int, group: Group) -> bool:
-        return self.is_int8(tower.block(index) + group.linears[0])
+        """Whether block `index` has this group, in int8."""
+        return group in tower.groups_of(self.config, index) and self.is_int8(tower.block(index) + group.linears[0])
 
     @cached_property
     def smoothed(self) -> list[tuple[str, tuple[str, ...]]]:
@@ -120,7 +121,7 @@ def _linears(checkpoint: Checkpoint, family: Family):
     in_blocks = set()
     for tower in family.towers:
         for index in range(tower.blocks(checkpoint.config)):
-            for linear in (name for group in tower.groups for name in group.linears):
+            for linear in (name for group in tower.groups_of(checkpoint.config, index) for name in group.linears):
                 name = tower.block(index) + linear
                 if f"{name}.weight" not in checkpoint.tensors:
                     raise QuantError(f"{checkpoint.dir}: tensor {name}.weight is missing; fetch the model again")
@@ -141,7 +142,7 @@ def _refuse_half_groups(plan: Plan) -> None:
     for tower in plan.family.towers:
         used = range(tower.used(plan.config))
         for index in used:
-            for group in tower.groups:
+            for group in tower.groups_of(plan.config, index):
                 names = [tower.block(index) + linear for linear in group.linears]
                 floats = [name for name in names if not plan.is_int8(name)]
                 if floats and len(floats) < len(names):
@@ -150,7 +151,7 @@ def _refuse_half_groups(plan: Plan) -> None:
                         f"--disable_names keeps {floats[0]} float but not what reads the same tensor; servers demand"
                         f" one type: add {rest}"
                     )
-    vision = plan.family.towers[0]
+    vision = plan.family.tower("vision")
     whole = [
         vision.block(index) + linear
         for index in range(vision.used(plan.config))

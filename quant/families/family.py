@@ -5,7 +5,7 @@ Names of tensors are those of the hub's checkpoints ("visual.blocks.0.norm1.weig
 installed transformers, which change from version to version; `Family.renames` leads from the one to the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -25,17 +25,18 @@ class Group:
     linears: tuple[str, ...]
     source: str | None = None
     kind: Literal["norm", "value", "up"] | None = None
+    when: Callable[[dict, int], bool] | None = None
+    """config.json and a block's index -> whether that block has this group; None: every block has it."""
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A stack of like blocks. Block j's tensors are named prefix + str(j) + "." + ...; `groups` is the same for each of
-    them.
-    """
+    """A stack of blocks. Block j's tensors are named prefix + str(j) + "." + ..."""
 
     name: Literal["vision", "language"]
     prefix: str
     groups: tuple[Group, ...]
+    """Of all blocks; groups_of() has those of one."""
     blocks: Callable[[dict], int]
     """config.json -> how many blocks the checkpoint holds."""
     used: Callable[[dict], int]
@@ -43,10 +44,23 @@ class Tower:
     heads: Callable[[dict], tuple[int, int]]
     """config.json -> (query heads, key/value heads)."""
     tokens: Callable[[dict, dict], int]
-    """config.json and a sample's inputs -> how many tokens its blocks see."""
+    """config.json and a sample's inputs -> how many tokens its blocks see; 0 where the sample does not enter the tower."""
+    inputs: tuple[str, ...] = ("input_ids",)
+    """A sample's inputs that enter the tower: each of them that it has does so in a pass of its own."""
+    taps: Callable[[dict], tuple[int, ...]] = lambda config: ()
+    """config.json -> blocks, besides the last, whose output is read outside the tower's own blocks."""
 
     def block(self, index: int) -> str:
+        """The prefix of block `index`'s tensors."""
         return f"{self.prefix}{index}."
+
+    def groups_of(self, config: dict, index: int) -> tuple[Group, ...]:
+        """The groups of block `index`."""
+        return tuple(group for group in self.groups if group.when is None or group.when(config, index))
+
+    def passes(self, inputs: Mapping) -> int:
+        """How many times a sample with these inputs enters the tower in one forward."""
+        return sum(name in inputs for name in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Family:
     name: str
     architecture: str
     """config.json's "architectures", and the class of that name in transformers."""
-    towers: tuple[Tower, Tower]
+    towers: tuple[Tower, ...]
     """In the order in which data flows."""
     renames: tuple[tuple[str, str], ...]
     """(hub prefix, module prefix); the first pair whose result names something in the installed transformers' model is
@@ -78,6 +92,10 @@ class Family:
     """Whether servers read the language model's keys at the top of config.json; the older of the hub's two layouts."""
     prompt: str
     """Asked of a calibration image that brings no prompt of its own."""
+
+    def tower(self, name: str) -> Tower:
+        """The tower of that name."""
+        return next(tower for tower in self.towers if tower.name == name)
 
     def block_of(self, name: str) -> tuple[Tower, int] | None:
         """The tower and the block index that a hub tensor name belongs to; None outside the blocks."""

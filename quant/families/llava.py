@@ -18,6 +18,13 @@ def _vision_blocks_used(config: dict) -> int:
     return used
 
 
+def _vision_tokens(config: dict, inputs: dict) -> int:
+    """Counted by the image tokens in the text, which are one per patch: the pixels themselves may not be at hand."""
+    patches = (vision(config, "image_size") // vision(config, "patch_size")) ** 2
+    images = round(int((inputs["input_ids"] == config.get("image_token_index", 32000)).sum()) / patches)
+    return images * (patches + 1)  # class token
+
+
 VISION = Tower(
     name="vision",
     prefix="vision_tower.vision_model.encoder.layers.",
@@ -30,9 +37,8 @@ VISION = Tower(
     blocks=lambda config: vision(config, "num_hidden_layers"),
     used=_vision_blocks_used,
     heads=lambda config: (vision(config, "num_attention_heads"),) * 2,
-    tokens=lambda config, inputs: (
-        (vision(config, "image_size") // vision(config, "patch_size")) ** 2 + 1
-    ),  # class token
+    tokens=_vision_tokens,
+    inputs=("pixel_values",),
 )
 
 # llava-hf's config.json leaves out what equals LlamaConfig's defaults: hence the 32s.

@@ -8,7 +8,7 @@ attn.proj and gate/up may be either, down_proj must be float.
 """
 
 from .family import Family, Group, Tower, vision
-from .qwen2vl import LANGUAGE
+from .qwen2vl import GRIDS, LANGUAGE
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and
 # 16.
@@ -24,7 +24,8 @@ VISION = Tower(
     blocks=lambda config: vision(config, "depth", 32),
     used=lambda config: vision(config, "depth", 32),
     heads=lambda config: (vision(config, "num_heads", 16),) * 2,
-    tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
+    tokens=lambda config, inputs: sum(int(inputs[name].prod(-1).sum()) for name in GRIDS if name in inputs),
+    inputs=("pixel_values", "pixel_values_videos"),
 )
 
 QWEN2_5_VL = Family(

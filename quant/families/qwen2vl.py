@@ -6,6 +6,8 @@ float there.
 
 from .family import Family, Group, Tower, text, vision
 
+GRIDS = ("image_grid_thw", "video_grid_thw")  # [images, 3]: patches along time, height, width
+
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and
 # 16.
 VISION = Tower(
@@ -20,7 +22,8 @@ VISION = Tower(
     blocks=lambda config: vision(config, "depth", 32),
     used=lambda config: vision(config, "depth", 32),
     heads=lambda config: (vision(config, "num_heads", 16),) * 2,
-    tokens=lambda config, inputs: int(inputs["image_grid_thw"].prod()),
+    tokens=lambda config, inputs: sum(int(inputs[name].prod(-1).sum()) for name in GRIDS if name in inputs),
+    inputs=("pixel_values", "pixel_values_videos"),
 )
 
 LANGUAGE = Tower(

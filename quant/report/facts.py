@@ -76,8 +76,7 @@ class Facts:
 
     def rows(self, tower: str, wanted: set[str]) -> list[str]:
         """The linears of a tower's block that are `wanted`, in the order of the data."""
-        groups = next(entry.groups for entry in self.family.towers if entry.name == tower)
-        return [linear for group in groups for linear in group.linears if linear in wanted]
+        return [linear for group in self.family.tower(tower).groups for linear in group.linears if linear in wanted]
 
     @property
     def bytes_written(self) -> int:

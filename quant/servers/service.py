@@ -65,7 +65,7 @@ class Demand:
 
 def demand(export: Directory, load: Load) -> Demand:
     """Raises QuantError when config.json lacks a size."""
-    config, (eyes, language) = export.config, export.family.towers
+    config, eyes, language = export.config, export.family.tower("vision"), export.family.tower("language")
     root = language.prefix.removesuffix("layers.")
     sizes = {name: entry.nbytes for name, entry in export.tensors.items()}
     shared = sum(size for name, size in sizes.items() if name.startswith((root, f"{export.head}.")))

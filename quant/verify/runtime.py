@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..arithmetic.int8 import int8_matmul, quantize_input
+from ..arithmetic.int8 import quantize_input
+from ..arithmetic.product import int8_matmul
 from ..base.errors import QuantError
 from ..export import ascend
 from ..export.ascend import Export, deq_dtype

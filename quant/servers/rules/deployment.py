@@ -39,7 +39,7 @@ def world_size(directory: Directory, target: Target) -> Iterator[Finding]:
     """What tensor parallelism divides must be divisible: heads and MLP width, and in vLLM the vision tower's heads too."""
     if target.world_size == 1:
         return
-    vision, language = directory.family.towers
+    vision, language = directory.family.tower("vision"), directory.family.tower("language")
     heads, kv_heads = language.heads(directory.config)
     divided = {"num_attention_heads": heads, "intermediate_size": text(directory.config, "intermediate_size", 11008)}
     divided["vision heads"] = vision.heads(directory.config)[0]

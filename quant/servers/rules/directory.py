@@ -86,7 +86,7 @@ class Directory:
             )
             parts = {part for part in inside if part.rpartition(".")[2] not in STATIC[1:]}
             names |= {tower.block(index) + part for index in range(tower.blocks(self.config)) for part in parts}
-        root = self.family.towers[1].prefix.removesuffix("layers.")
+        root = self.family.tower("language").prefix.removesuffix("layers.")
         return names | {f"{root}embed_tokens.weight", f"{root}norm.weight"}
 
     # -- linears ---------------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Directory:
             tower.block(index) + linear
             for tower in self.family.towers
             for index in self.blocks(tower)
-            for group in tower.groups
+            for group in tower.groups_of(self.config, index)
             for linear in group.linears
         ]
         present = [name for name in inside if f"{name}.weight" in self.tensors]
@@ -133,7 +133,11 @@ class Directory:
         groups: list[list[str]] = []
         for tower in self.family.towers:
             for index in self.blocks(tower):
-                groups += [self._present(tower, index, group) for group in tower.groups if len(group.linears) > 1]
+                groups += [
+                    self._present(tower, index, group)
+                    for group in tower.groups_of(self.config, index)
+                    if len(group.linears) > 1
+                ]
         return [group for group in groups if len(group) > 1]
 
     def _present(self, tower: Tower, index: int, group: Group) -> list[str]:
@@ -142,7 +146,7 @@ class Directory:
 
     @property
     def vision_int8(self) -> list[str]:
-        return [name for name in self.int8 if name.startswith(self.family.towers[0].prefix)]
+        return [name for name in self.int8 if name.startswith(self.family.tower("vision").prefix)]
 
     @property
     def head(self) -> str:

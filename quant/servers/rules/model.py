@@ -59,7 +59,7 @@ def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
 
 def vision_whole(directory: Directory, target: Target) -> Iterator[Finding]:
     """MindIE takes these linears in int8 in every vision block, or the whole tower in float."""
-    vision, refused = directory.family.towers[0], directory.family.vision_int8_refused
+    vision, refused = directory.family.tower("vision"), directory.family.vision_int8_refused
     int8 = [name for name in directory.vision_int8 if not match(directory.family.must_float, name)]
     if not int8:
         return
@@ -110,7 +110,7 @@ def vision_switch(directory: Directory, target: Target) -> Iterator[Finding]:
             'set it to "w8a8": --fix does it',
         )
     elif says is not None and not int8:
-        first = directory.family.towers[0].block(0) + (*directory.family.vision_int8_whole, "attn.qkv")[0]
+        first = directory.family.tower("vision").block(0) + (*directory.family.vision_int8_whole, "attn.qkv")[0]
         yield Finding(
             "config.json: vision_config.quantize",
             f"is {says!r}, the vision tower is float",
@@ -167,9 +167,9 @@ def norm_names(directory: Directory, target: Target) -> Iterator[Finding]:
 
 def norm_bias(directory: Directory, target: Target) -> Iterator[Finding]:
     """A language norm's bias is only read when a consumer of the norm is int8."""
-    tower, int8 = directory.family.towers[1], set(directory.int8)
+    tower, int8 = directory.family.tower("language"), set(directory.int8)
     for index in directory.blocks(tower):
-        for group in tower.groups:
+        for group in tower.groups_of(directory.config, index):
             bias = f"{tower.block(index)}{group.source}.bias" if group.kind == "norm" else None
             consumers = [tower.block(index) + linear for linear in group.linears]
             if bias in directory.tensors and not any(name in int8 for name in consumers):
