@@ -11,9 +11,12 @@ Reads go through the raw files that open() makes; those of libraries in C and Ru
 import builtins
 import io
 import os
+import re
 import signal
 import traceback
 from contextlib import contextmanager
+
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 OPERATIONS = (
     "open",
@@ -134,3 +137,24 @@ def in_a_fork(job) -> int:
         with exiting():
             job()
     return os.waitpid(child, 0)[1]
+
+
+@contextmanager
+def when_block_runs(number: int, then):
+    """then() when the model's forward runs the block with number `number` for the first time: 0 is the first block of
+    the first tower, and the blocks of all towers are counted in the order in which they run.
+    """
+    seen, kinds = [], re.compile(r"(VisionBlock|DecoderLayer|EncoderLayer)$")
+
+    def count(module, args):
+        # What stands in a paused forward in the place of a block has a forward of its own, and computes nothing.
+        if kinds.search(type(module).__name__) and "forward" not in vars(module) and module not in seen:
+            seen.append(module)
+            if len(seen) == number + 1:
+                then()
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        yield seen
+    finally:
+        hook.remove()

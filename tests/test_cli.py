@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import pytest
 import safetensors.torch
 import tiny
@@ -309,20 +310,12 @@ def test_usage_errors_of_the_parser():
 
 
 @pytest.mark.parametrize("blocks,kept", [(0, 0), (2, 2)])
-def test_interrupt_leaves_nothing_or_what_can_be_resumed(world, capsys, monkeypatch, blocks, kept):
-    from quant.calibrate.block import BlockQuantizer
+def test_interrupt_leaves_nothing_or_what_can_be_resumed(world, capsys, blocks, kept):
+    def interrupt():
+        raise KeyboardInterrupt
 
-    calls = []
-
-    def interrupted(self, index, feeds):
-        calls.append(index)
-        if len(calls) == blocks + 1:
-            raise KeyboardInterrupt
-        return original(self, index, feeds)
-
-    original = BlockQuantizer.__call__
-    monkeypatch.setattr(BlockQuantizer, "__call__", interrupted)
-    assert world.run() == 130
+    with faults.when_block_runs(blocks, interrupt):
+        assert world.run() == 130
     assert re.match(
         f"interrupted; {kept} blocks are kept in .*--resume" if kept else "interrupted; nothing was left",
         capsys.readouterr().err,
@@ -330,7 +323,6 @@ def test_interrupt_leaves_nothing_or_what_can_be_resumed(world, capsys, monkeypa
     assert not world.out.exists() and [path.name for path in world.out.parent.iterdir()] == [".out.quant-work"] * bool(
         kept
     )
-    monkeypatch.undo()
     assert world.run("--resume") == 0
     assert re.search("resumed  1 of|resumed  2 of 2 vision" if kept else "model", capsys.readouterr().out)
     assert [path.name for path in world.out.parent.iterdir()] == ["out"]

@@ -8,10 +8,10 @@ import types
 import pytest
 import tiny
 import torch
+from jobs import run_job
 
 from quant import Calibrator, QuantConfig, UsageError
 from quant.base.console import Reporter
-from quant.calibrate.job import run_job
 from quant.model.device import compute_dtype, distributed_backend, peak_on_card, pick_device, use_card, workers_of
 
 

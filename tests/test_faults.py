@@ -13,12 +13,11 @@ import time
 import faults
 import pytest
 import torch
+from jobs import run_job
 from test_resume import digest, world  # noqa: F401  the fixture
 
 from quant import QuantError, UsageError
-from quant.calibrate.block import BlockQuantizer
-from quant.calibrate.job import run_job
-from quant.calibrate.resume import work_directory
+from quant.calibrate.work import work_directory
 from quant.inputs.images import load_samples, reopen_image
 
 # A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, what cannot be tidied up now is
@@ -63,20 +62,6 @@ def test_a_disk_that_fails_at_any_operation(world, tmp_path, number, text):  # n
             assert digest(out) == world.reference
 
 
-def behind(blocks, then):
-    """A stand-in for BlockQuantizer.__call__ that calls then() once `blocks` of them are done."""
-    original, done = BlockQuantizer.__call__, []
-
-    def call(self, index, feeds):
-        result = original(self, index, feeds)
-        done.append(index)
-        if len(done) == blocks:
-            then()
-        return result
-
-    return call
-
-
 def copy_of(world, tmp_path):  # noqa: F811
     source = shutil.copytree(world.source, tmp_path / "src")
     return source, sorted(source.glob("*.safetensors"))[-1]
@@ -87,14 +72,15 @@ def copy_of(world, tmp_path):  # noqa: F811
     (lambda shard: os.utime(shard, ns=(1, 1)), r"changed while the job ran: .*changed at \d+ ns.* at the start, .*changed at 1 ns"),
     (lambda shard: shard.unlink(), r"No such file or directory"),
 ], ids=["truncated", "touched", "gone"])  # fmt: skip
-def test_a_shard_that_changes_during_the_job(world, tmp_path, monkeypatch, change, pattern):  # noqa: F811
+def test_a_shard_that_changes_during_the_job(world, tmp_path, change, pattern):  # noqa: F811
     source, shard = copy_of(world, tmp_path)
     whole, before = shard.read_bytes(), os.stat(shard)
-    monkeypatch.setattr(BlockQuantizer, "__call__", behind(2, lambda: change(shard)))
-    with pytest.raises(QuantError, match=rf"{re.escape(str(shard))}: {pattern}"):
+    with (
+        faults.when_block_runs(2, lambda: change(shard)),
+        pytest.raises(QuantError, match=rf"{re.escape(str(shard))}: {pattern}"),
+    ):
         run_job(world.calibrator(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.undo()
     shard.write_bytes(whole)
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
     run_job(world.calibrator(source), tmp_path / "out", resume=True)
@@ -164,13 +150,11 @@ def test_a_read_error_in_an_image_or_in_a_processor_file(world, tmp_path):  # no
             assert digest(out) == reference
 
 
-def test_a_read_error_in_what_a_job_kept(world, tmp_path, monkeypatch):  # noqa: F811
+def test_a_read_error_in_what_a_job_kept(world, tmp_path):  # noqa: F811
     """Again and again, each time one read later: nothing of what was kept is lost."""
     out, at = tmp_path / "out", 0
-    with monkeypatch.context() as patch:
-        patch.setattr(BlockQuantizer, "__call__", behind(3, lambda: eio("a block")))
-        with pytest.raises(OSError):
-            run_job(world.calibrator(), out)
+    with faults.when_block_runs(3, lambda: eio("a block")), pytest.raises(OSError):
+        run_job(world.calibrator(), out)
     while not out.exists():
         with faults.counted_reads([work_directory(out)], at, eio) as seen:
             try:
@@ -182,32 +166,26 @@ def test_a_read_error_in_what_a_job_kept(world, tmp_path, monkeypatch):  # noqa:
     assert at > 3 and digest(out) == world.reference
 
 
-def test_a_device_without_memory_for_a_block_leaves_it_to_the_cpu(world, tmp_path, monkeypatch):  # noqa: F811
+def test_a_device_without_memory_for_a_block_leaves_it_to_the_cpu(world, tmp_path):  # noqa: F811
     """The device is the CPU here too: so the bytes must be the same."""
-    original, calls = BlockQuantizer.__call__, []
-
-    def full(self, index, feeds):
-        calls.append(index)
-        if len(calls) == 2:
-            feeds[0].hidden = feeds[0].hidden + 1  # it had begun
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, index, feeds)
-
-    monkeypatch.setattr(BlockQuantizer, "__call__", full)
     calibrator, lines = world.calibrator(), []
-    monkeypatch.setattr(calibrator.reporter, "line", lambda text="": lines.append(text))
-    run_job(calibrator, tmp_path / "out")
-    assert calls == [0, 1, 1, 0, 1] and digest(tmp_path / "out") == world.reference
+    calibrator.reporter.line = lambda text="": lines.append(text)
+
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with faults.when_block_runs(1, full):
+        run_job(calibrator, tmp_path / "out")
+    assert digest(tmp_path / "out") == world.reference
     assert "visual.blocks.1: out of memory on cpu, done on the CPU" in lines
 
 
-def test_no_memory_at_all_is_one_line(world, tmp_path, monkeypatch):  # noqa: F811
-    def full(self, index, feeds):
-        return torch.empty(1 << 60)
-
-    monkeypatch.setattr(BlockQuantizer, "__call__", full)
-    with pytest.raises(
-        QuantError, match=r"visual\.blocks\.0: .*can't allocate memory.*; free some, or take fewer samples"
+def test_no_memory_at_all_is_one_line(world, tmp_path):  # noqa: F811
+    with (
+        faults.when_block_runs(0, lambda: torch.empty(1 << 60)),
+        pytest.raises(
+            QuantError, match=r"visual\.blocks\.0: .*can't allocate memory.*; free some, or take fewer samples"
+        ),
     ):
         run_job(world.calibrator(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

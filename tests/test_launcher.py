@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import tiny
+from jobs import run_job
 from test_calibrator import digest
 from test_ranks import ROOT, by_launcher, children_of, command, in_ranks, quantize, world  # noqa: F401  the fixture
 
 from quant import Calibrator, QuantConfig
-from quant.calibrate.job import run_job
 from quant.calibrate.ranks import LAUNCHER, joined
-from quant.calibrate.resume import work_directory
+from quant.calibrate.work import work_directory
 
 
 def alive(pid):

@@ -10,15 +10,16 @@ import signal
 
 import pytest
 import torch
+from jobs import run_job
 from test_calibrator import digest
 from test_ranks import QWEN, in_ranks, quantize, world  # noqa: F401  the fixture
 
 from quant import QuantError
 from quant.arithmetic.stats import Observer
 from quant.calibrate.block import BlockQuantizer
-from quant.calibrate.job import run_job
 from quant.calibrate.ranks import NoMemory, Ranks
-from quant.model.streamed import Skeleton
+from quant.model.paused import Walk
+from quant.model.streamed import StreamedModel
 
 BLOCKS = ("visual.blocks.0", "visual.blocks.1", "model.layers.0", "model.layers.1")
 SECONDS = 60
@@ -31,7 +32,7 @@ def memory_ends(place, which, block):
     work.
     """
     owner, calls, entered = OWNERS.get(place, BlockQuantizer), [], []
-    original, enter = getattr(owner, place), BlockQuantizer.__call__
+    original, enter = getattr(owner, place), BlockQuantizer.quantize
 
     def counted(self, *args):
         entered.append(args)
@@ -45,7 +46,7 @@ def memory_ends(place, which, block):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return result
 
-    BlockQuantizer.__call__ = counted
+    BlockQuantizer.quantize = counted
     setattr(owner, place, full)
 
 
@@ -53,13 +54,13 @@ def memory_ends(place, which, block):
 def undo(monkeypatch):
     """What memory_ends replaces comes back."""
     for owner, place in [
-        (BlockQuantizer, name) for name in ("__call__", "observe", "smooth", "_solve", "round", "measure")
+        (BlockQuantizer, name) for name in ("quantize", "_observe", "_smooth", "_solve", "_round", "_measure")
     ] + [(Observer, "update")]:
         monkeypatch.setattr(owner, place, getattr(owner, place))
 
 
 @only_qwen
-@pytest.mark.parametrize("place,which", [("update", 3), ("_solve", 2), ("measure", 2)])
+@pytest.mark.parametrize("place,which", [("update", 3), ("_solve", 2), ("_measure", 2)])
 def test_of_one_process(world, tmp_path, undo, place, which):  # noqa: F811
     """measure's second call comes when the block in memory has been smoothed already."""
     memory_ends(place, which, 2)
@@ -76,16 +77,17 @@ def test_of_one_process(world, tmp_path, undo, place, which):  # noqa: F811
 @pytest.mark.parametrize("place", ["set", "enter"])
 def test_of_what_comes_before(world, tmp_path, monkeypatch, place):  # noqa: F811
     """A block that does not even fit is done on the CPU; what stands outside the blocks is small, and ends the job."""
-    original, calls = getattr(Skeleton, place), []
+    owner = Walk if place == "enter" else StreamedModel
+    original, calls = getattr(owner, place), []
 
     def full(self, *args):
-        if "model.layers.1.mlp.down_proj.weight" in args or args[0] == self.family.towers[1]:
+        if "model.layers.1.mlp.down_proj.weight" in args or place == "enter" and self.tower.name == "language":
             calls.append(args)
             if len(calls) == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return original(self, *args)
 
-    monkeypatch.setattr(Skeleton, place, full)
+    monkeypatch.setattr(owner, place, full)
     if place == "enter":
         with pytest.raises(
             QuantError, match=r"the language tower's entrance: CUDA out of memory.*; free some, or take fewer samples"
@@ -98,10 +100,10 @@ def test_of_what_comes_before(world, tmp_path, monkeypatch, place):  # noqa: F81
 
 @only_qwen
 @pytest.mark.parametrize("size,failing", [
-    (2, {1: ("update", 1, 0)}), (2, {1: ("_solve", 1, 2)}), (2, {1: ("round", 1, 1)}), (2, {1: ("measure", 2, 3)}),
-    (2, {0: ("update", 1, 2)}), (2, {0: ("_solve", 1, 0)}), (2, {0: ("round", 2, 3)}), (2, {0: ("measure", 1, 1)}), (2, {0: ("measure", 2, 3)}),
-    (3, {1: ("observe", 1, 3)}), (3, {2: ("round", 2, 2)}), (3, {0: ("measure", 2, 0)}),
-    (3, {0: ("_solve", 1, 2), 2: ("update", 1, 2)}), (3, {0: ("measure", 2, 1), 1: ("round", 1, 1), 2: ("round", 1, 1)}),
+    (2, {1: ("update", 1, 0)}), (2, {1: ("_solve", 1, 2)}), (2, {1: ("_round", 1, 1)}), (2, {1: ("_measure", 2, 3)}),
+    (2, {0: ("update", 1, 2)}), (2, {0: ("_solve", 1, 0)}), (2, {0: ("_round", 2, 3)}), (2, {0: ("_measure", 1, 1)}), (2, {0: ("_measure", 2, 3)}),
+    (3, {1: ("_observe", 1, 3)}), (3, {2: ("_round", 2, 2)}), (3, {0: ("_measure", 2, 0)}),
+    (3, {0: ("_solve", 1, 2), 2: ("update", 1, 2)}), (3, {0: ("_measure", 2, 1), 1: ("_round", 1, 1), 2: ("_round", 1, 1)}),
 ], ids=str)  # fmt: skip
 def test_of_one_rank_or_more(world, tmp_path, capfd, size, failing):  # noqa: F811
     """failing: rank -> what of it fails. All ranks leave the block at the same exchange, and do it again."""
@@ -120,25 +122,25 @@ def test_of_one_rank_or_more(world, tmp_path, capfd, size, failing):  # noqa: F8
     assert digest(tmp_path / "out") == world.reference
     lines = [line for line in capfd.readouterr().out.splitlines() if "out of memory" in line]
     (block,) = {block for _, _, block in failing.values()}
-    earliest = {rank for rank in failing if len(failing) == 1 or failing[rank][:2] in (("update", 1), ("round", 1))}
+    earliest = {rank for rank in failing if len(failing) == 1 or failing[rank][:2] in (("update", 1), ("_round", 1))}
     assert lines == [f"{BLOCKS[block]}: out of memory on cpu of rank {max(earliest)}, done on the CPU"]
 
 
 @only_qwen
 def test_of_the_host_in_the_second_attempt_is_one_line(world, tmp_path, undo):  # noqa: F811
-    memory_ends("observe", 1, 1)
-    attempt = BlockQuantizer.__call__
+    memory_ends("_observe", 1, 1)
+    attempt = BlockQuantizer.quantize
 
-    def no_more(self, index, feeds):
-        if self.skeleton.device.type == "cpu" and getattr(no_more, "failed", False):
+    def no_more(self, tower, index, calls):
+        if self.model.device.type == "cpu" and getattr(no_more, "failed", False):
             torch.empty(1 << 60)
         try:
-            return attempt(self, index, feeds)
+            return attempt(self, tower, index, calls)
         except torch.OutOfMemoryError:
             no_more.failed = True
             raise
 
-    BlockQuantizer.__call__ = no_more
+    BlockQuantizer.quantize = no_more
     with pytest.raises(
         QuantError, match=r"visual\.blocks\.1: .*can't allocate memory.*; free some, or take fewer samples"
     ):

@@ -1,7 +1,7 @@
 """The third family: windows and full attention in turn, the published sizes' names and shapes, and what its servers
 demand.
 
-That streamed blocks equal the whole model's, bit for bit, is tests/test_skeleton.py's.
+That streamed blocks equal the whole model's, bit for bit, is tests/test_paused.py's.
 """
 
 import argparse
@@ -31,7 +31,8 @@ from quant.families.qwen2_5vl import QWEN2_5_VL
 from quant.families.qwen2vl import QWEN2_VL
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.samples import prepare
-from quant.model.streamed import Skeleton
+from quant.model.paused import Walk
+from quant.model.streamed import StreamedModel
 
 ROOT = Path(__file__).parent.parent
 VISION = QWEN2_5_VL.towers[0]
@@ -51,15 +52,18 @@ def images(tmp_path_factory):
 def test_blocks_see_windows_or_the_whole_image(source, images):
     checkpoint = Checkpoint(source)
     [inputs] = prepare(images, checkpoint, QWEN2_5_VL, QuantConfig(num_samples=1)).inputs
-    skeleton = Skeleton(checkpoint, QWEN2_5_VL, torch.float32)
-    for index in range(3):
-        for name in skeleton.block_tensors(VISION, index):
-            skeleton.set(name, checkpoint.load(name))
-    [feed] = skeleton.enter(VISION, [inputs], {})
+    model, calls = StreamedModel(checkpoint, QWEN2_5_VL, torch.float32), []
+    with Walk(model, VISION, {0: inputs}, {}) as walk:
+        for index in range(3):
+            model.set_all({name: checkpoint.load(name) for name in model.block_tensors(VISION, index)})
+            if index == 0:
+                walk.enter()
+            calls.append(walk.calls[0, 0].on(walk.calls[0, 0].hidden.clone()))
+            walk.advance({(0, 0): walk.calls[0, 0](model.block(VISION, index))})
 
     patches = int(inputs["image_grid_thw"].prod())
-    segments = [call.kwargs["cu_seqlens"].diff().tolist() for call in feed.calls]
-    assert feed.hidden.shape == (patches, 160)
+    segments = [call.kwargs["cu_seqlens"].diff().tolist() for call in calls]
+    assert all(call.hidden.shape == (patches, 160) for call in calls)
     assert segments[1] == [patches]
     assert (
         segments[0] == segments[2]
@@ -68,8 +72,8 @@ def test_blocks_see_windows_or_the_whole_image(source, images):
         and sum(segments[0]) == patches
     )
     # So it matters whose arguments a block is run with: block 0's, for all of them, would be wrong.
-    full = skeleton.block(VISION, 1)
-    whole, windowed = feed.calls[1](full, feed.hidden), feed.calls[0](full, feed.hidden)
+    full = model.block(VISION, 1)
+    whole, windowed = calls[1](full), calls[0].on(calls[1].hidden)(full)
     assert (whole - windowed).norm() / whole.norm() > 1e-3
 
 
@@ -101,16 +105,16 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, size):
     """On the meta device: names are a bijection, shapes agree, and no linear is without a decision and a reason."""
     config = hub_config.qwen2_5_vl(**PUBLISHED[size])
     checkpoint = headers_only(tmp_path, config, hub_tensors.tensors(config))
-    skeleton = Skeleton(checkpoint, QWEN2_5_VL, torch.bfloat16)
-    assert skeleton.names.keys() == checkpoint.tensors.keys()
+    model = StreamedModel(checkpoint, QWEN2_5_VL, torch.bfloat16)
+    assert model.names.keys() == checkpoint.tensors.keys()
     tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
-    assert sorted(skeleton.names.values()) == sorted({name for name, _ in skeleton.model.named_parameters()} - tied)
+    assert sorted(model.names.values()) == sorted({name for name, _ in model.model.named_parameters()} - tied)
 
     plan = make_plan(checkpoint, QWEN2_5_VL, QuantConfig(anti_method="m2"))
     decided = {
-        skeleton.names[f"{name}.weight"].removesuffix(".weight"): decision for name, decision in plan.decisions.items()
+        model.names[f"{name}.weight"].removesuffix(".weight"): decision for name, decision in plan.decisions.items()
     }
-    linears = {name: module for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in model.model.named_modules() if isinstance(module, nn.Linear)}
     assert linears.keys() - decided.keys() == {name.removesuffix(".weight") for name in tied}
     assert decided.keys() <= linears.keys()
     assert all(decision.shape == tuple(linears[name].weight.shape) for name, decision in decided.items())
@@ -159,7 +163,7 @@ def test_config_without_what_equals_the_defaults(tmp_path, family):
         4 if family is QWEN2_5_VL else 3
     )
     assert family.towers[0].heads(config) == (16, 16)
-    assert Skeleton(checkpoint, family, torch.bfloat16).names.keys() == checkpoint.tensors.keys()
+    assert StreamedModel(checkpoint, family, torch.bfloat16).names.keys() == checkpoint.tensors.keys()
 
 
 @pytest.mark.parametrize("method", ["m2", "m4"])
@@ -183,7 +187,7 @@ def test_folding_leaves_the_model_as_it_was(source, images, tmp_path, method, mo
     expected = [model(**sample).logits for sample in inputs]
 
     places, changed = dict(model.named_parameters()), set()
-    for name, place in Skeleton(checkpoint, QWEN2_5_VL, torch.float32).names.items():
+    for name, place in StreamedModel(checkpoint, QWEN2_5_VL, torch.float32).names.items():
         value = folded[name] if name in folded else export.load(name)
         if not torch.allclose(value, checkpoint.load(name), rtol=1e-3):
             changed.add(name.split(".", 3)[-1] if "blocks" in name or "layers" in name else name)

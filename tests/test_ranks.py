@@ -17,13 +17,13 @@ from pathlib import Path
 import faults
 import pytest
 import tiny
+from jobs import run_job
 from test_calibrator import digest
 
 from quant import Calibrator, QuantConfig
 from quant.calibrate.block import chains
-from quant.calibrate.job import run_job
 from quant.calibrate.ranks import NOTES, Ranks, joined
-from quant.calibrate.resume import work_directory
+from quant.calibrate.work import Work, work_directory
 from quant.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -91,19 +91,17 @@ def test_the_number_of_ranks_does_not_change_a_byte(world, tmp_path, size):
 
 
 def test_killed_with_three_ranks_and_resumed_with_two_and_with_one(world, tmp_path):
-    from quant.calibrate.loop import TowerRun
-
     def dies_behind(blocks):
         def job():
-            original = TowerRun._commit
+            original = Work.commit_block
 
             def commit(self, *args):
                 original(self, *args)
-                if sum(self.work.state.done.values()) == blocks:
-                    self.ranks.commit_barrier()
+                if sum(self.state.done.values()) == blocks:
+                    time.sleep(0.5)  # until all ranks are here
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            TowerRun._commit = commit
+            Work.commit_block = commit
             quantize(world.calibrator(), tmp_path / "out", resume=True)
 
         return job

@@ -4,6 +4,7 @@ with.
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,10 +14,12 @@ import time
 import faults
 import pytest
 import tiny
+from jobs import run_job
+from safetensors.torch import load_file, save_file
 
 from quant import Calibrator, QuantConfig, QuantError, UsageError
-from quant.calibrate.job import run_job
-from quant.calibrate.resume import work_directory
+from quant.calibrate.work import work_directory
+from quant.files.safetensors_io import read_header
 
 POINTS = 50
 
@@ -64,18 +67,14 @@ def leave(world, out, index):
 
 def stopped_in_the_language_tower(world, out):
     def job():
-        from quant.calibrate.block import BlockQuantizer
+        def dies():
+            state = work_directory(out) / "state"
+            while json.loads(state.read_text())["done"] != {"vision": 2, "language": 1}:  # until it is committed
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        original = BlockQuantizer.__call__
-
-        def dies(self, index, feeds):
-            if self.tower.name == "language" and index == 1:
-                time.sleep(0.2)  # until the block before is committed
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, index, feeds)
-
-        BlockQuantizer.__call__ = dies
-        run_job(world.calibrator(), out)
+        with faults.when_block_runs(3, dies):
+            run_job(world.calibrator(), out)
 
     assert faults.in_a_fork(job) == signal.SIGKILL
     assert not out.exists()
@@ -98,19 +97,13 @@ def test_killed_anywhere_and_resumed_ends_byte_identical(world, tmp_path):
     assert kept > POINTS // 2, "most of these points lie behind a commit"
 
 
-def test_a_resumed_job_computes_only_what_is_missing(world, tmp_path, monkeypatch):
-    from quant.calibrate.block import BlockQuantizer
-
-    out, done = tmp_path / "out", []
+def test_a_resumed_job_computes_only_what_is_missing(world, tmp_path):
+    out = tmp_path / "out"
     stopped_in_the_language_tower(world, out)
-    original = BlockQuantizer.__call__
-    monkeypatch.setattr(
-        BlockQuantizer,
-        "__call__",
-        lambda self, index, feeds: done.append((self.tower.name, index)) or original(self, index, feeds),
-    )
-    run_job(world.calibrator(), out, resume=True)
-    assert done == [("language", 1)] and digest(out) == world.reference
+    with faults.when_block_runs(0, lambda: None) as done:
+        run_job(world.calibrator(), out, resume=True)
+    assert [type(block).__name__ for block in done] == ["Qwen2VLDecoderLayer"]
+    assert done[0].self_attn.layer_idx == 1 and digest(out) == world.reference
 
 
 def test_an_unfinished_job_is_not_overwritten(world, tmp_path):
@@ -182,29 +175,23 @@ def heeding_interrupts():
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_interrupts(world, heeding_interrupts, tmp_path, monkeypatch, capfd, times):
+def test_interrupts(world, heeding_interrupts, tmp_path, capfd, times):
     """Once: the block is finished and committed. Twice: at once, and the blocks before it are kept."""
-    from quant.calibrate.block import BlockQuantizer
+    out, kept = tmp_path / "out", 3 if times == 1 else 2
 
-    out, original, finished = tmp_path / "out", BlockQuantizer.__call__, []
+    def interrupts():
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
 
-    def interrupted(self, index, feeds):
-        if self.tower.name == "language" and index == 0:
-            for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
-        result = original(self, index, feeds)
-        finished.append(index)
-        return result
-
-    monkeypatch.setattr(BlockQuantizer, "__call__", interrupted)
-    kept = 3 if times == 1 else 2
-    with pytest.raises(
-        KeyboardInterrupt, match=rf"interrupted; {kept} blocks are kept in .*: the same command with --resume goes on"
+    with (
+        faults.when_block_runs(2, interrupts) as begun,
+        pytest.raises(
+            KeyboardInterrupt, match=rf"interrupted; {kept} blocks are kept in .*: the same command with --re"
+        ),
     ):
         run_job(world.calibrator(), out)
-    assert len(finished) == kept and "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert len(begun) == 3 and "Ctrl-C again stops at once" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    monkeypatch.undo()
     run_job(world.calibrator(), out, resume=True)
     assert digest(out) == world.reference
 
@@ -212,11 +199,8 @@ def test_interrupts(world, heeding_interrupts, tmp_path, monkeypatch, capfd, tim
 def test_what_is_not_needed_any_more_is_deleted_as_the_run_goes(world, tmp_path):
     out = tmp_path / "out"
     stopped_in_the_language_tower(world, out)
-    names = {path.name for path in (work_directory(out) / "hidden").iterdir()}
-    assert names == {
-        "vision-1.0.safetensors",
-        "language-0.0.safetensors",
-    }, "the entrance of this tower, and where it stands"
+    kept = [read_header(file) for file in (work_directory(out) / "hidden").iterdir()]
+    assert [len(tensors) for tensors in kept] == [2, 2], "of each sample: the tower before, and where this one stands"
 
 
 def test_links_are_not_written_through(world, tmp_path):
@@ -245,3 +229,25 @@ def test_a_state_of_another_version_is_said_to_be_one(world, tmp_path):
         (work_directory(out) / "state").write_text(text)
         with pytest.raises(QuantError, match=re.escape(str(work_directory(out) / "state"))):
             run_job(world.calibrator(), out, resume=True)
+
+
+@pytest.mark.parametrize("tower", ["vision", "language"])
+@pytest.mark.parametrize("harm", ["gone", "lacks a sample"])
+def test_a_hidden_state_that_is_missing_is_refused(world, tmp_path, tower, harm):
+    """Going on without it would begin the tower anew, on blocks that are quantized already: wrong weights, no error."""
+    out = tmp_path / "out"
+    stopped_in_the_language_tower(world, out)
+    files = [file for file in (work_directory(out) / "hidden").iterdir() if file.name.startswith(tower)]
+    assert len(files) == 1
+    tensors = load_file(files[0])
+    files[0].unlink()
+    if harm != "gone":
+        save_file({name: tensor for name, tensor in list(tensors.items())[:1]}, files[0])
+    with pytest.raises(
+        QuantError, match=rf"block \d of the {tower} tower lacks sample \d, pass 1 .*; without it the job"
+    ):
+        run_job(world.calibrator(), out, resume=True)
+    assert not out.exists() and (work_directory(out) / "state").exists()
+    save_file(tensors, files[0])
+    run_job(world.calibrator(), out, resume=True)
+    assert digest(out) == world.reference

@@ -7,9 +7,7 @@ import tiny
 import torch
 
 from quant import Calibrator, QuantConfig
-from quant.calibrate.loop import TowerRun
 from quant.calibrate.ranks import Ranks
-from quant.calibrate.resume import Work
 from quant.inputs.encode import Encoder
 
 
@@ -43,32 +41,30 @@ def held(monkeypatch):
     return watch
 
 
-def entered(world, tmp_path, monkeypatch, ranks):
-    """The Calibrator and the TowerRun of a process, ready to run."""
-    runs = []
-    monkeypatch.setattr(TowerRun, "run", lambda self: runs.append(self))
-    calibrator = Calibrator(world[0], QuantConfig(dev_type="cpu"), world[1])
+def entered(world, ranks):
+    """The Calibrator of a process, and the samples that it runs through the model."""
+    calibrator = Calibrator(world[0], QuantConfig(anti_method="none", dev_type="cpu"), world[1])
     calibrator.ranks = ranks
-    calibrator.run(work=Work(tmp_path, keeps=True))
-    return calibrator, runs[0]
+    calibrator.prepare()
+    return calibrator, calibrator.own_samples()
 
 
-def test_a_rank_of_several_holds_its_own_pixels_only(world, tmp_path, monkeypatch, held):
-    _calibrator, run = entered(world, tmp_path, monkeypatch, Ranks(1, 2))
-    assert 0 < len(run.inputs) < 5
-    assert held.now() == len(run.inputs)
-    assert held.before == [0] * 5 + list(range(len(run.inputs))), "its share, and the one that is being encoded"
+def test_a_rank_of_several_holds_its_own_pixels_only(world, held):
+    _calibrator, own = entered(world, Ranks(1, 2))
+    assert 0 < len(own) < 5
+    assert held.now() == len(own)
+    assert held.before == [0] * 5 + list(range(len(own))), "its share, and the one that is being encoded"
 
 
-def test_the_ranks_together_have_what_one_has(world, tmp_path, monkeypatch, held):
+def test_the_ranks_together_have_what_one_has(world, held):
     alone = Calibrator(world[0], QuantConfig(dev_type="cpu"), world[1])
     alone.prepare()
     assert len(held.before) == 5, "one process encodes every sample once"
-    shares = [entered(world, tmp_path / str(rank), monkeypatch, Ranks(rank, 3)) for rank in (1, 2)]
+    shares = [entered(world, Ranks(rank, 3)) for rank in (1, 2)]
     costs = [inputs["image_grid_thw"].prod() + inputs["input_ids"].numel() for inputs in alone.samples.inputs]
-    for rank, (_, run) in zip((1, 2), shares):
-        assert list(run.inputs) == Ranks(rank, 3).share([int(cost) for cost in costs])
-        assert run.keys == alone.samples.keys
-        for number, inputs in run.inputs.items():
+    for rank, (calibrator, own) in zip((1, 2), shares):
+        assert list(own) == Ranks(rank, 3).share([int(cost) for cost in costs])
+        assert calibrator.samples.keys == alone.samples.keys
+        for number, inputs in own.items():
             assert inputs.keys() == alone.samples.inputs[number].keys()
             assert all(torch.equal(tensor, alone.samples.inputs[number][name]) for name, tensor in inputs.items())

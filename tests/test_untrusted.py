@@ -26,7 +26,7 @@ from quant.files.checkpoint import Checkpoint
 from quant.files.safetensors_header import read_entries
 from quant.files.safetensors_io import read_header
 from quant.inputs.images import decode_image
-from quant.model import streamed as skeleton
+from quant.model.streamed import StreamedModel
 from quant.verify.verify import verify
 
 HANG = 120  # seconds
@@ -181,12 +181,12 @@ def paths(value, prefix=()):
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
 def test_configs_of_any_content(tmp_path, family):
-    """Up to the built skeleton, or one line. Values that ask for gigabytes are refused before they get them."""
+    """Up to the built model, or one line. Values that ask for gigabytes are refused before they get them."""
     source = tiny.make(tmp_path / "src", family)
     file = source / "config.json"
     whole = json.loads(file.read_text())
     calibrator = Calibrator(source, QuantConfig(dev_type="cpu"))  # imports what is needed, before the fork
-    skeleton.Skeleton(calibrator.checkpoint, calibrator.family, calibrator.compute_dtype)
+    StreamedModel(calibrator.checkpoint, calibrator.family, calibrator.compute_dtype)
 
     @fuzz(60)
     @given(st.sampled_from(sorted(paths(whole))), st.sampled_from(ABSURD) | st.integers(2, 2**40))
@@ -199,7 +199,7 @@ def test_configs_of_any_content(tmp_path, family):
         file.write_text(json.dumps(changed))
         try:
             calibrator = Calibrator(source, QuantConfig(dev_type="cpu"))
-            skeleton.Skeleton(calibrator.checkpoint, calibrator.family, calibrator.compute_dtype)
+            StreamedModel(calibrator.checkpoint, calibrator.family, calibrator.compute_dtype)
         except QuantError as err:
             assert "\n" not in str(err), str(err)
 
@@ -216,7 +216,7 @@ def test_tables_that_a_config_asks_for(tmp_path):
         QuantError,
         match=r"config\.json: describes [\d.e+]+ numbers, the weights have [\d.e+]+; they are of different models",
     ):
-        skeleton.Skeleton(calibrator.checkpoint, calibrator.family, calibrator.compute_dtype)
+        StreamedModel(calibrator.checkpoint, calibrator.family, calibrator.compute_dtype)
 
 
 def test_images_of_any_content():

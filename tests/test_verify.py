@@ -22,7 +22,8 @@ from quant.families import family_of
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.images import open_image
 from quant.verify import runtime, verdict
-from quant.verify.three_models import Streams, fidelity
+from quant.verify.measure import fidelity
+from quant.verify.three_models import ThreeModels
 from quant.verify.verify import audit_values, check_format, compared_positions, follow, verify
 
 QWEN, LLAVA = ("qwen2_vl", "bfloat16"), ("llava", "float16")
@@ -231,10 +232,10 @@ def test_streamed_equals_whole_models(made, family, dtype):
     (float_model, encoder), (int8_model, _) = runtime.load_float(checkpoint.dir), runtime.load(export.dir)
     described = family_of(checkpoint.config, checkpoint.dir)
     inputs = encoder(open_image(next(made.images.iterdir())), described.prompt)
-    streams = Streams(checkpoint, export, described, "cpu", [inputs])
-    records = [record for tower in described.towers for record in streams.run_tower(tower)]
+    models = ThreeModels(checkpoint, export, described, "cpu", [inputs])
+    records = [record for tower in described.towers for record in models.run_tower(tower)]
     keep = compared_positions(inputs, checkpoint.config)
-    ((_, logits),) = streams.logits([keep])
+    ((_, logits),) = models.logits([keep])
     inputs["logits_to_keep"] = keep  # a product of fewer rows may round otherwise in bfloat16
     assert torch.equal(logits["float"], float_model(**inputs).logits[0])
     assert torch.equal(logits["export"], int8_model(**inputs).logits[0])

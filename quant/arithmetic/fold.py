@@ -110,3 +110,10 @@ def share_heads(per_column: Tensor, heads: int, kv_heads: int) -> Tensor:
 def spread_heads(per_value: Tensor, heads: int, kv_heads: int) -> Tensor:
     """[kv_heads * d] -> [heads * d]: each value head's entries for every query head that reads it."""
     return per_value.view(kv_heads, 1, -1).expand(-1, heads // kv_heads, -1).reshape(-1)
+
+
+def power_of_two(scale: Tensor) -> Tensor:
+    """The nearest power of two, scale > 0 of any shape: dividing a float by it loses nothing. With any other scale a
+    bfloat16 weight that is divided and stored again is off by 0.17 % (rms), tests/test_fold.py.
+    """
+    return torch.exp2(torch.round(torch.log2(scale)))

@@ -1,24 +1,25 @@
 """One block: observe its inputs, smooth its groups, round its linears, measure what that did. Everything about the
-order of the work and the disk is the calibrator's.
+order of the blocks and the disk is calibrator.py's.
 
-    observe   hidden states of all samples -> Stats per group, and the next block's hidden states    (the one float pass)
+    observe   hidden states of all samples -> Stats per group, and the block's outputs            (the one float pass)
     smooth    per group: method.solve(Stats, weights) -> scale, shift -> folded into source and linears
     round     folded weights and the group's range -> QLinear
-    measure   one sample through the block with its QLinears in place -> signal-to-noise of what the block adds to its input
+    measure   one sample through the block with its QLinears in place -> signal-to-noise of what the block adds to its
+              input
 """
 
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
 
 import torch
 from torch import Tensor
 
 from ..arithmetic import m2, m4
-from ..arithmetic.fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
+from ..arithmetic.fold import FoldedLinear, FoldedNorm, power_of_two, share_heads, spread_heads
 from ..arithmetic.int8 import QLinear, quantize_linear, signal_to_noise
 from ..arithmetic.ranges import activation_range
 from ..arithmetic.smoothing import Problem, Smoothing, some_outputs
@@ -27,277 +28,257 @@ from ..base.config import QuantConfig
 from ..base.errors import SourceError
 from ..export.plan import Plan
 from ..families.family import Group, Tower
-from ..model.streamed import Feed, Skeleton
-from ..model.threads import side_by_side
+from ..model.parallel import in_parallel
+from ..model.paused import Call, Key, first
+from ..model.streamed import StreamedModel
 from .ranks import Ranks
+from .record import GroupRange, group_range
 
 METHODS = {"m2": m2.solve, "m4": m4.solve}
 ORDER = {"up": 0, "value": 1, "norm": 2}  # later groups see the earlier folds
 
 
 @dataclass
-class GroupRange:
-    """A group's input before and after smoothing, for the record: its range [lo, hi], and the largest |x| of its median
-    channel, of the channel that 1 % exceed, and of its largest. The last two far above the first are outlier channels.
-    """
-
-    linears: list[str]
-    before: tuple[float, float]
-    after: tuple[float, float]
-    channels_before: tuple[float, float, float]
-    channels_after: tuple[float, float, float]
-
-
-@dataclass
 class BlockResult:
-    """What a block becomes. floats: hub tensor name -> what folding made of it, float32; snr in dB, plain: without
-    smoothing; seconds: by the step of the work (on a card, where work is queued, a step's time may count for the next).
+    """What a block becomes. outputs: what it answered in float, for every pass of this rank's samples; floats: hub
+    tensor name -> what folding made of it, float32; snr in dB, plain: without smoothing; seconds: by the step of the
+    work (on a card, where work is queued, a step's time may count for the next).
     """
 
-    linears: list[QLinear]
-    floats: dict[str, Tensor]
-    ranges: list[GroupRange]
-    snr: float = field(default=float("nan"))
-    snr_plain: float = field(default=float("nan"))
+    outputs: dict[Key, Tensor | tuple]
+    linears: list[QLinear] = field(default_factory=list)
+    floats: dict[str, Tensor] = field(default_factory=dict)
+    ranges: list[GroupRange] = field(default_factory=list)
+    snr: float = float("nan")
+    snr_plain: float = float("nan")
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def timed(step: Callable) -> Callable:
-    """A method whose time is added up in self.seconds under its name."""
-
-    @wraps(step)
-    def wrapper(self, *args):
-        start = time.perf_counter()
-        try:
-            return step(self, *args)
-        finally:
-            self.seconds[step.__name__] = self.seconds.get(step.__name__, 0.0) + time.perf_counter() - start
-
-    return wrapper
-
-
 class BlockQuantizer:
-    """Quantizes the blocks of a tower, one after the other, each loaded in the skeleton at its time.
+    """Quantizes the blocks of a tower, one after the other, each loaded in the model at its time.
 
-    dtype: of what is exported, and of the server's arithmetic. keys: the identities of all samples, which seed the
-    choice of rows. ranks: who shares the work; what the ranks but the first return has no linears and no
-    signal-to-noise.
+    plan: which linears, by which method; config: the choices; dtype: of what is exported, and of the server's
+    arithmetic; keys: the identities of all samples, which seed the choice of rows; ranks: who shares the work; what the
+    ranks but the first return has no linears and no signal-to-noise.
     """
 
     def __init__(
         self,
-        skeleton: Skeleton,
-        tower: Tower,
+        model: StreamedModel,
         plan: Plan,
         config: QuantConfig,
         dtype: torch.dtype,
         keys: list[str],
-        ranks: Ranks = Ranks(),
+        ranks: Ranks | None = None,
     ):
-        self.skeleton, self.tower, self.plan, self.config, self.dtype, self.ranks = (
-            skeleton,
-            tower,
-            plan,
-            config,
-            dtype,
-            ranks,
-        )
+        self.model, self.plan, self.config, self.dtype, self.ranks = model, plan, config, dtype, ranks or Ranks()
         self.seconds: dict[str, float] = {}
         self.seeds = [
             int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:8], "big") >> 1 for key in keys
         ]
 
-    def __call__(self, index: int, feeds: dict[int, Feed]) -> BlockResult:
-        """Advances every feed's hidden state past block `index`. feeds: sample number -> Feed, of this rank's samples."""
+    def quantize(self, tower: Tower, index: int, calls: dict[Key, Call]) -> BlockResult:
+        """Run block `index` of `tower` on this rank's calls, and quantize it."""
         self.seconds = {}
-        groups = [group for group in self.tower.groups if self.plan.int8_group(self.tower, index, group)]
-        probe_in = feeds[0].hidden if 0 in feeds else None
-        stats = self.observe(index, groups, feeds)
+        self.tower, self.prefix = tower, tower.block(index)
+        self.members = tower.groups_of(self.plan.config, index)
+        groups = [group for group in self.members if self.plan.int8_group(tower, index, group)]
+        probe = min(calls, default=None) if self.ranks.rank == 0 else None
+        # A block may write into its input: what is measured on is a copy.
+        probe_call = None if probe is None or not groups else calls[probe].on(calls[probe].hidden.clone())
+        with self._timed("observe"):
+            outputs, stats = self._observe(self.model.block(tower, index), groups, calls)
+        result = BlockResult(outputs, seconds=self.seconds)
         if not groups:
-            return BlockResult([], {}, [], seconds=self.seconds)
-        prefix = self.tower.block(index)
-        linears, norms = self._folded(prefix)
-        plain = self.round(prefix, groups, linears, stats)
-        result = BlockResult(plain, {}, [], seconds=self.seconds)
-        result.snr = result.snr_plain = self.measure(index, plain, feeds.get(0), probe_in)
+            return result
+        linears, norms = self._folded()
+        plain = self._round(groups, linears, stats)
+        added = None if probe_call is None else first(outputs[probe]) - probe_call.hidden
+        result.snr = result.snr_plain = self._measure(index, plain, probe_call, added)
         smoothed = stats
-        if self.config.anti_method != "none":
+        if self.config.anti_method == "none":
+            result.linears = plain
+        else:
             del plain
-            result.linears = []
-            smoothed = self.smooth(prefix, groups, linears, norms, stats)
-            result.linears = self.round(prefix, groups, linears, smoothed)
-            result.floats = self._changed_floats(prefix, linears, norms)
+            smoothed = self._smooth(groups, linears, norms, stats)
+            result.linears = self._round(groups, linears, smoothed)
+            result.floats = self._changed_floats(linears, norms)
             for name, value in result.floats.items():
-                self.skeleton.set(name, value)
-            result.snr = self.measure(index, result.linears, feeds.get(0), probe_in)
-        result.ranges = [
-            GroupRange([prefix + name for name in group.linears], *map(_extent, seen), *map(_channels, seen))
-            for group in groups
-            for seen in [(stats[group], smoothed[group])]
-        ]
+                self.model.set(name, value)
+            result.snr = self._measure(index, result.linears, probe_call, added)
+        names = {group: [self.prefix + name for name in group.linears] for group in groups}
+        result.ranges = [group_range(names[group], stats[group], smoothed[group]) for group in groups]
         return result
 
-    @timed
-    def observe(self, index: int, groups: list[Group], feeds: dict[int, Feed]) -> dict[Group, Stats]:
-        """The float pass. A group's input is observed once, at its first linear."""
-        prefix, per_sample = self.tower.block(index), -(-ROWS // len(self.seeds))
-        firsts = {group: prefix + group.linears[0] for group in groups}
-        observers = {
-            group: Observer(name, self.skeleton.linear(name).weight.shape[1], per_sample, self.skeleton.device)
-            for group, name in firsts.items()
-        }
-        block, this = self.skeleton.block(self.tower, index), threading.local()
-        hooks = [
-            self.skeleton.linear(observer.name).register_forward_pre_hook(
-                lambda _, args, observer=observer: observer.update(args[0], this.sample, self.seeds[this.sample])
-            )
-            for observer in observers.values()
-        ]
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        """Add the time that the with block takes to self.seconds[step]."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
 
-        def advance(sample: int, feed: Feed) -> None:
-            this.sample = sample
-            feed.hidden = feed.calls[index](block, feed.hidden)
-            if not torch.isfinite(torch.stack(feed.hidden.aminmax())).all():
+    def _observe(self, block, groups: list[Group], calls: dict[Key, Call]) -> tuple[dict, dict[Group, Stats]]:
+        """The float pass: outputs by key, Stats by group. A group's input is observed once, at its first linear."""
+        per_sample = -(-ROWS // len(self.seeds))
+        outputs: dict[Key, Tensor | tuple] = {}
+        current = threading.local()
+
+        def observer(group: Group) -> Observer:
+            name = self.prefix + group.linears[0]
+            return Observer(name, self.model.linear(name).weight.shape[1], per_sample, self.model.device)
+
+        def watch(observer: Observer):
+            linear = self.model.linear(observer.name)
+            return linear.register_forward_pre_hook(
+                lambda _, args: observer.update(args[0], current.key, self.seeds[current.key[0]] + current.key[1])
+            )
+
+        def run(key: Key, call: Call) -> None:
+            current.key = key
+            outputs[key] = call(block)
+            hidden = first(outputs[key])
+            if not torch.isfinite(torch.stack(hidden.aminmax())).all():
                 raise SourceError(
-                    f"the output of {prefix[:-1]} holds NaN or Inf for sample {sample}; the checkpoint or the compute"
-                    f" dtype {self.skeleton.dtype} is at fault"
+                    f"the output of {self.prefix[:-1]} holds NaN or Inf for sample {key[0]}; the checkpoint or the"
+                    f" compute dtype {self.model.dtype} is at fault"
                 )
 
+        observers = {group: observer(group) for group in groups}
+        hooks = [watch(each) for each in observers.values()]
         try:
-            side_by_side(advance, feeds.items(), self.skeleton.device)
+            in_parallel(run, calls.items(), self.model.device)
         finally:
             for hook in hooks:
                 hook.remove()
         self.ranks.join(list(observers.values()))
-        return {group: observer.stats() for group, observer in observers.items()}
+        return outputs, {group: each.stats() for group, each in observers.items()}
 
-    def _folded(self, prefix: str) -> tuple[dict[str, FoldedLinear], dict[str, FoldedNorm]]:
-        linears = {}
-        for name in (prefix + linear for group in self.tower.groups for linear in group.linears):
-            module = self.skeleton.linear(name)
+    def _folded(self) -> tuple[dict[str, FoldedLinear], dict[str, FoldedNorm]]:
+        """The block's linears and norms by name, with nothing folded yet."""
+        linears, norms = {}, {}
+        for name in (self.prefix + linear for group in self.members for linear in group.linears):
+            module = self.model.linear(name)
             linears[name] = FoldedLinear(
                 name, module.weight.data, None if module.bias is None else module.bias.data.float()
             )
-        norms = {}
-        for name in (prefix + group.source for group in self.tower.groups if group.kind == "norm"):
-            module = self.skeleton.linear(name)
+        for name in (self.prefix + group.source for group in self.members if group.kind == "norm"):
+            module = self.model.linear(name)
             bias = getattr(module, "bias", None)
             norms[name] = FoldedNorm(
                 name, module.weight.data.float(), None if bias is None else bias.data.float(), self.dtype
             )
         return linears, norms
 
-    @timed
-    def smooth(
-        self, prefix: str, groups: list[Group], linears: dict, norms: dict, stats: dict[Group, Stats]
-    ) -> dict[Group, Stats]:
+    def _smooth(self, groups: list[Group], linears: dict, norms: dict, stats: dict) -> dict[Group, Stats]:
         """Solve and fold every group that has a source, in ORDER. Returns the statistics of the smoothed inputs.
 
         Groups that share no weight do not wait for each other: each chain of groups that do is solved by one rank, and
         folded by all.
         """
-        order = sorted((group for group in groups if group.source), key=lambda group: ORDER[group.kind])
-        chain, smoothed, solutions = chains(order), dict(stats), {}
-        for group in (group for group in order if self.ranks.owns(chain[group])):
-            solutions[group] = self._solve(prefix, group, linears, norms, stats[group])
-            smoothed[group] = self._fold(prefix, group, linears, norms, stats[group], solutions[group])
-        for theirs in self.ranks.gather(
-            {group: solution.to("cpu") for group, solution in solutions.items()} if self.ranks.size > 1 else {}
-        ):
-            for group in (group for group in order if group in theirs and group not in solutions):
-                smoothed[group] = self._fold(
-                    prefix, group, linears, norms, stats[group], theirs[group].to(stats[group].lo.device)
-                )
-        return smoothed
+        with self._timed("smooth"):
+            order = sorted((group for group in groups if group.source), key=lambda group: ORDER[group.kind])
+            chain, smoothed, solutions = chains(order), dict(stats), {}
+            for group in (group for group in order if self.ranks.owns(chain[group])):
+                solutions[group] = self._solve(group, linears, norms, stats[group])
+                smoothed[group] = self._fold(group, linears, norms, stats[group], solutions[group])
+            mine = {group: solution.to("cpu") for group, solution in solutions.items()} if self.ranks.size > 1 else {}
+            for theirs in self.ranks.gather(mine):
+                for group in (group for group in order if group in theirs and group not in solutions):
+                    solution = theirs[group].to(stats[group].lo.device)
+                    smoothed[group] = self._fold(group, linears, norms, stats[group], solution)
+            return smoothed
 
-    def _solve(self, prefix: str, group: Group, linears: dict, norms: dict, stats: Stats) -> Smoothing:
-        heads, kv_heads = self.tower.heads(self.plan.config)
-        consumers = [linears[prefix + name] for name in group.linears]
+    def _solve(self, group: Group, linears: dict, norms: dict, stats: Stats) -> Smoothing:
+        consumers = [linears[self.prefix + name] for name in group.linears]
+        norm = norms.get(f"{self.prefix}{group.source}")
         problem = Problem(
             stats=stats,
             weight=torch.cat(
                 [consumer.float(some_outputs(len(consumer.weight), consumer.weight.device)) for consumer in consumers]
             ),
             column_max=torch.stack([consumer.column_max() for consumer in consumers]).amax(0),
-            share=(
-                (lambda x: spread_heads(share_heads(x, heads, kv_heads), heads, kv_heads))
-                if group.kind == "value"
-                else (lambda x: x)
-            ),
+            share=lambda x: self._shared(group, x),
             may_shift=group.kind == "norm"
-            and norms[prefix + group.source].bias is not None
+            and norm.bias is not None
             and all(consumer.bias is not None for consumer in consumers),
             act_method=self.config.act_method,
         )
         return METHODS[self.config.anti_method](problem, self.config.alpha)
 
-    def _fold(self, prefix: str, group: Group, linears: dict, norms: dict, stats: Stats, solution: Smoothing) -> Stats:
+    def _shared(self, group: Group, per_column: Tensor) -> Tensor:
+        """[I] -> [I]: one value for the columns that must have one scale, the largest (grouped-query attention)."""
+        if group.kind != "value":
+            return per_column
+        heads = self.tower.heads(self.plan.config)
+        return spread_heads(share_heads(per_column, *heads), *heads)
+
+    def _fold(self, group: Group, linears: dict, norms: dict, stats: Stats, solution: Smoothing) -> Stats:
         """The statistics of the smoothed input."""
-        heads, kv_heads = self.tower.heads(self.plan.config)
         scale, shift = solution.scale, solution.shift
+        consumers = [linears[self.prefix + name] for name in group.linears]
         if group.kind == "norm":
-            scale, shift = norms[prefix + group.source].absorb(scale, shift)
+            scale, shift = norms[self.prefix + group.source].absorb(scale, shift)
         else:
-            linears[prefix + group.source].divide_rows(
-                share_heads(scale, heads, kv_heads) if group.kind == "value" else scale
-            )
-        for name in group.linears:
-            linears[prefix + name].scale_columns(scale, shift)
+            source = linears[self.prefix + group.source]
+            # Whatever a method answers, only columns that read one row of the source can share what it is divided by.
+            scale = self._shared(group, scale)
+            if not self.plan.is_int8(source.name):
+                scale = power_of_two(scale)  # rows that are stored as floats keep all their bits
+            rows = share_heads(scale, *self.tower.heads(self.plan.config)) if group.kind == "value" else scale
+            source.divide_rows(rows)
+        for consumer in consumers:
+            # Without a bias there is nothing to take a shift up with; a method gives none then, and what rounding the
+            # norm's own bias left is lost, as it is in any export of that norm.
+            consumer.scale_columns(scale, shift if consumer.bias is not None else None)
         return stats.smoothed(scale, shift)
 
-    @timed
-    def round(
-        self, prefix: str, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]
-    ) -> list[QLinear]:
+    def _round(self, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]) -> list[QLinear]:
         """One scale and offset per group: q, k, v and gate, up read the same tensor, and servers demand the same."""
-        rounded = []
-        for number, group in enumerate(groups):
-            if not self.ranks.owns(number):
-                continue
-            members = [linears[prefix + name] for name in group.linears]
-            sampled = (
-                []
-                if self.config.act_method == 1
-                else [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
-            )
-            lo, hi = activation_range(stats[group], sampled, self.config.act_method)
-            rounded += [
-                quantize_linear(member.name, member.parts(), member.bias, lo, hi, self.dtype) for member in members
-            ]
-        if self.ranks.size == 1:
-            return rounded
-        gathered = self.ranks.gather_at_first([linear.to("cpu") for linear in rounded])
-        return [linear.to(self.skeleton.device) for theirs in gathered for linear in theirs]
+        with self._timed("round"):
+            rounded = []
+            for group in (group for number, group in enumerate(groups) if self.ranks.owns(number)):
+                members = [linears[self.prefix + name] for name in group.linears]
+                sampled = (
+                    []
+                    if self.config.act_method == 1
+                    else [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
+                )
+                lo, hi = activation_range(stats[group], sampled, self.config.act_method)
+                rounded += [
+                    quantize_linear(member.name, member.parts(), member.bias, lo, hi, self.dtype) for member in members
+                ]
+            if self.ranks.size == 1:
+                return rounded
+            gathered = self.ranks.gather_at_first([linear.to("cpu") for linear in rounded])
+            return [linear.to(self.model.device) for theirs in gathered for linear in theirs]
 
-    def _changed_floats(
-        self, prefix: str, linears: dict[str, FoldedLinear], norms: dict[str, FoldedNorm]
-    ) -> dict[str, Tensor]:
+    def _changed_floats(self, linears: dict[str, FoldedLinear], norms: dict[str, FoldedNorm]) -> dict[str, Tensor]:
         """What folding changed and int8 does not hold: norms, and the float linears whose rows were divided."""
-        floats = {}
+        floats: dict[str, Tensor] = {}
         sources = {
-            prefix + group.source
-            for group in self.tower.groups
-            if group.source and self.plan.is_int8(prefix + group.linears[0])
+            self.prefix + group.source
+            for group in self.members
+            if group.source and self.plan.is_int8(self.prefix + group.linears[0])
         }
-        for part in [norms[name] for name in norms if name in sources] + [
-            x for x in linears.values() if x.row is not None and not self.plan.is_int8(x.name)
-        ]:
+        divided = [
+            linear for linear in linears.values() if linear.row is not None and not self.plan.is_int8(linear.name)
+        ]
+        for part in [norms[name] for name in norms if name in sources] + divided:
             floats[f"{part.name}.weight"] = part.weight if isinstance(part, FoldedNorm) else part.float()
             if part.bias is not None:
                 floats[f"{part.name}.bias"] = part.bias
         return floats
 
-    @timed
-    def measure(self, index: int, linears: list[QLinear], feed: Feed | None, hidden: Tensor | None) -> float:
-        """dB: what the block adds to `hidden` in float, which `feed` has done, against the error of adding it with
-        `linears` in place.
-        """
-        if feed is None:
+    def _measure(self, index: int, linears: list[QLinear], call: Call | None, added: Tensor | None) -> float:
+        """dB: what the block adds to its input in float, `added`, against the error of adding it with `linears`."""
+        if call is None:
             return float("nan")
-        reference = feed.hidden - hidden
-        with self.skeleton.replaced(linears):
-            error = feed.calls[index](self.skeleton.block(self.tower, index), hidden) - hidden - reference
-        return signal_to_noise(reference, error)
+        with self._timed("measure"), self.model.replaced(linears):
+            hidden = call.hidden
+            error = first(call.on(hidden.clone())(self.model.block(self.tower, index))) - hidden - added
+        return signal_to_noise(added, error)
 
 
 def chains(groups: list[Group]) -> dict[Group, int]:
@@ -312,11 +293,3 @@ def chains(groups: list[Group]) -> dict[Group, int]:
             modules, members = modules | chain[0], chain[1] + members
         found.append((modules, members))
     return {group: number for number, (_, members) in enumerate(found) for group in members}
-
-
-def _extent(stats: Stats) -> tuple[float, float]:
-    return stats.lo.min().item(), stats.hi.max().item()
-
-
-def _channels(stats: Stats) -> tuple[float, float, float]:
-    return tuple(torch.maximum(stats.hi, -stats.lo).cpu().quantile(torch.tensor([0.5, 0.99, 1.0])).tolist())

@@ -1,4 +1,9 @@
-"""Calibrator: checkpoint, choices and images in; the export out. What lies between is towers.py's.
+"""Calibrator: checkpoint, choices and images in; the export out. Its run() is the loop:
+
+    for each tower, for each block:   read it                            (disk.py, while the one before computes)
+                                      observe, smooth, round, measure    (block.py)
+                                      let the samples walk on            (model/paused.py)
+                                      write and commit it                (disk.py, while the next one computes)
 
 Nothing appears in the output directory before all of it is there: a run streams into a directory beside it, renamed at
 the end.
@@ -7,27 +12,36 @@ the end.
 import json
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..base.output import FILE_MODE, appearing, check_output, check_space, make_work_directory, replace_file
 from ..export import ascend, formats
+from ..export.ascend import ExportWriter
 from ..export.plan import make_plan
 from ..export.recipe import RECIPE, RUN_LOG, identity, recipe
 from ..families import family_of
+from ..families.family import Tower
 from ..files.checkpoint import Checkpoint
 from ..inputs.samples import prepare
 from ..model.device import compute_dtype, export_dtype, peak_on_card, pick_device
-from ..model.streamed import Skeleton
+from ..model.paused import Key, Passed, Walk
+from ..model.streamed import StreamedModel
 from . import vendor
-from .loop import TowerRun
-from .ranks import Ranks
-from .resume import Work
+from .block import BlockQuantizer
+from .disk import Disk
+from .memory import on_cpu, out_of_memory_named
+from .ranks import NoMemory, Ranks, stop_asked
+from .record import block_entry, block_line
+from .work import Work
 
 
 class Calibrator:
@@ -52,6 +66,7 @@ class Calibrator:
         self.blocks: list[dict] = []
         self.seconds = 0.0
         self._work: Work | None = None
+        self._own: dict[int, dict[str, Tensor]] | None = None
         self.ranks = Ranks()
 
     def prepare(self) -> None:
@@ -65,73 +80,173 @@ class Calibrator:
 
     @torch.inference_mode()
     def run(self, directory: str | Path | None = None, work: Work | None = None) -> "Calibrator":
-        """Calibrate and round. The result streams into a new directory inside `directory` (None: the system's temporary
-        one), from where save() moves it: name the parent of the final place, so that moving costs nothing. Or into
-        `work`, whose job it goes on with (job.py): what was committed there stays when an error ends the run.
+        """Calibrate and round: the data's way through the model, once.
+
+        The result streams into a new directory inside `directory` (None: the system's temporary one), from where save()
+        moves it: name the parent of the final place, so that moving costs nothing. Or into `work`, whose job it goes on
+        with (job.py): what was committed there stays when an error ends the run.
+
+        Raises QuantError; KeyboardInterrupt, after a commit, when the work is asked to stop.
         """
         self.prepare()
         self._discard()
-        self._work = work or Work(make_work_directory(directory))
+        self._work = work = work or Work(make_work_directory(directory))
         try:
-            self._work.begin(identity(self))
-            self._run(self._work)
+            work.begin(identity(self))
+            if self.config.engine == "msmodelslim":
+                self._run_vendor(work)
+            else:
+                self._refuse_unseen_towers()
+                model = StreamedModel(
+                    self.checkpoint, self.family, self.compute_dtype, self.device, self.config.trust_remote_code
+                )
+                model.answers_tuple.update(work.state.answers_tuple)
+                self.ranks.check_same(work.state.identity)
+                if work.committed:
+                    self.reporter.line(f"resumed  {self._progress(work)} blocks are done")
+                with self._writer(work, model) as writer:
+                    if not work.state.outside:
+                        passed: dict[str, dict[Key, Passed]] = {}
+                        with Disk(model, work, self.ranks, writer) as disk:
+                            for tower in self.family.towers:
+                                passed[tower.name] = self._pass_tower(tower, passed, model, disk)
+                            disk.finish()
+            self.blocks, self.seconds = work.state.blocks, work.state.seconds
+            if self.ranks.rank == 0:
+                self._write_records(work.export)
         except BaseException:
             self._discard()
             raise
+        finally:
+            self._own = None
         return self
 
-    def _run(self, work: Work) -> None:
-        native = self.config.engine == "native"
-        skeleton = (
-            Skeleton(self.checkpoint, self.family, self.compute_dtype, self.device, self.config.trust_remote_code)
-            if native
-            else None
-        )
-        part_bytes = self.config.part_file_size * 2**30
-        run = (self.checkpoint, self.family, self.plan, self.config, self.samples, skeleton, self.export_dtype)
+    def _pass_tower(self, tower: Tower, passed: dict, model: StreamedModel, disk: Disk) -> dict[Key, Passed]:
+        """Quantize a tower's blocks; what this rank's samples leave behind it. passed: the same of the towers before."""
+        config, work = self.checkpoint.config, disk.work
+        used, done = tower.used(config), work.state.done.get(tower.name, 0)
+        samples = self.own_samples()
+        keys = [(number, turn) for number, inputs in samples.items() for turn in range(tower.passes(inputs))]
+        kept = work.kept(tower.name, keys, tower.taps(config)) if done else None
+        if kept:
+            for place in kept.values():
+                place.hidden = place.hidden.to(model.device)
+                place.taps = {tap: value.to(model.device) for tap, value in place.taps.items()}
+        if done == used:
+            return {key: Passed(place.hidden, place.taps) for key, place in (kept or {}).items()}
+        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks)
+        walk = Walk(model, tower, samples, passed, done, kept)
+        with walk, self.reporter.progress(f"{tower.name} tower", used) as advance:
+            for index in range(done, used):
+                start, name = time.perf_counter(), tower.block(index)[:-1]
+                tensors = disk.read(tower, index)
+                if index == done:
+                    with out_of_memory_named(f"the {tower.name} tower's entrance"):
+                        model.set_all(tensors)
+                        walk.enter()
+                with out_of_memory_named(name):
+                    try:
+                        with self.ranks.together():
+                            model.set_all(tensors)
+                            result = quantizer.quantize(tower, index, walk.calls)
+                    except NoMemory as err:
+                        self.reporter.line(f"{name}: out of memory on {self._card(err)}, done on the CPU")
+                        result = on_cpu(model, (tower, index), tensors, walk.calls, quantizer)
+                    model.clear(tensors)
+                    disk.wait()  # until it is kept what this block got, which the walk lets go
+                    walk.advance(result.outputs)
+                result.outputs = {}
+                entry = block_entry(name, result, time.perf_counter() - start)
+                disk.commit((tower, index), result, tensors, walk.state(), entry)
+                self.reporter.line(block_line(entry, self.config.anti_method))
+                advance()
+                if any(self.ranks.gather(work.stop or stop_asked())):
+                    disk.wait()
+                    self.ranks.barrier()
+                    raise KeyboardInterrupt
+            disk.wait()
+        return walk.passed
+
+    def _progress(self, work: Work) -> str:
+        """ "2 of 32 vision and 0 of 28 language" """
+        done, config = work.state.done, self.checkpoint.config
+        counts = [f"{done.get(tower.name, 0)} of {tower.used(config)} {tower.name}" for tower in self.family.towers]
+        return " and ".join(counts)
+
+    def own_samples(self) -> dict[int, dict[str, Tensor]]:
+        """Sample number -> inputs, of this rank's samples, pixels included."""
+        if self._own is None:
+            config, towers = self.checkpoint.config, self.family.towers
+            costs = [sum(tower.tokens(config, inputs) for tower in towers) for inputs in self.samples.inputs]
+            self._own = {number: self.samples.whole(number) for number in self.ranks.share(costs)}
+        return self._own
+
+    def _refuse_unseen_towers(self) -> None:
+        """Raises UsageError when a tower is to be quantized that no sample enters."""
+        for tower in self.family.towers:
+            int8 = sum(name.startswith(tower.prefix) for name in self.plan.int8_names)
+            if int8 and not any(tower.tokens(self.checkpoint.config, inputs) for inputs in self.samples.inputs):
+                raise UsageError(
+                    f"none of the {len(self.samples.inputs)} samples enters the {tower.name} tower, {int8} linears of"
+                    " which are to become int8: add images, or keep it float (--vision float)"
+                )
+
+    def _card(self, err: NoMemory) -> str:
+        return f"{self.device} of rank {err.rank}" if self.ranks.size > 1 else self.device
+
+    @contextmanager
+    def _writer(self, work: Work, model: StreamedModel) -> Iterator[ExportWriter | None]:
+        """The export's writer, on the first rank; what stands beside the weights is written at the end."""
         if self.ranks.rank > 0:
-            TowerRun(*run, None, work, self.reporter, self.ranks).run()
+            yield None
             return
-        writer = ascend.ExportWriter(
-            work.export, self.checkpoint, self.plan, self.export_dtype, part_bytes, self._done(work, skeleton)
-        )
+        writer = self._open_writer(work, self._done(work, model))
         try:
-            check_space(work.export, writer.nbytes * (1 if native else 2))  # the library writes an export of its own
-            if native:
-                TowerRun(*run, writer, work, self.reporter, self.ranks).run()
-            else:
-                self._run_vendor(writer, work)
+            yield writer
             writer.finish()
         finally:
             writer.abandon()
-        self.blocks, self.seconds = work.state.blocks, work.state.seconds
-        self._write_records(work.export)
 
-    def _done(self, work: Work, skeleton: Skeleton | None) -> list[str]:
+    def _open_writer(self, work: Work, done: list[str], copies: int = 1) -> ExportWriter:
+        part_bytes = self.config.part_file_size * 2**30
+        writer = ExportWriter(work.export, self.checkpoint, self.plan, self.export_dtype, part_bytes, done)
+        try:
+            check_space(work.export, writer.nbytes * copies)
+        except BaseException:
+            writer.abandon()
+            raise
+        return writer
+
+    def _done(self, work: Work, model: StreamedModel) -> list[str]:
         """The hub tensors that an earlier run of this job has written."""
         if work.state.outside:
             return list(self.checkpoint.tensors)
         blocks = [(tower, index) for tower in self.family.towers for index in range(work.state.done.get(tower.name, 0))]
-        return [name for tower, index in blocks for name in skeleton.block_tensors(tower, index)]
+        return [name for tower, index in blocks for name in model.block_tensors(tower, index)]
 
-    def _run_vendor(self, writer: ascend.ExportWriter, work: Work) -> None:
+    def _run_vendor(self, work: Work) -> None:
         """The vendor's numbers in our layout, in which scales are float32. Nothing is committed: the library does all
         blocks at once.
         """
         start = time.perf_counter()
-        with vendor.vendor_export(
-            self.checkpoint,
-            self.plan,
-            self.config,
-            self.samples.inputs,
-            self.export_dtype,
-            self.device,
-            work.dir,
-            self.reporter.line,
-            self.reporter.log,
-        ) as export:
-            for name, (dtype, _) in writer.layout.items():
-                writer.put(name, export.load(name).to(dtype))
+        writer = self._open_writer(work, [], copies=2)  # the library writes an export of its own
+        try:
+            with vendor.vendor_export(
+                self.checkpoint,
+                self.plan,
+                self.config,
+                self.samples.inputs,
+                self.export_dtype,
+                self.device,
+                work.dir,
+                self.reporter.line,
+                self.reporter.log,
+            ) as export:
+                for name, (dtype, _) in writer.layout.items():
+                    writer.put(name, export.load(name).to(dtype))
+            writer.finish()
+        finally:
+            writer.abandon()
         work.state = replace(work.state, seconds=time.perf_counter() - start)
 
     def _write_records(self, work: Path) -> None:

@@ -7,7 +7,7 @@ computed in the same dtype, by other kernels: the result is as good, and may dif
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 from ..base.errors import QuantError
 from ..families.family import Tower
 from ..model.device import is_out_of_memory
-from ..model.streamed import Call, Feed, Skeleton
+from ..model.paused import Call, Key
+from ..model.streamed import StreamedModel
+from .block import BlockResult
 
 
 @contextmanager
-def told(name: str) -> Iterator[None]:
+def out_of_memory_named(name: str) -> Iterator[None]:
     """Memory that does not suffice for `name`, on the device or the host, becomes a QuantError."""
     try:
         yield
@@ -33,30 +35,24 @@ def told(name: str) -> Iterator[None]:
 
 
 def on_cpu(
-    skeleton: Skeleton, tower: Tower, index: int, tensors: dict[str, Tensor], feeds: dict[int, Feed], job: Callable
-):
-    """job(feeds) with a block and the feeds on the CPU; afterwards the feeds are on the device again.
-
-    tensors: the block's, as read; what the device has of it is dropped, since an attempt may have changed it.
+    model: StreamedModel, place: tuple[Tower, int], tensors: dict[str, Tensor], calls: dict[Key, Call], quantizer
+) -> BlockResult:
+    """Quantize a block on the CPU; its outputs are on the device again. place: its tower and index; tensors: as it was
+    read: what the device has of it is dropped, since an attempt may have changed it.
     """
-    device = skeleton.device
-    skeleton.clear(tensors)
+    device = model.device
+    model.clear(tensors)
     gc.collect()
     if device.type != "cpu":
         getattr(torch, device.type).empty_cache()
-    here = {
-        number: Feed(feed.hidden.cpu(), {index: _moved(feed.calls[index], "cpu")}) for number, feed in feeds.items()
-    }
-    skeleton.device = torch.device("cpu")
+    model.device = torch.device("cpu")
     try:
-        for name, tensor in tensors.items():
-            skeleton.set(name, tensor)
-        skeleton.block(tower, index).to("cpu")  # its buffers
-        result = job(here)
+        model.set_all(tensors)
+        model.block(*place).to("cpu")  # its buffers
+        result = quantizer.quantize(*place, {key: _moved(call, "cpu") for key, call in calls.items()})
     finally:
-        skeleton.device = device
-    for number, feed in feeds.items():
-        feed.hidden = here[number].hidden.to(device)
+        model.device = device
+    result.outputs = {key: _moved(output, str(device)) for key, output in result.outputs.items()}
     return result
 
 

@@ -3,6 +3,7 @@ defaults.
 """
 
 import argparse
+from pathlib import Path
 
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
@@ -151,8 +152,9 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     from ..base.console import Reporter
     from ..calibrate.calibrator import Calibrator
     from ..calibrate.estimate import dry_run
-    from ..calibrate.job import launch_job, run_job
+    from ..calibrate.job import job, launch_job
     from ..calibrate.ranks import joined, started_by_launcher
+    from ..calibrate.summary import header, summary
     from ..model.device import pick_device, workers_of
 
     save_type, act = chosen(args)
@@ -170,9 +172,17 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
             return 0
         workers = 1 if started_by_launcher() else workers_of(device, args.num_workers)
         if workers > 1:
-            return launch_job(calibrator, args.save_directory, workers, args.resume)
-        target = run_job(calibrator, args.save_directory, save_type, act, args.resume, ranks)
+            return launch_job(calibrator, Path(args.save_directory).absolute(), workers, args.resume)
+        target, calibrator.ranks = Path(args.save_directory).absolute(), ranks
+        with job(calibrator, target, args.resume) as work:
+            if work:
+                header(calibrator)
+                calibrator.run(work=work)
+            if work and ranks.rank == 0:
+                calibrator.save(target, [save_type], act)
         if ranks.rank == 0:
+            if work:
+                summary(calibrator, target)
             verdict(target, args.target, save_type, act, reporter.line)
     return 0
 

@@ -2,7 +2,7 @@
 put beside another.
 
 Hooks catch the outputs of the chosen modules while their block runs; those of modules outside the blocks are caught in
-a last pass of the model's own forward, in which stubs answer for the blocks. Sample 0 goes through each block twice:
+a last forward of the model, in which what is kept of the blocks answers for them. Sample 0 goes through each block twice:
 what differs then is recorded as "repeat", since a difference to another implementation means nothing below it.
 
 Left out: outputs that are no tensor, or a tuple that does not begin with one; logits but for the last position's.
@@ -24,7 +24,8 @@ from ..families import family_of
 from ..files.checkpoint import Checkpoint
 from ..inputs.samples import prepare
 from ..model.device import compute_dtype, pick_device
-from ..model.streamed import Feed, Skeleton, first
+from ..model.paused import Key, Passed, Walk, first, logits
+from ..model.streamed import StreamedModel
 from ..verify import runtime
 from .features import Dump, Writer
 
@@ -72,7 +73,7 @@ def dump(
     config: prompt, num_samples, max_pixels, seed, dev_type are used; images: as Calibrator's calib_data. inputs: an
     earlier dump, whose inputs are taken in place of images. modules: globs on hub module names; None takes the blocks
     and what stands outside of them. Raises UsageError for a pattern that matches nothing, and as Checkpoint,
-    ascend.read and Skeleton do.
+    ascend.read and StreamedModel do.
     """
     source = (
         ascend.read(model_path)
@@ -81,17 +82,17 @@ def dump(
     )
     family, device = family_of(source.config, source.dir), pick_device(config.dev_type)
     names, samples = _samples(source, family, config, images, inputs, reporter)
-    skeleton = Skeleton(source, family, compute_dtype(source.dtype, device), device, config.trust_remote_code)
+    model = StreamedModel(source, family, compute_dtype(source.dtype, device), device, config.trust_remote_code)
     int8 = set(source.linear_names) if isinstance(source, Export) else set()
     if int8:
         runtime.refuse_outside(source, family)
-    chosen = _choose(skeleton, modules)
+    chosen = _choose(model, modules)
     writer = Writer(
         directory,
         model=digest(source),
         path=str(source.dir),
         int8=bool(int8),
-        dtype=str(skeleton.dtype),
+        dtype=str(model.dtype),
         device=device,
         torch=torch.__version__,
         repeat={},
@@ -99,41 +100,44 @@ def dump(
     for name, sample in zip(names, samples):
         writer.sample(name, {key: value.numpy() for key, value in sample.items()})
     inner: dict[str, list[str]] = {}  # block -> the features caught inside it and at it
-    outputs: dict[str, list[Tensor]] = {}
+    passed: dict[str, dict[Key, Passed]] = {}
     for tower in family.towers:
-        feeds: list[Feed] = []
         used = tower.used(source.config)
-        with reporter.progress(f"{tower.name} tower", used) as advance:
+        walk = Walk(model, tower, dict(enumerate(samples)), passed)
+        with walk, reporter.progress(f"{tower.name} tower", used) as advance:
             for index in range(used):
-                name, block = tower.block(index)[:-1], skeleton.block(tower, index)
-                tensors = skeleton.block_tensors(tower, index)
-                linears = _load_block(skeleton, source, tensors, int8)
-                with skeleton.replaced(linears):
-                    feeds = feeds or skeleton.enter(tower, samples, outputs)
-                    catcher = Catcher(
-                        {
-                            feature: module
-                            for feature, module in chosen.items()
-                            if feature == name or feature.startswith(f"{name}.")
-                        }
-                    )
-                    for number, feed in enumerate(feeds):
-                        entered = feed.hidden.clone()
-                        feed.hidden = feed.calls[index](block, feed.hidden)
-                        caught = catcher.take()
-                        if number == 0:
-                            feed.calls[index](block, entered)
-                            _note_repeat(writer, caught, catcher.take())
-                            inner[name] = list(caught)
-                        for feature, value in caught.items():
-                            writer.feature(feature, value.numpy(), number)
+                name = tower.block(index)[:-1]
+                tensors = model.block_tensors(tower, index)
+                with model.replaced(_load_block(model, source, tensors, int8)):
+                    if index == 0:
+                        walk.enter()
+                    inside = [feature for feature in chosen if feature == name or feature.startswith(f"{name}.")]
+                    catcher = Catcher({feature: chosen[feature] for feature in inside})
+                    inner[name] = _run_block(walk, catcher, writer)
                     catcher.remove()
-                skeleton.clear(tensors)
+                model.clear(tensors)
                 advance()
-        outputs[tower.name] = [feed.hidden for feed in feeds]
-    _dump_outside(skeleton, chosen, writer, samples, outputs, inner)
+        passed[tower.name] = walk.passed
+    _dump_outside(model, chosen, writer, samples, passed, inner)
     writer.close()
     return writer
+
+
+def _run_block(walk: Walk, catcher: Catcher, writer: Writer) -> list[str]:
+    """Bring all samples past a block; the features that were caught in it, in the order of execution."""
+    block, outputs, order = walk.model.block(walk.tower, walk.index), {}, []
+    for (number, turn), call in walk.calls.items():
+        again = call.on(call.hidden.clone())
+        outputs[number, turn] = call(block)
+        caught = catcher.take()
+        if (number, turn) == (0, 0):
+            again(block)
+            _note_repeat(writer, caught, catcher.take())
+            order = list(caught)
+        for feature, value in caught.items() if turn == 0 else ():
+            writer.feature(feature, value.numpy(), number)
+    walk.advance(outputs)
+    return order
 
 
 def _samples(
@@ -151,19 +155,19 @@ def _samples(
     return prepared.names, prepared.inputs
 
 
-def _choose(skeleton: Skeleton, patterns: list[str] | None) -> dict[str, nn.Module]:
+def _choose(model: StreamedModel, patterns: list[str] | None) -> dict[str, nn.Module]:
     """Feature name -> module."""
     blocks, every = {}, {}
-    for tower in skeleton.family.towers:
-        for index in range(tower.used(skeleton.checkpoint.config)):
-            block = skeleton.block(tower, index)
+    for tower in model.family.towers:
+        for index in range(tower.used(model.checkpoint.config)):
+            block = model.block(tower, index)
             blocks[tower.block(index)[:-1]] = block
             every |= {f"{tower.block(index)}{path}": module for path, module in block.named_modules() if path}
     inside = set(map(id, blocks.values())) | set(map(id, every.values()))
     outside = {}
-    for tensor, place in skeleton.names.items():
-        if skeleton.family.block_of(tensor) is None and tensor.endswith((".weight", ".bias")):
-            module = skeleton.model.get_submodule(place.rpartition(".")[0])
+    for tensor, place in model.names.items():
+        if model.family.block_of(tensor) is None and tensor.endswith((".weight", ".bias")):
+            module = model.model.get_submodule(place.rpartition(".")[0])
             if id(module) not in inside:
                 outside[tensor.rpartition(".")[0]] = module
     if patterns is None:
@@ -178,40 +182,40 @@ def _choose(skeleton: Skeleton, patterns: list[str] | None) -> dict[str, nn.Modu
 
 
 def _load_block(
-    skeleton: Skeleton, source: Checkpoint | Export, tensors: list[str], int8: set[str]
+    model: StreamedModel, source: Checkpoint | Export, tensors: list[str], int8: set[str]
 ) -> list[runtime.Int8Linear]:
     """Load a block; its int8 linears are returned."""
     for tensor in tensors:
         if tensor.rpartition(".")[0] not in int8:
-            skeleton.set(tensor, source.load(tensor))
+            model.set(tensor, source.load(tensor))
     names = [tensor.removesuffix(".weight") for tensor in tensors if tensor.removesuffix(".weight") in int8]
-    return [runtime.Int8Linear.load(source, name).to(skeleton.device) for name in names]
+    return [runtime.Int8Linear.load(source, name).to(model.device) for name in names]
 
 
 def _dump_outside(
-    skeleton: Skeleton, chosen: dict, writer: Writer, samples: list[dict], outputs: dict, inner: dict[str, list[str]]
+    model: StreamedModel, chosen: dict, writer: Writer, samples: list[dict], passed: dict, inner: dict[str, list[str]]
 ) -> None:
     """What stands outside the blocks, and the logits; puts the features of all modules into the order of execution."""
-    blocks = {name: skeleton.block(*skeleton.family.block_of(f"{name}.")) for name in inner}
+    blocks = {name: model.block(*model.family.block_of(f"{name}.")) for name in inner}
     catcher = Catcher(
-        {name: module for name, module in chosen.items() if skeleton.family.block_of(f"{name}.") is None} | blocks
+        {name: module for name, module in chosen.items() if model.family.block_of(f"{name}.") is None} | blocks
     )
-    with skeleton.outside(head=True):
+    with model.outside():
         for number, inputs in enumerate(samples):
             keep = torch.tensor([inputs["input_ids"].shape[1] - 1])
-            towers = {tower: hidden[number] for tower, hidden in outputs.items()}
-            logits = skeleton.outputs({**inputs, "logits_to_keep": keep}, towers)[0, -1]
+            inputs = {**inputs, "logits_to_keep": keep}
+            values = logits(model, number, inputs, passed)[0, -1]
             caught = catcher.take()
             if number == 0:
-                again = skeleton.outputs({**inputs, "logits_to_keep": keep}, towers)[0, -1]
+                again = logits(model, number, inputs, passed)[0, -1]
                 _note_repeat(
-                    writer, caught | {LOGITS: logits.float().cpu()}, catcher.take() | {LOGITS: again.float().cpu()}
+                    writer, caught | {LOGITS: values.float().cpu()}, catcher.take() | {LOGITS: again.float().cpu()}
                 )
                 order = [feature for name in caught for feature in (inner[name] if name in blocks else [name])]
             for name, value in caught.items():
-                if name not in blocks:  # a stub stood there
+                if name not in blocks:  # what was kept of it answered
                     writer.feature(name, value.numpy(), number)
-            writer.feature(LOGITS, logits.float().cpu().numpy(), number)
+            writer.feature(LOGITS, values.float().cpu().numpy(), number)
     catcher.remove()
     writer.manifest["features"] = [*order, LOGITS]
 

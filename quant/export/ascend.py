@@ -162,7 +162,7 @@ class ExportWriter:
         self.file_of[name].write(name, tensor)
         self.pending.discard(name)
 
-    def carry(self, name: str, pieces: Iterable[Tensor]) -> None:
+    def copy(self, name: str, pieces: Iterable[Tensor]) -> None:
         """A tensor of the checkpoint as it was, in pieces that follow each other; floats are rounded to the model's
         dtype.
         """

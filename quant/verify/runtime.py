@@ -31,7 +31,7 @@ from ..families.family import Family
 from ..files.checkpoint import Checkpoint
 from ..inputs.encode import Encoder
 from ..model.device import compute_dtype, pick_device
-from ..model.streamed import Skeleton
+from ..model.streamed import StreamedModel
 
 READ = (
     "weight",
@@ -153,11 +153,11 @@ def load_float(
     return skeleton.model, Encoder(checkpoint.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
 
 
-def _whole(source: Checkpoint | Export, int8_names: set[str], device: str, trust_remote_code: bool) -> Skeleton:
+def _whole(source: Checkpoint | Export, int8_names: set[str], device: str, trust_remote_code: bool) -> StreamedModel:
     """A skeleton with every float tensor in its place; the int8 linears' places stay empty."""
     device = pick_device(device)
     family = family_of(source.config, source.dir)
-    skeleton = Skeleton(source, family, compute_dtype(source.dtype, device), device, trust_remote_code)
+    skeleton = StreamedModel(source, family, compute_dtype(source.dtype, device), device, trust_remote_code)
     for tensor in skeleton.names:
         if tensor.rpartition(".")[0] not in int8_names:
             skeleton.set(tensor, source.load(tensor))

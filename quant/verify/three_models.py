@@ -2,47 +2,46 @@
 to be:
 
     float     the source
-    rounded   the source with its int8 linears rounded here: folded as the export is (audit_linear.Relation), weights, scales and ranges taken
-              anew from the source's weights and from these samples. What W8A8 with this folding costs, whatever the export holds.
+    rounded   the source with its int8 linears rounded here: folded as the export is (linear.Relation), weights, scales
+              and ranges taken anew from the source's weights and from these samples. What W8A8 with this folding costs,
+              whatever the export holds.
     export    the export, in its own integers (runtime.Int8Linear)
 
-Errors of a tensor against the float model's, both averaged over tokens, so that no token with a large norm hides the others:
-    snr     -10 log10( mean_t |y'_t - y_t|^2 / |y_t|^2 ), dB                cosine    mean_t cos(y'_t, y_t)
-of a block: its output when all blocks before it were the same model's, errors adding up; of a linear: that linear alone, on rows of the float
-model's activations.
+Errors (measure.py) of a block: of its output when all blocks before it were the same model's, errors adding up; of a
+linear: that linear alone, on rows of the float model's activations.
 
 In memory at a time: one block of the source and of the export, what stands outside the blocks of one of them, and the
 samples' hidden states, three times.
 """
 
-import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
-from ..arithmetic.int8 import ACT_MAX, ACT_MIN, QLinear, quantize_linear
-from ..arithmetic.stats import ROWS, Observer, Stats
+from ..arithmetic.stats import ROWS
 from ..export.ascend import Export
 from ..families.family import Family, Tower
 from ..files.checkpoint import Checkpoint
 from ..model.device import compute_dtype
-from ..model.streamed import Feed, Skeleton
-from ..model.threads import beside
+from ..model.parallel import background_thread
+from ..model.paused import Kept, Key, Passed, Walk, first, logits
+from ..model.streamed import StreamedModel
 from .folding import BlockAudit
 from .linear import Relation
+from .measure import RoundedLinear, Watch, fidelity, rounded_linear
 from .runtime import READ, Int8Linear, refuse_outside
 from .tensors import Finding, check_outside, parts_of
 
 MODELS = ("rounded", "export")  # those that are measured against the float one
-EQUAL = 1e-20  # least error, relative to the energy, that is told from none
 
 
-class Streams:
-    """inputs: the model's keyword arguments per sample; the export must have the format that audit.check_format asks
+class ThreeModels:
+    """inputs: the model's keyword arguments per sample; the export must have the format that tensors.check_format asks
     for.
 
-    findings: the damage found so far. Raises QuantError as refuse_outside, Skeleton and Observer do.
+    findings: the damage found so far. Raises QuantError as refuse_outside, StreamedModel, Walk and Observer do.
     """
 
     def __init__(
@@ -57,18 +56,24 @@ class Streams:
         self.checkpoint, self.export, self.family, self.inputs = checkpoint, export, family, inputs
         self.int8 = set(export.linear_names)
         refuse_outside(export, family)
-        self.float = Skeleton(checkpoint, family, compute_dtype(checkpoint.dtype, device), device, trust_remote_code)
-        self.integer = Skeleton(export, family, compute_dtype(export.dtype, device), device, trust_remote_code)
-        self.outputs: dict[str, dict[str, list[Tensor]]] = {"float": {}, "rounded": {}, "export": {}}
+        self.float = StreamedModel(
+            checkpoint, family, compute_dtype(checkpoint.dtype, device), device, trust_remote_code
+        )
+        self.integer = StreamedModel(export, family, compute_dtype(export.dtype, device), device, trust_remote_code)
+        self.passed: dict[str, dict[str, dict[Key, Passed]]] = {"float": {}, "rounded": {}, "export": {}}
         self.findings: list[Finding] = []
 
     def run_tower(self, tower: Tower) -> Iterator[dict]:
-        """Yields a record per block (docs/verify.md, "blocks"); afterwards self.outputs holds the tower's outputs."""
-        used = tower.used(self.checkpoint.config)
-        # Until the first int8 block the rounded model is the float one; it starts where it begins to differ.
-        feeds: dict[str, list[Feed] | None] = {"rounded": None}
-        apart = bool(self.outputs["rounded"])
-        with beside("reader") as reader:
+        """Yields a record per block (docs/verify.md, "blocks"); afterwards self.passed holds the tower's outputs."""
+        used, samples = tower.used(self.checkpoint.config), dict(enumerate(self.inputs))
+        with ExitStack() as ended:
+            reader = ended.enter_context(background_thread("reader"))
+            walks = {
+                "float": ended.enter_context(Walk(self.float, tower, samples, self.passed["float"])),
+                "export": ended.enter_context(Walk(self.integer, tower, samples, self.passed["export"])),
+            }
+            if self.passed["rounded"]:
+                walks["rounded"] = ended.enter_context(Walk(self.float, tower, samples, self.passed["rounded"]))
             coming = reader.submit(self._load, tower, 0)
             for index in range(used):
                 source, exported = coming.result()
@@ -79,23 +84,24 @@ class Streams:
                 integer = self._set(source, exported)
                 with self.integer.replaced(list(integer.values())):
                     if index == 0:
-                        feeds["float"] = self.float.enter(tower, self.inputs, self.outputs["float"])
-                        feeds["export"] = self.integer.enter(tower, self.inputs, self.outputs["export"])
-                        if apart:
-                            feeds["rounded"] = self.float.enter(tower, self.inputs, self.outputs["rounded"])
-                    if feeds["rounded"] is None and integer:
-                        feeds["rounded"] = [Feed(feed.hidden, feed.calls) for feed in feeds["float"]]
-                    yield self._block(tower, index, audit.relations, integer, feeds)
+                        for walk in walks.values():
+                            walk.enter()
+                    if "rounded" not in walks and integer:
+                        # Until the first int8 block the rounded model is the float one: it sets out where they part.
+                        walks["rounded"] = ended.enter_context(self._branch(walks["float"], samples))
+                        walks["rounded"].enter()
+                    yield self._block(tower, index, audit.relations, integer, walks)
                 self.float.clear(source)
                 self.integer.clear([name for name in source if name in self.integer.names])
-        for name in ("float", "export"):
-            self.outputs[name][tower.name] = [feed.hidden for feed in feeds[name]]
-        if feeds["rounded"] or self.outputs["rounded"]:
-            self.outputs["rounded"] = {
-                name: self.outputs["rounded"].get(name, hidden) for name, hidden in self.outputs["float"].items()
-            }
-        if feeds["rounded"]:
-            self.outputs["rounded"][tower.name] = [feed.hidden for feed in feeds["rounded"]]
+        if "rounded" in walks and not self.passed["rounded"]:
+            self.passed["rounded"] = dict(self.passed["float"])
+        for name, walk in walks.items():
+            self.passed[name][tower.name] = walk.passed
+
+    def _branch(self, walk: Walk, samples: dict[int, dict[str, Tensor]]) -> Walk:
+        """A walk of its own from where `walk` stands."""
+        kept = {key: Kept(call.hidden.clone(), walk.taps(key)) for key, call in walk.calls.items()}
+        return Walk(walk.model, walk.tower, samples, walk.earlier, walk.index, kept)
 
     def _load(self, tower: Tower, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         names = self.float.block_tensors(tower, index)
@@ -104,18 +110,16 @@ class Streams:
         }
 
     def _set(self, source: dict[str, Tensor], exported: dict[str, Tensor]) -> dict[str, Int8Linear]:
-        """Put a block into both skeletons; the export's int8 linears are returned."""
-        for name, tensor in source.items():
-            self.float.set(name, tensor)
-            if name.rpartition(".")[0] not in self.int8:
-                self.integer.set(name, exported[name])
+        """Put a block into both models; the export's int8 linears are returned."""
+        self.float.set_all(source)
+        self.integer.set_all({name: exported[name] for name in source if name.rpartition(".")[0] not in self.int8})
         linears = [name.removesuffix(".weight") for name in source if name.removesuffix(".weight") in self.int8]
         return {
             name: Int8Linear(name, {part: exported[f"{name}.{part}"] for part in READ}, self.export.dtype)
             for name in linears
         }
 
-    # -- one block ---------------------------------------------------------------------------------------------------------------------
+    # -- one block
 
     def _block(
         self,
@@ -123,48 +127,46 @@ class Streams:
         index: int,
         relations: dict[str, Relation],
         integer: dict[str, Int8Linear],
-        feeds: dict[str, list[Feed] | None],
+        walks: dict[str, Walk],
     ) -> dict:
-        """Advances all three models past a block and measures it."""
+        """Brings all three models past a block and measures it."""
         prefix = tower.block(index)
-        groups = [
-            [name for name in (prefix + linear for linear in group.linears) if name in integer]
-            for group in tower.groups
-        ]
-        watches = {}
-        for names in filter(None, groups):
-            watches |= dict.fromkeys(names, Watch(names[0], relations, integer, -(-ROWS // len(self.inputs))))
-        self._observe(tower, index, set(watches.values()), feeds["float"])
+        watches: dict[str, Watch] = {}
+        for group in tower.groups_of(self.checkpoint.config, index):
+            names = [name for name in (prefix + linear for linear in group.linears) if name in integer]
+            if names:
+                watch = Watch(names[0], relations, integer, -(-ROWS // len(self.inputs)))
+                watches |= dict.fromkeys(names, watch)
+        outputs = {"float": self._observe(tower, index, set(watches.values()), walks["float"])}
         rounded = {
             name: rounded_linear(name, self.float, relations[name], watch.stats(), self.export.dtype)
             for name, watch in watches.items()
         }
-        if feeds["rounded"] is not None:
+        if "rounded" in walks:
             with self.float.replaced(list(rounded.values())):
-                self._advance(self.float, tower, index, feeds["rounded"])
-        self._advance(self.integer, tower, index, feeds["export"])
-        reference = [feed.hidden for feed in feeds["float"]]
-        return {
+                outputs["rounded"] = run(walks["rounded"])
+        outputs["export"] = run(walks["export"])
+        hidden = {name: [first(output) for output in answers.values()] for name, answers in outputs.items()}
+        record = {
             "block": prefix[:-1],
             "tower": tower.name,
             "index": index,
-            "rounded": fidelity(reference, [feed.hidden for feed in feeds["rounded"] or feeds["float"]]),
-            "export": fidelity(reference, [feed.hidden for feed in feeds["export"]]),
+            "rounded": fidelity(hidden["float"], hidden.get("rounded", hidden["float"])),
+            "export": fidelity(hidden["float"], hidden["export"]),
             "linears": [
                 self._linear(name, relations[name], rounded[name], integer[name], watch)
                 for name, watch in watches.items()
             ],
         }
+        for name, walk in walks.items():
+            walk.advance(outputs[name])
+        return record
 
-    def _advance(self, skeleton: Skeleton, tower: Tower, index: int, feeds: list[Feed]) -> None:
-        for feed in feeds:
-            feed.hidden = feed.calls[index](skeleton.block(tower, index), feed.hidden)
-
-    def _observe(self, tower: Tower, index: int, watches: set["Watch"], feeds: list[Feed]) -> None:
+    def _observe(self, tower: Tower, index: int, watches: set[Watch], walk: Walk) -> dict[Key, Tensor | tuple]:
         """The float model's pass. Raises QuantError where it holds NaN or Inf."""
         hooks = [self.float.linear(watch.name).register_forward_pre_hook(watch) for watch in watches]
         try:
-            self._advance(self.float, tower, index, feeds)
+            return run(walk)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -189,98 +191,30 @@ class Streams:
             "range_covered": list(watch.covered),
         }
 
-    # -- the end of the model ----------------------------------------------------------------------------------------------------------
+    # -- the end of the model
 
     def logits(self, positions: list[Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yields (sample, {"float", "rounded", "export" -> logits [positions, vocabulary]}), at these positions of
-        every sample.
+        """Yields (sample, {"float", "rounded", "export" -> logits [positions, vocabulary]}), at these positions of every
+        sample.
         """
         kept: dict[str, list[Tensor]] = {}
-        for name, skeleton in (("float", self.float), ("rounded", self.float), ("export", self.integer)):
-            if name == "rounded" and not self.outputs["rounded"]:
+        for name, model in (("float", self.float), ("rounded", self.float), ("export", self.integer)):
+            if name == "rounded" and not self.passed["rounded"]:
                 kept[name] = kept["float"]
                 continue
-            with skeleton.outside(head=True):
+            with model.outside():
                 kept[name] = [
-                    skeleton.outputs(
-                        {**inputs, "logits_to_keep": keep},
-                        {tower: hidden[number] for tower, hidden in self.outputs[name].items()},
-                    )[0].cpu()
+                    logits(model, number, {**inputs, "logits_to_keep": keep}, self.passed[name])[0].cpu()
                     for number, (inputs, keep) in enumerate(zip(self.inputs, positions))
                 ]
         for number in range(len(self.inputs)):
-            yield number, {name: logits[number] for name, logits in kept.items()}
+            yield number, {name: values[number] for name, values in kept.items()}
 
 
-def rounded_linear(
-    name: str, skeleton: Skeleton, relation: Relation, stats: Stats, dtype: torch.dtype
-) -> "RoundedLinear":
-    """The source's linear, rounded as an export for servers of `dtype` would have to be, on the range that was seen."""
-    module = skeleton.linear(name)
-    weight, bias = module.weight.data.float(), None if module.bias is None else module.bias.data.float()
-    shift = torch.zeros_like(relation.column) if relation.shift is None else relation.shift
-    if relation.shift is not None:
-        bias = weight @ shift if bias is None else bias + weight @ shift
-    smoothed = stats.smoothed(relation.column, shift)
-    return RoundedLinear(
-        quantize_linear(name, weight * relation.column, bias, smoothed.lo.min(), smoothed.hi.max(), dtype),
-        relation.column,
-        shift,
-    )
-
-
-class RoundedLinear:
-    """A QLinear that folds its input itself, so that it stands in the model that was not folded."""
-
-    def __init__(self, linear: QLinear, column: Tensor, shift: Tensor):
-        self.name, self.linear, self.column, self.shift = linear.name, linear, column, shift
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.linear((x.float() - self.shift) / self.column).to(x.dtype)
-
-
-class Watch(Observer):
-    """A hook on the first of a group's linears in the float model: Stats of what they read, and the share of it, folded
-    as the export folds it, that the export's int8 codes do not reach. Not of the export's own activations: one bad
-    linear would clip in all that follow.
-    """
-
-    def __init__(self, name: str, relations: dict[str, Relation], integer: dict[str, Int8Linear], rows_per_sample: int):
-        column = relations[name].column
-        super().__init__(name, len(column), rows_per_sample, column.device)
-        self.relation, self.linear, self.clipped, self.values = relations[name], integer[name], 0, 0
-        scale, offset = self.linear.input_scale.item(), self.linear.input_offset.item()
-        self.covered = ((ACT_MIN - offset) * scale, (ACT_MAX - offset) * scale)
-
-    def __call__(self, module, args: tuple[Tensor]) -> None:
-        self.update(args[0], number=len(self.rows), seed=self.values)
-        self.values += args[0].numel()
-        so_far = Stats(self.lo, self.hi, self.lo[None], self.count).smoothed(self.relation.column, self.relation.shift)
-        if so_far.lo.min() < self.covered[0] or so_far.hi.max() > self.covered[1]:
-            x = (args[0].float() - (0 if self.relation.shift is None else self.relation.shift)) / self.relation.column
-            codes = torch.round(x / self.linear.input_scale + self.linear.input_offset)
-            self.clipped += int(((codes < ACT_MIN) | (codes > ACT_MAX)).sum())
-
-    @property
-    def clipped_share(self) -> float:
-        return self.clipped / self.values
-
-
-def fidelity(expected: list[Tensor], got: list[Tensor]) -> dict[str, float]:
-    """{"snr_db", "cosine"} over the tokens of all samples; tensors [..., width], one shape each pair. Equal tensors
-    have 200 dB.
-    """
-    ratio, cosine, tokens = 0.0, 0.0, 0
-    for wanted, other in zip(expected, got):
-        wanted, other = (x.reshape(-1, x.shape[-1]).float() for x in (wanted, other))
-        energy = wanted.square().sum(1)
-        ratio += ((other - wanted).square().sum(1) / energy.clamp(min=1e-6 * energy.mean())).double().sum().item()
-        cosine += torch.nn.functional.cosine_similarity(wanted, other, dim=1).double().sum().item()
-        tokens += len(wanted)
-    return {
-        "snr_db": -10 * math.log10(max(ratio / tokens, EQUAL)) if math.isfinite(ratio) else math.nan,
-        "cosine": cosine / tokens,
-    }
+def run(walk: Walk) -> dict[Key, Tensor | tuple]:
+    """The outputs of the block that a walk stands at."""
+    block = walk.model.block(walk.tower, walk.index)
+    return {key: call(block) for key, call in walk.calls.items()}
 
 
 def audit_block(

@@ -2,7 +2,7 @@
 
     the export     a tensor is not what the source's becomes by folding and rounding (audit.py, audit_block.py): found and named without a run
     calibration    the ranges were taken from images unlike these: activations are clipped
-    quantization   the export is what it was meant to be, and W8A8 with this folding costs too much: the rounded model is bad too (streams.py)
+    quantization   the export is what it was meant to be, and W8A8 with this folding costs too much: the rounded model is bad too (models.py)
     the reading    the export is bad, the rounded model is good, and nothing above explains it
 
 Measured on given images: errors per block and per linear, the Kullback-Leibler divergence of the next token's distribution
@@ -34,7 +34,7 @@ from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, pick_device
 from . import runtime
 from .tensors import Finding, check_config, check_format, check_side_files, parts_of
-from .three_models import MODELS, Streams, audit_block, unread
+from .three_models import MODELS, ThreeModels, audit_block, unread
 from .verdict import SCHEMA, THRESHOLDS, conclude
 
 POSITIONS = 64  # at most so many of a sample's last positions are compared
@@ -106,14 +106,14 @@ def verify(
         follow(sample, answers[number]) if number < len(answers) else sample
         for number, sample in enumerate(samples.inputs)
     ]
-    streams = Streams(checkpoint, export, family, device, inputs, config.trust_remote_code)
+    models = ThreeModels(checkpoint, export, family, device, inputs, config.trust_remote_code)
     for tower in family.towers:
         with reporter.progress(f"{tower.name} tower", tower.used(checkpoint.config)) as advance:
-            for record in streams.run_tower(tower):
+            for record in models.run_tower(tower):
                 report["blocks"].append(record)
                 on_block(record)
                 advance()
-    report["logits"] = compare_logits(streams, inputs, checkpoint.config)
+    report["logits"] = compare_logits(models, inputs, checkpoint.config)
     if answers:
         theirs = free_run(runtime.load, export.dir, samples, tokens, device, config)
         report["free_running"] = compare_answers(
@@ -121,7 +121,7 @@ def verify(
         )
     else:
         report["free_running"] = {"skipped": room or "not asked for"}
-    return conclude(report, streams.findings + unread(checkpoint, export, family) + settings, start)
+    return conclude(report, models.findings + unread(checkpoint, export, family) + settings, start)
 
 
 def versions() -> dict[str, str]:
@@ -211,12 +211,12 @@ def compared_positions(inputs: dict[str, Tensor], config: dict) -> Tensor:
     return torch.arange(min(start, len(ids) - 1), len(ids))
 
 
-def compare_logits(streams: Streams, inputs: list[dict[str, Tensor]], config: dict) -> dict:
+def compare_logits(models: ThreeModels, inputs: list[dict[str, Tensor]], config: dict) -> dict:
     """{"positions", "decided", "rounded": {"kl", "kl_worst", "top1", "top1_decided"}, "export": ...}; kl_worst: of the
     worst sample.
     """
     kl, same, decided = {model: [] for model in MODELS}, {model: [] for model in MODELS}, []
-    for _, logits in streams.logits([compared_positions(sample, config) for sample in inputs]):
+    for _, logits in models.logits([compared_positions(sample, config) for sample in inputs]):
         wanted = logits["float"].float().log_softmax(-1)
         first, second = wanted.topk(2).values.unbind(-1)
         decided.append(first - second >= math.log(DECIDED))

@@ -1,4 +1,4 @@
-"""Work side by side on a CPU: samples, and reading and writing beside them.
+"""Threads on a CPU: several samples at once, and reading and writing in the background.
 
 Several samples at once, each with its share of the threads, in place of one at a time with all of them. One sample's
 operations are too small to keep all threads busy to the end of each; several samples are. An export is the same bit for
@@ -15,7 +15,7 @@ import torch
 AT_ONCE = 4  # at most: each needs memory for its own intermediate results
 
 
-def side_by_side(job: Callable, arguments: Iterable[tuple], device: torch.device) -> None:
+def in_parallel(job: Callable, arguments: Iterable[tuple], device: torch.device) -> None:
     """job(*arguments) for each of `arguments`, in any order. Raises what the first of them to fail raised."""
     arguments, threads = list(arguments), torch.get_num_threads()
     at_once = min(AT_ONCE, threads, len(arguments)) if device.type == "cpu" else 1
@@ -44,7 +44,7 @@ def side_by_side(job: Callable, arguments: Iterable[tuple], device: torch.device
         future.result()
 
 
-def beside(name: str) -> ThreadPoolExecutor:
+def background_thread(name: str) -> ThreadPoolExecutor:
     """A pool of one thread, for reading and writing while the caller's thread computes; what it does with torch, it
     does alone.
 
@@ -54,11 +54,11 @@ def beside(name: str) -> ThreadPoolExecutor:
     """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(1, name)
-    pool.submit(_alone).result()
+    pool.submit(_use_one_thread).result()
     torch.set_num_threads(threads)  # what new threads begin with
     return pool
 
 
-def _alone() -> None:
+def _use_one_thread() -> None:
     torch.set_num_threads(1)
     torch.get_num_threads()  # a thread takes the number over when it first asks for it

@@ -13,7 +13,7 @@ import torch
 from quant import Calibrator, QuantConfig
 from quant.arithmetic.stats import Observer
 from quant.export import ascend
-from quant.model.threads import beside, side_by_side
+from quant.model.parallel import background_thread, in_parallel
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def test_every_one_is_done_once_by_several_threads_at_a_time(four_threads):
         together.wait()  # passes only when four are in it
         done.append((number, other, torch.get_num_threads(), torch.is_inference_mode_enabled()))
 
-    side_by_side(job, [(number, number * 2) for number in range(8)], CPU)
+    in_parallel(job, [(number, number * 2) for number in range(8)], CPU)
     assert sorted(done) == [(number, number * 2, 1, True) for number in range(8)]
     assert torch.get_num_threads() == 4
 
@@ -46,13 +46,13 @@ def test_the_first_error_comes_through_and_no_more_are_begun(four_threads):
         raise ValueError(f"number {number}")
 
     with pytest.raises(ValueError, match="number 0"):
-        side_by_side(job, [(number,) for number in range(100)], CPU)
+        in_parallel(job, [(number,) for number in range(100)], CPU)
     assert len(begun) <= 8 and torch.get_num_threads() == 4
 
 
 def test_on_a_card_they_go_one_by_one_in_order(four_threads):
     seen = []
-    side_by_side(
+    in_parallel(
         lambda number: seen.append((number, threading.current_thread())),
         [(number,) for number in range(5)],
         torch.device("cuda"),
@@ -65,7 +65,7 @@ def test_an_observer_fed_from_many_threads_has_seen_all(four_threads):
     alone, together = (Observer("x", 16, 2) for _ in range(2))
     for number, sample in enumerate(samples):
         alone.update(sample, number, number)
-    side_by_side(
+    in_parallel(
         lambda number: together.update(samples[number], number, number), [(number,) for number in range(200)], CPU
     )
     for name in ("lo", "hi", "rows", "count"):
@@ -99,7 +99,7 @@ def threads_grown_by(pool) -> int:
 
 
 def test_what_goes_on_beside_has_no_threads_of_its_own(four_threads):
-    with ThreadPoolExecutor(1) as usual, beside("reader") as reader:
+    with ThreadPoolExecutor(1) as usual, background_thread("reader") as reader:
         assert threads_grown_by(usual) == 3
         assert threads_grown_by(reader) == 0
         assert reader.submit(torch.get_num_threads).result() == 1

@@ -1,0 +1,58 @@
+"""What a run tells of a block: its entry in quant_run.json, and its line on the terminal."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ..arithmetic.stats import Stats
+
+
+@dataclass
+class GroupRange:
+    """A group's input before and after smoothing: its range [lo, hi], and the largest |x| of its median channel, of the
+    channel that 1 % exceed, and of its largest. The last two far above the first are outlier channels.
+    """
+
+    linears: list[str]
+    before: tuple[float, float]
+    after: tuple[float, float]
+    channels_before: tuple[float, float, float]
+    channels_after: tuple[float, float, float]
+
+
+def group_range(linears: list[str], before: Stats, after: Stats) -> GroupRange:
+    """linears: names; before, after: the statistics of what they read, without and with smoothing."""
+    return GroupRange(linears, _extent(before), _extent(after), _channels(before), _channels(after))
+
+
+def _extent(stats: Stats) -> tuple[float, float]:
+    return stats.lo.min().item(), stats.hi.max().item()
+
+
+def _channels(stats: Stats) -> tuple[float, float, float]:
+    largest = torch.maximum(stats.hi, -stats.lo).cpu()
+    median, most, all_of_them = largest.quantile(torch.tensor([0.5, 0.99, 1.0])).tolist()
+    return median, most, all_of_them
+
+
+def block_entry(name: str, result, seconds: float) -> dict:
+    """A block's part of quant_run.json. result: a block.BlockResult; seconds: of wall time, reading included."""
+    return {
+        "block": name,
+        "int8": [linear.name for linear in result.linears],
+        "snr_plain_db": result.snr_plain,
+        "snr_db": result.snr,
+        "ranges": [asdict(entry) for entry in result.ranges],
+        "seconds": round(seconds, 3),
+        "steps": {step: round(took, 3) for step, took in result.seconds.items()},
+    }
+
+
+def block_line(entry: dict, anti_method: str) -> str:
+    """The same as a line for the terminal."""
+    change = f"{entry['snr_plain_db']:5.1f} -> {entry['snr_db']:5.1f} dB"
+    if anti_method == "none":
+        change = f"{entry['snr_db']:5.1f} dB"
+    if not entry["int8"]:
+        change = "float"
+    return f"{entry['block']:<43} {len(entry['int8']):>2} int8  {change:<17} {entry['seconds']:7.2f} s"

@@ -1,0 +1,189 @@
+"""What an unfinished job keeps beside its output, so that hours are not lost: the directory .OUT.quant-work
+
+    lock      held (flock) by the one job that works here; a kill releases it
+    state     JSON: what the job depends on (identity) and how far it came
+    export/   the weight files, laid out in full and filled block after block
+    hidden/   TOWER-BLOCK.RANK.safetensors: by SAMPLE.PASS, what the block after it got, or the tower's output
+              TOWER-BLOCK.RANK.tap.safetensors: the block's own output, where later code reads it (Tower.taps)
+
+A block is committed in this order: its tensors, synced; its hidden states, synced and renamed; the state, synced and
+renamed; and only then is removed what the new state does not need. So at any moment the state names what is on the disk
+and complete, and a job that is killed loses the block in flight. What a resumed job computes from is bit for bit what
+the killed one had: so is its result.
+
+Left out: resuming on another kind of device or with another torch, whose arithmetic may differ in the last bit. It is
+refused.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..base.errors import QuantError, UsageError
+from ..base.output import replace_file
+from ..files.config_json import read_json
+from ..files.safetensors_io import SafetensorsWriter, read_header, read_tensor
+from ..model.paused import Kept, Key
+
+
+@dataclass(frozen=True)
+class State:
+    """identity: name -> value of all that the bytes depend on; done: tower -> blocks committed; outside: whether what
+    stands outside the blocks is written, too; blocks: their entries of the run's log; seconds: computed so far;
+    answers_tuple: tower -> whether its blocks return tuples (StreamedModel.answers_tuple).
+    """
+
+    identity: dict[str, str] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    outside: bool = False
+    blocks: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
+    answers_tuple: dict[str, bool] = field(default_factory=dict)
+
+
+class Work:
+    """A job's directory. keeps: whether blocks are committed to it; a job without an output of its own has nothing to
+    come back to.
+    """
+
+    def __init__(self, directory: Path, keeps: bool = False):
+        self.dir, self.keeps, self.export, self._hidden = directory, keeps, directory / "export", directory / "hidden"
+        self.state, self.stop = State(), False
+        if keeps and (directory / "state").exists():
+            self.state = _read_state(directory / "state")
+
+    @property
+    def committed(self) -> bool:
+        return bool(self.state.done)
+
+    def begin(self, identity: dict[str, str]) -> None:
+        """Raises UsageError when what was committed belongs to another recipe, source or calibration set."""
+        if not self.committed:
+            self.state = State(identity)
+            return
+        for name in sorted({*identity, *self.state.identity}):
+            then, now = self.state.identity.get(name, "not there"), identity.get(name, "not there")
+            if then != now:
+                raise UsageError(
+                    f"--resume: {name} was {then} and is {now}; go back to the first, or remove {self.dir} to start"
+                    " anew"
+                )
+
+    def keep_hidden(
+        self, tower: str, index: int, rank: int, hidden: dict[Key, Tensor], taps: dict[Key, Tensor]
+    ) -> None:
+        """Of this rank's passes. hidden: what the block after `index` got, or the tower's output; taps: the output of
+        block `index` itself, where it is one of the tower's taps, else nothing.
+        """
+        if self.keeps:
+            _save(self._hidden / f"{tower}-{index}.{rank}.safetensors", hidden)
+            if taps:
+                _save(self._hidden / f"{tower}-{index}.{rank}.tap.safetensors", taps)
+
+    def commit_block(
+        self, tower: str, index: int, entry: dict, seconds: float, answers_tuple: dict[str, bool], writes: bool = True
+    ) -> None:
+        """Call when the block's tensors and every rank's hidden states are on the disk. writes: the other ranks only
+        remember it.
+        """
+        done, blocks = {**self.state.done, tower: index + 1}, [*self.state.blocks, entry]
+        state = replace(self.state, done=done, blocks=blocks, seconds=seconds, answers_tuple=dict(answers_tuple))
+        if not writes:
+            self.state = state
+            return
+        self._commit(state)
+        for file in self._files(tower, index - 1):
+            with suppress(OSError):  # what is left behind costs space, nothing else; it goes with the directory
+                file.unlink()
+
+    def commit_outside(self, seconds: float) -> None:
+        """Call when all tensors are on the disk."""
+        self._commit(replace(self.state, outside=True, seconds=seconds))
+        for file in self._hidden.glob("*"):
+            with suppress(OSError):
+                file.unlink()
+
+    def kept(self, tower: str, keys: Iterable[Key], taps: Iterable[int]) -> dict[Key, Kept]:
+        """What is kept of these passes behind the tower's last committed block, whichever rank had them. taps: the
+        tower's. Raises QuantError when a file is missing, or lacks one of them.
+        """
+        done = self.state.done[tower]
+        hidden = self._read(self._files(tower, done - 1), keys, f"behind block {done - 1} of the {tower} tower")
+        kept = {key: Kept(tensor) for key, tensor in hidden.items()}
+        for tap in (tap for tap in taps if tap < done):
+            what = f"of the output of block {tap} of the {tower} tower"
+            for key, tensor in self._read(self._files(tower, tap, ".tap"), keys, what).items():
+                kept[key].taps[tap] = tensor
+        return kept
+
+    def _files(self, tower: str, index: int, what: str = "") -> list[Path]:
+        found = sorted(self._hidden.glob(f"{tower}-{index}.*{what}.safetensors"))
+        return [file for file in found if file.name.endswith(".tap.safetensors") == bool(what)]
+
+    def _read(self, files: list[Path], keys: Iterable[Key], what: str) -> dict[Key, Tensor]:
+        infos = {name: info for file in files for name, info in read_header(file).items()}
+        tensors = {}
+        for key in keys:
+            name = f"{key[0]}.{key[1]}"
+            if name not in infos:
+                raise QuantError(
+                    f"{self._hidden}: what is kept {what} lacks sample {key[0]}, pass {key[1] + 1} ({len(infos)} are"
+                    f" there); without it the job cannot go on: remove {self.dir} to start anew"
+                )
+            tensors[key] = read_tensor(infos[name])
+        return tensors
+
+    def _commit(self, state: State) -> None:
+        if self.keeps:
+            replace_file(self.dir / "state", json.dumps(asdict(state)).encode())
+        self.state = state
+
+    def remove(self) -> None:
+        """The state goes first: without it nothing else counts."""
+        if self.dir.exists():
+            with suppress(OSError):
+                (self.dir / "state").unlink(missing_ok=True)
+            shutil.rmtree(self.dir, ignore_errors=True)
+        self.state = State()
+
+    def __str__(self) -> str:
+        return (
+            f"{sum(self.state.done.values())} blocks are kept in {self.dir}: the same command with --resume goes on"
+            " from there"
+        )
+
+
+def work_directory(output: Path) -> Path:
+    """Where the job that writes `output` keeps its work: beside it, on the same file system."""
+    return output.parent / f".{output.name}.quant-work"
+
+
+def _save(file: Path, tensors: dict[Key, Tensor]) -> None:
+    partial = file.with_suffix(".tmp")
+    writer = SafetensorsWriter(
+        partial, {f"{number}.{turn}": (tensor.dtype, tuple(tensor.shape)) for (number, turn), tensor in tensors.items()}
+    )
+    try:
+        for (number, turn), tensor in tensors.items():
+            writer.write(f"{number}.{turn}", tensor)
+        writer.close()
+        os.replace(partial, file)
+    except OSError as err:
+        raise QuantError(f"{file}: {err.strerror}") from None
+    finally:
+        writer.abandon()
+
+
+def _read_state(file: Path) -> State:
+    try:
+        return State(**read_json(file))
+    except TypeError:
+        raise QuantError(
+            f"{file}: is not a state that this version wrote; remove {file.parent} to start anew"
+        ) from None
