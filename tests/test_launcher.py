@@ -15,7 +15,7 @@ from test_ranks import ROOT, by_launcher, children_of, command, in_ranks, quanti
 
 from quant import Calibrator, QuantConfig
 from quant.calibrate.job import run_job
-from quant.calibrate.ranks import LAUNCHER, joined
+from quant.calibrate.launch import LAUNCHER, joined
 from quant.calibrate.resume import work_directory
 
 

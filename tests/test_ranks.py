@@ -22,7 +22,8 @@ from test_calibrator import digest
 from quant import Calibrator, QuantConfig
 from quant.calibrate.block import chains
 from quant.calibrate.job import run_job
-from quant.calibrate.ranks import NOTES, Ranks, joined
+from quant.calibrate.launch import NOTES, joined
+from quant.calibrate.ranks import Ranks
 from quant.calibrate.resume import work_directory
 from quant.families import FAMILIES
 

@@ -26,7 +26,7 @@ def run_job(
     resume: go on where an earlier call with the same arguments was cut off, or begin. Raises UsageError when such a job
     is there and resume is not set, when another process works on it, or when it had another recipe, source or
     calibration set; a QuantError or KeyboardInterrupt says how to resume, if there is something to resume. ranks: the
-    processes that share the work (ranks.joined).
+    processes that share the work (launch.joined).
     """
     target, calibrator.ranks = Path(directory).absolute(), ranks
     if any(ranks.gather(ranks.rank == 0 and resume and _finished(calibrator, target))):

@@ -29,8 +29,9 @@ from ..inputs.samples import CalibrationSet
 from ..model.streamed import Feed, Skeleton
 from ..model.threads import beside
 from .block import BlockQuantizer, BlockResult
+from .launch import stop_asked
 from .memory import on_cpu, told
-from .ranks import NoMemory, Ranks, stop_asked
+from .ranks import NoMemory, Ranks
 from .resume import Work
 
 

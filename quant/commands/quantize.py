@@ -150,9 +150,9 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
 
     from ..base.console import Reporter
     from ..calibrate.calibrator import Calibrator
-    from ..calibrate.estimate import dry_run
     from ..calibrate.job import launch_job, run_job
-    from ..calibrate.ranks import joined, started_by_launcher
+    from ..calibrate.launch import joined, started_by_launcher
+    from ..calibrate.summary import dry_run
     from ..model.device import pick_device, workers_of
 
     save_type, act = chosen(args)
