@@ -2,7 +2,7 @@
 to be:
 
     float     the source
-    rounded   the source with its int8 linears rounded here: folded as the export is (audit_linear.Relation), weights, scales and ranges taken
+    rounded   the source with its int8 linears rounded here: folded as the export is (linear.Relation), weights, scales and ranges taken
               anew from the source's weights and from these samples. What W8A8 with this folding costs, whatever the export holds.
     export    the export, in its own integers (runtime.Int8Linear)
 
@@ -29,20 +29,20 @@ from ..files.checkpoint import Checkpoint
 from ..model.device import compute_dtype
 from ..model.streamed import Feed, Skeleton
 from ..model.threads import beside
-from .folding import BlockAudit
+from .folding import check_block
 from .linear import Relation
 from .runtime import READ, Int8Linear, refuse_outside
-from .tensors import Finding, check_outside, parts_of
+from .tensors import Damage, parts_of
 
 MODELS = ("rounded", "export")  # those that are measured against the float one
 EQUAL = 1e-20  # least error, relative to the energy, that is told from none
 
 
 class Streams:
-    """inputs: the model's keyword arguments per sample; the export must have the format that audit.check_format asks
+    """inputs: the model's keyword arguments per sample; the export must have the format that tensors.check_format asks
     for.
 
-    findings: the damage found so far. Raises QuantError as refuse_outside, Skeleton and Observer do.
+    damage: what was found so far. Raises QuantError as refuse_outside, Skeleton and Observer do.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Streams:
         self.float = Skeleton(checkpoint, family, compute_dtype(checkpoint.dtype, device), device, trust_remote_code)
         self.integer = Skeleton(export, family, compute_dtype(export.dtype, device), device, trust_remote_code)
         self.outputs: dict[str, dict[str, list[Tensor]]] = {"float": {}, "rounded": {}, "export": {}}
-        self.findings: list[Finding] = []
+        self.damage: list[Damage] = []
 
     def run_tower(self, tower: Tower) -> Iterator[dict]:
         """Yields a record per block (docs/verify.md, "blocks"); afterwards self.outputs holds the tower's outputs."""
@@ -74,8 +74,8 @@ class Streams:
                 source, exported = coming.result()
                 if index + 1 < used:
                     coming = reader.submit(self._load, tower, index + 1)
-                audit = audit_block(self.checkpoint, self.family, tower, index, source, exported, self.int8)
-                self.findings += audit.findings
+                checked = check_block(self.checkpoint.config, tower, index, source, exported, self.int8)
+                self.damage += checked.damage
                 integer = self._set(source, exported)
                 with self.integer.replaced(list(integer.values())):
                     if index == 0:
@@ -85,7 +85,7 @@ class Streams:
                             feeds["rounded"] = self.float.enter(tower, self.inputs, self.outputs["rounded"])
                     if feeds["rounded"] is None and integer:
                         feeds["rounded"] = [Feed(feed.hidden, feed.calls) for feed in feeds["float"]]
-                    yield self._block(tower, index, audit.relations, integer, feeds)
+                    yield self._block(tower, index, checked.relations, integer, feeds)
                 self.float.clear(source)
                 self.integer.clear([name for name in source if name in self.integer.names])
         for name in ("float", "export"):
@@ -281,33 +281,3 @@ def fidelity(expected: list[Tensor], got: list[Tensor]) -> dict[str, float]:
         "snr_db": -10 * math.log10(max(ratio / tokens, EQUAL)) if math.isfinite(ratio) else math.nan,
         "cosine": cosine / tokens,
     }
-
-
-def audit_block(
-    checkpoint: Checkpoint, family: Family, tower: Tower, index: int, source: dict, exported: dict, int8: set[str]
-) -> BlockAudit:
-    """BlockAudit.run() on loaded tensors; a linear may have been confused with that of a neighbouring block."""
-    prefix = tower.block(index)
-
-    def nearby(name: str) -> dict:
-        blocks = [other for other in (index - 1, index + 1) if 0 <= other < tower.blocks(checkpoint.config)]
-        tensors = [f"{tower.block(other)}{name.removeprefix(prefix)}.weight" for other in blocks]
-        return {f"{tensor} of the source": lambda tensor=tensor: checkpoint.load(tensor) for tensor in tensors}
-
-    return BlockAudit(tower, prefix, source, exported, int8, tower.heads(checkpoint.config), nearby).run()
-
-
-def unread(
-    checkpoint: Checkpoint, export: Export, family: Family, spoiled: frozenset[str] | set[str] = frozenset()
-) -> list[Finding]:
-    """Damage to what the blocks in use do not hold: embeddings, merger or projector, norms and head, blocks without
-    effect; but for `spoiled`.
-    """
-
-    def outside(name: str) -> bool:
-        block = family.block_of(name)
-        return block is None or block[1] >= block[0].used(checkpoint.config)
-
-    return check_outside(
-        checkpoint, export, [name for name in checkpoint.tensors if name not in spoiled and outside(name)]
-    )
