@@ -17,8 +17,8 @@ from quant.commands.cli import main
 from quant.evaluate.evaluate import Answers, files_digest, summarize
 from quant.evaluate.questions import Question, QuestionSet
 from quant.export.ascend import read
+from quant.report.axes import linear_axis, spread_axis
 from quant.report.markup import Markup, el
-from quant.report.plots import linear_axis, spread_axis
 
 LENIENT = ["--threshold", "kl=9", "top1=0", "clipped=0.05"]  # random weights answer at random
 HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"

@@ -48,8 +48,8 @@ def check_format(checkpoint: Checkpoint, export: Export) -> list[Damage]:
         expected = {name: ((export.dtype if info.dtype.is_floating_point else info.dtype,), info.shape)}
         if leaf == "weight" and owner in int8:
             if len(info.shape) != 2:
-                problem = f"is described as an int8 linear's, the source's has shape {list(info.shape)}"
-                damage.append(Damage(name, problem))
+                what = f"is described as an int8 linear's, the source's has shape {list(info.shape)}"
+                damage.append(Damage(name, what))
                 known.add(name)
                 continue
             outputs, inputs = info.shape
