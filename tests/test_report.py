@@ -14,7 +14,8 @@ from tiny import make, make_images
 
 from quant import Calibrator, QuantConfig
 from quant.commands.cli import main
-from quant.evaluate.evaluate import Answers, files_digest, summarize
+from quant.evaluate.evaluate import Answers, summarize
+from quant.evaluate.local_model import files_digest
 from quant.evaluate.questions import Question, QuestionSet
 from quant.export.ascend import read
 from quant.report.axes import linear_axis, spread_axis

@@ -85,7 +85,7 @@ def stop_asked() -> bool:
 
 
 def _already_reported() -> bool:
-    """Whether another rank has told the user of its error; if not, this one is to."""
+    """Whether another rank has reported an error to the user; if not, this one is to."""
     try:
         os.close(os.open(os.path.join(os.environ[NOTES], "reported"), os.O_CREAT | os.O_EXCL))
     except (KeyError, FileNotFoundError):
@@ -115,7 +115,7 @@ def started_by_launcher() -> bool:
 def joined(device: str) -> Iterator[Ranks]:
     """The Ranks that this process belongs to; alone, if torch.distributed.run did not start it.
 
-    Of an error that several of them meet, the first tells; the others exit in silence, with its exit code.
+    Of an error that several of them meet, the first is reported; the others exit in silence, with its exit code.
     """
     if not started_by_launcher() or os.environ["WORLD_SIZE"] == "1":
         yield Ranks()

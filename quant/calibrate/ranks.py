@@ -55,7 +55,7 @@ class Ranks:
         """The numbers of this rank's samples, ascending: the dearest sample goes to the rank with least to do, sample 0
         to rank 0.
         """
-        loads, shares = [0] * self.size, [[] for _ in range(self.size)]
+        loads, shares = [0] * self.size, [list[int]() for _ in range(self.size)]
         for number in [0, *sorted(range(1, len(costs)), key=lambda number: (-costs[number], number))]:
             rank = 0 if number == 0 else loads.index(min(loads))
             loads[rank] += costs[number]
@@ -173,7 +173,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as err:
-        if is_out_of_memory(err):  # not NoMemory: the others are in the midst of it, and cannot be told
+        if is_out_of_memory(err):  # not NoMemory: the others are in the midst of it and do not learn of it
             raise QuantError(
                 f"out of memory while the ranks exchange results: {str(err).splitlines()[0]}; take a smaller"
                 " --max_pixels"

@@ -11,6 +11,7 @@ from .export import add_format, chosen, verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     paths = parser.add_argument_group("input and output")
     paths.add_argument(
         "--model_path", required=True, metavar="DIR", help="directory of the float checkpoint; never written to"

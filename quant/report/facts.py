@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.errors import QuantError, UsageError
-from ..evaluate.evaluate import files_digest
+from ..evaluate.local_model import files_digest
 from ..export import ascend
 from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
