@@ -29,13 +29,37 @@ def state(directory: Path) -> dict:
 
 
 REPAIRABLE = [
-    "index of another run", "side file not copied", "merges.txt not copied", "no tokenizer", "no image processor",
-    "weights for the owner alone", "weights for everyone", "directory for everyone", "description under its old name", "no description",
-    "description is no JSON", "null in the description", "no version", "no model type", "no entry for a linear", "no entry for the embedding",
-    "unknown type", "float described as int8", "a part of another type", "bias described as int8", "entry without a tensor",
-    "vision switched off", "vision switched on", "no quantize", "quantize of another type", "quantization_config", "no torch_dtype",
-    "torch_dtype changed", "no vocab_size", "config.json of transformers 5",
-]  # fmt: skip
+    "index of another run",
+    "side file not copied",
+    "merges.txt not copied",
+    "no tokenizer",
+    "no image processor",
+    "weights for the owner alone",
+    "weights for everyone",
+    "directory for everyone",
+    "description under its old name",
+    "no description",
+    "description is no JSON",
+    "null in the description",
+    "no version",
+    "no model type",
+    "no entry for a linear",
+    "no entry for the embedding",
+    "unknown type",
+    "float described as int8",
+    "a part of another type",
+    "bias described as int8",
+    "entry without a tensor",
+    "vision switched off",
+    "vision switched on",
+    "no quantize",
+    "quantize of another type",
+    "quantization_config",
+    "no torch_dtype",
+    "torch_dtype changed",
+    "no vocab_size",
+    "config.json of transformers 5",
+]
 
 
 @pytest.mark.parametrize("name", REPAIRABLE)
