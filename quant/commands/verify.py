@@ -167,7 +167,8 @@ def ending(report: dict) -> list[str]:
     if logits:
         lines.append(f"{logits['positions']} positions after the images{'export':>13}{'rounded':>10}{'allowed':>12}")
         kl = [_number(logits[model]["kl"]) for model in ("export", "rounded")]
-        lines.append(f"{'KL divergence, nats':<31}{kl[0]}{kl[1]}{'<= %g' % limits['kl']:>12}")
+        allowed = f"<= {limits['kl']:g}"
+        lines.append(f"{'KL divergence, nats':<31}{kl[0]}{kl[1]}{allowed:>12}")
         lines.append(f"{'same token first':<31}{logits['export']['top1']:>10.1%}{logits['rounded']['top1']:>10.1%}")
         if logits["decided"]:
             where = f"   at the {logits['decided']} decided ones"
