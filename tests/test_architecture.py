@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from quant.commands.cli import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 # Rooms of quant/, from the top down: a module imports from its own room, or from rooms below it. docs/architecture.md
 # draws this table.
@@ -27,7 +29,8 @@ ROOMS = (
     "files",
     "base",
 )
-# What judges a result shares nothing with what made it but the format and the arithmetic; the servers' rules stand alone.
+# What judges a result shares nothing with what made it but the format and the arithmetic; the servers' rules stand
+# alone.
 FORBIDDEN = {
     "verify": {"calibrate"},
     "evaluate": {"calibrate"},
@@ -35,6 +38,7 @@ FORBIDDEN = {
     "servers": set(ROOMS) - {"servers", "families", "files", "base"},
 }
 MODELS = {"qwen2vl", "qwen2_5vl", "llava"}  # folders that hold a script and nothing else
+SCRIPTS = [f"quant/{model}/quant_{model}.py" for model in sorted(MODELS)]
 
 
 def modules():
@@ -46,6 +50,15 @@ def modules():
 
 def imported_rooms(file: Path):
     """(room, line) of every import from our own package, wherever in the module it stands."""
+    for target, line in imports_by_line(file):
+        if len(target) > 1 and target[1] in (*ROOMS, *MODELS):
+            yield target[1], line
+
+
+def imports_by_line(file: Path):
+    """(("quant", room, module, name), line) of every import from our own package, wherever in the module; shorter where
+    the import is.
+    """
     package = ("quant", *file.relative_to(ROOT / "quant").parts[:-1])
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -56,9 +69,32 @@ def imported_rooms(file: Path):
             names = [tuple(alias.name.split(".")) for alias in node.names]
         else:
             continue
-        for name in names:
-            if name[0] == "quant" and len(name) > 1 and name[1] in (*ROOMS, *MODELS):
-                yield name[1], node.lineno
+        yield from ((name, node.lineno) for name in names if name[0] == "quant")
+
+
+def imported_modules(file: Path) -> set[Path]:
+    """The modules of our own package that a module imports, wherever in it."""
+    found = set()
+    for target, _ in imports_by_line(file):
+        for length in range(1, len(target) + 1):
+            path = ROOT.joinpath(*target[:length])
+            found |= {place for place in (path.with_suffix(".py"), path / "__init__.py") if place.is_file()}
+    return found - {file}
+
+
+def test_no_module_is_dead():
+    """Each is reached from a door: a script, python -m quant, `from quant import ...`, or a command, which cli.py
+    imports by its name.
+    """
+    package = ROOT / "quant"
+    ahead = [package / "__init__.py", package / "__main__.py", *(ROOT / script for script in SCRIPTS)]
+    ahead += [package / "commands" / f"{name.replace('-', '_')}.py" for name in COMMANDS]
+    reached = set()
+    while ahead:
+        if (file := ahead.pop()) not in reached:
+            reached.add(file)
+            ahead += imported_modules(file)
+    assert {file for file, _ in modules()} == reached
 
 
 def test_arrows_run_downward():
@@ -80,16 +116,7 @@ def test_folders_of_models_hold_a_script_and_nothing_else():
         assert [file.name for file in (ROOT / "quant" / model).glob("*.*")] == [f"quant_{model}.py"]
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "quant/qwen2vl/quant_qwen2vl.py",
-        "quant/qwen2_5vl/quant_qwen2_5vl.py",
-        "quant/llava/quant_llava.py",
-        "-m quant",
-        "-m quant quantize",
-    ],
-)
+@pytest.mark.parametrize("script", [*SCRIPTS, "-m quant", *(f"-m quant {command}" for command in COMMANDS)])
 def test_help_is_fast_and_needs_no_torch(script, tmp_path):
     # An empty torch that fails on import stands before the real one.
     (tmp_path / "torch.py").write_text("raise ImportError('torch was imported for --help')")

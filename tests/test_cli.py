@@ -62,8 +62,15 @@ def refused(world, capsys, pattern, code, *flags, **overrides):
 def test_a_run_tells_what_it_did(world, capsys):
     assert world.run() == 0
     text = capsys.readouterr().out
-    for expected in (r"device +cpu", r"m4 on 12 groups", r"visual\.blocks\.0 +3 int8 +\d+\.\d -> +\d+\.\d dB", r"model\.layers\.1 +6 int8",
-                     r"18 int8, 7 float; \d\d\.\d% of the multiply-adds", r"size +5\.\d+ MB -> 4\.\d+ MB", r"peak memory"):  # fmt: skip
+    for expected in (
+        r"device +cpu",
+        r"m4 on 12 groups",
+        r"visual\.blocks\.0 +3 int8 +\d+\.\d -> +\d+\.\d dB",
+        r"model\.layers\.1 +6 int8",
+        r"18 int8, 7 float; \d\d\.\d% of the multiply-adds",
+        r"size +5\.\d+ MB -> 4\.\d+ MB",
+        r"peak memory",
+    ):
         assert re.search(expected, text), expected
     assert max(len(line) for line in text.splitlines() if "result" not in line and "model " not in line) <= 80
     assert (world.out / "quant_model_description.json").exists() and list(world.out.parent.iterdir()) == [world.out]
@@ -85,8 +92,17 @@ def test_mindie_format(world):
 def test_dry_run_decides_and_writes_nothing(world, capsys):
     assert world.run("--dry_run") == 0
     text = capsys.readouterr().out
-    for expected in (r"visual\.blocks\.\*\n .*attn\.qkv +2 x +480 x 160 +int8\n", r"mlp\.fc2 +2 x .* float \[1\]", r"\[1\] MindIE's vision kernel takes fc2 in float",
-                     r"lm_head +1 x .* float \[(\d)\](.|\n)*\[\1\] servers load the head", r"12 groups by m4", r"2 x input_layernorm -> self_attn\.q_proj, self_attn\.k", r"memory +about", r"disk +4\.\d+ MB", r"time +about"):  # fmt: skip
+    for expected in (
+        r"visual\.blocks\.\*\n .*attn\.qkv +2 x +480 x 160 +int8\n",
+        r"mlp\.fc2 +2 x .* float \[1\]",
+        r"\[1\] MindIE's vision kernel takes fc2 in float",
+        r"lm_head +1 x .* float \[(\d)\](.|\n)*\[\1\] servers load the head",
+        r"12 groups by m4",
+        r"2 x input_layernorm -> self_attn\.q_proj, self_attn\.k",
+        r"memory +about",
+        r"disk +4\.\d+ MB",
+        r"time +about",
+    ):
         assert re.search(expected, text), expected
     assert max(map(len, text.splitlines())) <= 80
     assert not world.out.parent.exists()
@@ -134,10 +150,13 @@ def test_requests_that_cannot_be_carried_out(world, capsys, flags, pattern):
     refused(world, capsys, pattern, 2, *flags)
 
 
-@pytest.mark.parametrize("overrides,pattern", [
-    ({"--model_path": "/nowhere"}, r"/nowhere: no such directory"),
-    ({"--calib_images": "/nowhere"}, r"/nowhere: no such folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides,pattern",
+    [
+        ({"--model_path": "/nowhere"}, r"/nowhere: no such directory"),
+        ({"--calib_images": "/nowhere"}, r"/nowhere: no such folder"),
+    ],
+)
 def test_missing_places(world, capsys, overrides, pattern):
     refused(world, capsys, pattern, 2, **overrides)
 
@@ -181,24 +200,70 @@ def poison(value):
 
 FC1, NORM = "visual.blocks.1.mlp.fc1.weight", "model.layers.0.input_layernorm.weight"
 DAMAGES = {
-    "shard missing": (lambda s: (s / "model-00002-of-00003.safetensors").unlink(), r"model-00002-of-00003\.safetensors: No such file"),
-    "shard truncated": (lambda s: os.truncate(s / "model-00002-of-00003.safetensors", 200_000), r"model-00002-of-00003\.safetensors: truncated, .* ends at byte \d+ and the file at 200000"),
-    "shard of nothing": (lambda s: os.truncate(s / "model-00001-of-00003.safetensors", 3), r"model-00001-of-00003\.safetensors: header of"),
-    "shard is text": (lambda s: (s / "model-00001-of-00003.safetensors").write_text("{" * 99), r"model-00001-of-00003\.safetensors: header of \d+ bytes in a file of 99"),
+    "shard missing": (
+        lambda s: (s / "model-00002-of-00003.safetensors").unlink(),
+        r"model-00002-of-00003\.safetensors: No such file",
+    ),
+    "shard truncated": (
+        lambda s: os.truncate(s / "model-00002-of-00003.safetensors", 200_000),
+        r"model-00002-of-00003\.safetensors: truncated, .* ends at byte \d+ and the file at 200000",
+    ),
+    "shard of nothing": (
+        lambda s: os.truncate(s / "model-00001-of-00003.safetensors", 3),
+        r"model-00001-of-00003\.safetensors: header of",
+    ),
+    "shard is text": (
+        lambda s: (s / "model-00001-of-00003.safetensors").write_text("{" * 99),
+        r"model-00001-of-00003\.safetensors: header of \d+ bytes in a file of 99",
+    ),
     "tensor missing": (lambda s: rewrite(s, FC1, lambda t: None), r"visual\.blocks\.1\.mlp\.fc1\.weight is missing"),
-    "wrong shape": (lambda s: rewrite(s, FC1, lambda t: t[:, :-1].contiguous()), r"fc1\.weight has shape \[640, 159\], config\.json makes it \[640, 160\]"),
-    "NaN in a linear": (lambda s: rewrite(s, FC1, poison(float("nan"))), r"visual\.blocks\.1\.mlp\.fc1\.weight holds NaN or Inf"),
-    "Inf in a norm": (lambda s: rewrite(s, NORM, poison(float("inf"))), r"model\.layers\.0\.input_layernorm\.weight holds NaN or Inf"),
-    "NaN in the head": (lambda s: rewrite(s, "lm_head.weight", poison(float("nan"))), r"lm_head\.weight holds NaN or Inf"),
-    "overflow in activations": (lambda s: rewrite(s, NORM, lambda t: t * 0 + 3e38), r"(the input of model\.layers\.0|the output of model\.layers\.0).* holds NaN or Inf"),
-    "index outside": (lambda s: edit_index(s, lambda m: m.update({FC1: "../src/model-00001-of-00003.safetensors"})), r"points to '\.\./src/.*', outside the directory"),
-    "index absolute": (lambda s: edit_index(s, lambda m: m.update({FC1: "/etc/passwd"})), r"points to '/etc/passwd', outside the directory"),
-    "index of another download": (lambda s: edit_index(s, lambda m: m.update({FC1: "model-00003-of-00003.safetensors"})), r"places visual\.blocks\.1\.mlp\.fc1\.weight in model-00003|index and shards"),
+    "wrong shape": (
+        lambda s: rewrite(s, FC1, lambda t: t[:, :-1].contiguous()),
+        r"fc1\.weight has shape \[640, 159\], config\.json makes it \[640, 160\]",
+    ),
+    "NaN in a linear": (
+        lambda s: rewrite(s, FC1, poison(float("nan"))),
+        r"visual\.blocks\.1\.mlp\.fc1\.weight holds NaN or Inf",
+    ),
+    "Inf in a norm": (
+        lambda s: rewrite(s, NORM, poison(float("inf"))),
+        r"model\.layers\.0\.input_layernorm\.weight holds NaN or Inf",
+    ),
+    "NaN in the head": (
+        lambda s: rewrite(s, "lm_head.weight", poison(float("nan"))),
+        r"lm_head\.weight holds NaN or Inf",
+    ),
+    "overflow in activations": (
+        lambda s: rewrite(s, NORM, lambda t: t * 0 + 3e38),
+        r"(the input of model\.layers\.0|the output of model\.layers\.0).* holds NaN or Inf",
+    ),
+    "index outside": (
+        lambda s: edit_index(s, lambda m: m.update({FC1: "../src/model-00001-of-00003.safetensors"})),
+        r"points to '\.\./src/.*', outside the directory",
+    ),
+    "index absolute": (
+        lambda s: edit_index(s, lambda m: m.update({FC1: "/etc/passwd"})),
+        r"points to '/etc/passwd', outside the directory",
+    ),
+    "index of another download": (
+        lambda s: edit_index(s, lambda m: m.update({FC1: "model-00003-of-00003.safetensors"})),
+        r"places visual\.blocks\.1\.mlp\.fc1\.weight in model-00003|index and shards",
+    ),
     "index not JSON": (lambda s: (s / "model.safetensors.index.json").write_text("{"), r"index\.json: not valid JSON"),
     "config not JSON": (lambda s: (s / "config.json").write_text("[1"), r"config\.json: not valid JSON"),
-    "config without depth": (lambda s: (s / "config.json").write_text((s / "config.json").read_text().replace("num_hidden_layers", "layers")), r"config\.json: has no num_hidden_layers"),
-    "config of another depth": (lambda s: (s / "config.json").write_text(json.dumps({**json.loads((s / "config.json").read_text()), "vision_config": {}})), r"tensor visual\.blocks\.2\.attn\.qkv\.weight is missing"),
-}  # fmt: skip
+    "config without depth": (
+        lambda s: (s / "config.json").write_text(
+            (s / "config.json").read_text().replace("num_hidden_layers", "layers")
+        ),
+        r"config\.json: has no num_hidden_layers",
+    ),
+    "config of another depth": (
+        lambda s: (s / "config.json").write_text(
+            json.dumps({**json.loads((s / "config.json").read_text()), "vision_config": {}})
+        ),
+        r"tensor visual\.blocks\.2\.attn\.qkv\.weight is missing",
+    ),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -273,8 +338,27 @@ def test_scripts_run_by_path(tmp_path, family, script, where):
     folder, name = (file.parent, file.name) if where == "own folder" else (tmp_path, str(file))
     # Without the vendor's habit of PYTHONPATH, and with the vendor's flags.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    flags = ["--model_path", source, "--calib_images", images, "--save_directory", tmp_path / "out", "--w_bit", "8", "--a_bit", "8", "--device_type", "cpu",
-             "--trust_remote_code", "False", "--anti_method", "m4", "--part_file_size", "1", "--mindie_format"]  # fmt: skip
+    flags = [
+        "--model_path",
+        source,
+        "--calib_images",
+        images,
+        "--save_directory",
+        tmp_path / "out",
+        "--w_bit",
+        "8",
+        "--a_bit",
+        "8",
+        "--device_type",
+        "cpu",
+        "--trust_remote_code",
+        "False",
+        "--anti_method",
+        "m4",
+        "--part_file_size",
+        "1",
+        "--mindie_format",
+    ]
     done = subprocess.run(
         [sys.executable, name, *map(str, flags)], cwd=folder, env=environment, capture_output=True, text=True
     )

@@ -126,6 +126,15 @@ def test_no_common_name_is_refused(tmp_path):
         compare(write(tmp_path / "a"), write(tmp_path / "b", rename=lambda name: f"x.{name}"))
 
 
+def test_a_dump_without_features_is_refused(tmp_path):
+    a = write(tmp_path / "a")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest | {"features": []}))
+    with pytest.raises(UsageError, match="share no feature name: A has embed, B has none; --map"):
+        compare(a, Dump(tmp_path / "b"))
+
+
 def test_nondeterminism_is_warned_of(tmp_path):
     shaky = compare(write(tmp_path / "a", repeat={"layers.1": 0.25}), write(tmp_path / "b"))
     assert (

@@ -30,7 +30,7 @@ def exports(tmp_path_factory) -> Exports:
     return Exports(tmp_path_factory.mktemp("exports"))
 
 
-# -- no false alarm ----------------------------------------------------------------------------------------------------------------
+# -- no false alarm
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -60,7 +60,7 @@ def test_good_shards_tied_heads_and_float_vision_have_no_findings(exports, tmp_p
         )
 
 
-# -- one thing broken, one rule named ----------------------------------------------------------------------------------------------
+# -- one thing broken, one rule named
 
 Q = "model.layers.0.self_attn.q_proj"  # of Qwen
 FC1 = "visual.blocks.1.mlp.fc1"
@@ -114,8 +114,11 @@ def back_to_float(*linears: str) -> Callable[[Path], None]:
     """Turn int8 linears into float ones, tensors and entries alike."""
 
     def change(directory: Path) -> None:
-        parts = [f"{name}.{part}" for name in linears for part in
-                 ("weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")]  # fmt: skip
+        parts = [
+            f"{name}.{part}"
+            for name in linears
+            for part in ("weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
+        ]
         drop(directory, *parts)
         edit_tensors(
             directory,
@@ -275,7 +278,7 @@ BROKEN = {
         ),
         ("vllm-ascend",),
         other_minds=True,
-    ),  # fmt: skip
+    ),
     "q has a scale of its own": Broken("shared-input-scale", replace_tensor(f"{Q}.input_scale", lambda t: t * 2)),
     "up has an offset of its own": Broken(
         "shared-input-scale",
@@ -392,7 +395,7 @@ def test_every_rule_has_its_mutation():
     assert len(BROKEN) >= 30
 
 
-# -- the command -------------------------------------------------------------------------------------------------------------------
+# -- the command
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -427,12 +430,20 @@ def test_exit_codes_and_what_is_printed(exports, tmp_path):
     [
         (lambda d: (d / "config.json").unlink(), "holds no config.json"),
         (lambda d: (d / "config.json").write_text("[]"), "an object was expected"),
-        (lambda d: edit_json(d / "config.json", lambda x: x.update(architectures=["Other"])), "architecture Other is not supported"),
+        (
+            lambda d: edit_json(d / "config.json", lambda x: x.update(architectures=["Other"])),
+            "architecture Other is not supported",
+        ),
         (lambda d: edit_json(d / "config.json", lambda x: x.update(vision_config=3)), "vision_config is no object"),
         (lambda d: edit_json(d / "config.json", lambda x: x.update(num_hidden_layers=10**5)), "100000 blocks or heads"),
-        (lambda d: edit_json(d / "config.json", lambda x: x.update(quantization_config={"quant_method": "compressed-tensors"})), "compressed-tensors format"),
+        (
+            lambda d: edit_json(
+                d / "config.json", lambda x: x.update(quantization_config={"quant_method": "compressed-tensors"})
+            ),
+            "compressed-tensors format",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_judged_is_one_line(exports, tmp_path, break_, message):
     export = copy(exports("qwen2_vl"), tmp_path / "out")
     break_(export)

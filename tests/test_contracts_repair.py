@@ -1,8 +1,11 @@
-"""--fix: what can be repaired without the float weights is repaired, into a new directory, and nothing else is touched."""
+"""--fix: what can be repaired without the float weights is repaired, into a new directory; nothing else is touched."""
 
+import errno
 import hashlib
+import shutil
 from pathlib import Path
 
+import faults
 import pytest
 from exports import DESCRIPTION, WEIGHTS, Exports, copy, drop, edit_json
 from test_contracts import BROKEN, command
@@ -26,13 +29,37 @@ def state(directory: Path) -> dict:
 
 
 REPAIRABLE = [
-    "index of another run", "side file not copied", "merges.txt not copied", "no tokenizer", "no image processor",
-    "weights for the owner alone", "weights for everyone", "directory for everyone", "description under its old name", "no description",
-    "description is no JSON", "null in the description", "no version", "no model type", "no entry for a linear", "no entry for the embedding",
-    "unknown type", "float described as int8", "a part of another type", "bias described as int8", "entry without a tensor",
-    "vision switched off", "vision switched on", "no quantize", "quantize of another type", "quantization_config", "no torch_dtype",
-    "torch_dtype changed", "no vocab_size", "config.json of transformers 5",
-]  # fmt: skip
+    "index of another run",
+    "side file not copied",
+    "merges.txt not copied",
+    "no tokenizer",
+    "no image processor",
+    "weights for the owner alone",
+    "weights for everyone",
+    "directory for everyone",
+    "description under its old name",
+    "no description",
+    "description is no JSON",
+    "null in the description",
+    "no version",
+    "no model type",
+    "no entry for a linear",
+    "no entry for the embedding",
+    "unknown type",
+    "float described as int8",
+    "a part of another type",
+    "bias described as int8",
+    "entry without a tensor",
+    "vision switched off",
+    "vision switched on",
+    "no quantize",
+    "quantize of another type",
+    "quantization_config",
+    "no torch_dtype",
+    "torch_dtype changed",
+    "no vocab_size",
+    "config.json of transformers 5",
+]
 
 
 @pytest.mark.parametrize("name", REPAIRABLE)
@@ -84,12 +111,21 @@ def test_refusals(exports, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "out"]
 
 
-def test_a_repair_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device", "somewhere")
-
+def test_a_disk_that_is_full_at_any_step_leaves_nothing(exports, tmp_path):
     export = copy(exports("qwen2_vl"), tmp_path / "out")
-    monkeypatch.setattr("quant.servers.rules.repair._write", full)
-    with pytest.raises(QuantError, match="fixed: No space left on device"):
-        repair(export, tmp_path / "fixed")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with faults.counted() as operations:
+        repair(export, tmp_path / "whole")
+    saved = operations.index("rename")
+    assert saved > 10
+    harmless = {0, operations.index("link")}  # a parent that is there already; weights that are not linked are copied
+    for at in range(saved + 1):
+        fixed = tmp_path / f"fixed{at}"
+        with faults.counted(at, faults.raising(errno.ENOSPC)):
+            if at in harmless:
+                repair(export, fixed)
+                assert state(fixed) == state(tmp_path / "whole")
+                shutil.rmtree(fixed)
+            else:
+                with pytest.raises(QuantError, match=rf"^{tmp_path}.*: No space left on device$"):
+                    repair(export, fixed)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"], operations[at]

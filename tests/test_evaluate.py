@@ -13,7 +13,8 @@ from quant import Calibrator, QuantConfig, QuantError
 from quant.base.console import SILENT
 from quant.commands.cli import main
 from quant.evaluate.endpoint import Unanswered
-from quant.evaluate.evaluate import GIVE_UP, LocalModel, Results, ask, summarize
+from quant.evaluate.evaluate import GIVE_UP, Results, ask, summarize
+from quant.evaluate.local_model import LocalModel
 from quant.evaluate.questions import load_questions
 from quant.verify.runtime import load
 

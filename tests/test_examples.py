@@ -21,7 +21,7 @@ import outliers  # noqa: E402
 import train  # noqa: E402
 
 from quant import Calibrator, QuantConfig  # noqa: E402
-from quant.evaluate.evaluate import LocalModel  # noqa: E402
+from quant.evaluate.local_model import LocalModel  # noqa: E402
 from quant.evaluate.questions import load_questions  # noqa: E402
 from quant.files.checkpoint import Checkpoint  # noqa: E402
 from quant.inputs.encode import Encoder  # noqa: E402

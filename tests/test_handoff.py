@@ -37,7 +37,7 @@ def blocks(page: Path) -> dict[str, str]:
     return {title: body.split("```bash\n")[1].split("```")[0] for title, _, body in sections if "```bash" in body}
 
 
-# -- MindIE --------------------------------------------------------------------------------------------------------------
+# -- MindIE
 
 
 def test_mindie_fragment(exports, tmp_path):
@@ -96,7 +96,7 @@ def test_mindie_config_is_merged_into_the_one_given(exports, tmp_path):
     assert "https://127.0.0.1:1040" in page and "cp config.json" in page
 
 
-# -- the page ------------------------------------------------------------------------------------------------------------
+# -- the page
 
 CURL = """\
 #!{python}
@@ -172,7 +172,7 @@ def test_vllm_serve_command(exports, tmp_path):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------
+# -- memory
 
 
 def test_memory_of_the_published_7b(tmp_path):
@@ -206,20 +206,40 @@ def test_what_does_not_fit_is_refused_with_its_figures(exports, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------------
+# -- refusals
 
 
 @pytest.mark.parametrize(
     "family, dtype, flags, message",
     [
-        ("qwen2_vl", "bfloat16", ["--server", "mindie", "--world_size", 2], "attn.proj of the vision tower transposed.*--vision float"),
-        ("qwen2_vl", "float16", ["--server", "mindie", "--hardware", "310p"], "not among the models that MindIE runs on the Atlas 300I Duo"),
-        ("llava", "float16", ["--server", "mindie", "--hardware", "310p", "--world_size", 2], "several chips of the Atlas 300I Duo"),
+        (
+            "qwen2_vl",
+            "bfloat16",
+            ["--server", "mindie", "--world_size", 2],
+            "attn.proj of the vision tower transposed.*--vision float",
+        ),
+        (
+            "qwen2_vl",
+            "float16",
+            ["--server", "mindie", "--hardware", "310p"],
+            "not among the models that MindIE runs on the Atlas 300I Duo",
+        ),
+        (
+            "llava",
+            "float16",
+            ["--server", "mindie", "--hardware", "310p", "--world_size", 2],
+            "several chips of the Atlas 300I Duo",
+        ),
         ("llava", "bfloat16", ["--server", "mindie"], "float16 pixels.*--dtype float16"),
         ("qwen2_vl", "bfloat16", ["--server", "vllm-ascend", "--hardware", "310p"], "I64 is what the Atlas 300I Duo"),
-        ("qwen2_vl", "bfloat16", ["--server", "vllm-ascend", "--world_size", 8], "must be divisible by tensor parallel size"),
+        (
+            "qwen2_vl",
+            "bfloat16",
+            ["--server", "vllm-ascend", "--world_size", 8],
+            "must be divisible by tensor parallel size",
+        ),
     ],
-)  # fmt: skip
+)
 def test_combinations_that_cannot_work(exports, tmp_path, capsys, family, dtype, flags, message):
     assert handoff(exports(family, dtype), tmp_path / "out", *flags) == 1
     error = capsys.readouterr().err

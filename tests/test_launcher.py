@@ -12,11 +12,19 @@ from pathlib import Path
 import tiny
 from jobs import run_job
 from test_calibrator import digest
-from test_ranks import ROOT, by_launcher, children_of, command, in_ranks, quantize, world  # noqa: F401  the fixture
+from test_ranks import (
+    ROOT,
+    by_launcher,
+    children_of,
+    command,
+    in_ranks,
+    quantize,
+    until_a_block_is_kept,
+    world,  # noqa: F401  the fixture
+)
 
 from quant import Calibrator, QuantConfig
-from quant.calibrate.ranks import LAUNCHER, joined
-from quant.calibrate.work import work_directory
+from quant.calibrate.launch import LAUNCHER, joined
 
 
 def alive(pid):
@@ -45,10 +53,11 @@ def test_ranks_end_with_a_launcher_that_is_killed(world, tmp_path):  # noqa: F81
         command(world, out, "--num_workers", "2"),
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(notes)},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert within(60, (work_directory(out) / "state").exists), "no block was committed"
+    until_a_block_is_kept(job)
     ranks = children_of(job.pid)
     assert len(ranks) == 2 and all(map(alive, ranks))
     os.kill(ranks[0], signal.SIGSTOP)  # so that the job cannot end by itself: the other waits for this one

@@ -14,11 +14,12 @@ from tiny import make, make_images
 
 from quant import Calibrator, QuantConfig
 from quant.commands.cli import main
-from quant.evaluate.evaluate import Answers, files_digest, summarize
+from quant.evaluate.evaluate import Answers, summarize
+from quant.evaluate.local_model import files_digest
 from quant.evaluate.questions import Question, QuestionSet
 from quant.export.ascend import read
+from quant.report.axes import linear_axis, spread_axis
 from quant.report.markup import Markup, el
-from quant.report.plots import linear_axis, spread_axis
 
 LENIENT = ["--threshold", "kl=9", "top1=0", "clipped=0.05"]  # random weights answer at random
 HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
@@ -280,13 +281,21 @@ def test_legible_on_a_phone(phone_at_night):
 
 CONTRAST = """
 const rgb = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.slice(0, 3) };
-const light = c => { const [r, g, b] = rgb(c).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
-                     return 0.2126 * r + 0.7152 * g + 0.0722 * b };
-const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (c !== 'rgba(0, 0, 0, 0)') return c } };
+const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = c => { const [r, g, b] = rgb(c).map(v => linear(v / 255)); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+const ground = e => {
+  for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor;
+    if (c !== 'rgba(0, 0, 0, 0)') return c;
+  }
+};
+const words = 'p, td, th, h1, h2, h3, strong, a, code, dt, dd, span, summary, svg text, figcaption';
 const worst = {};
-for (const e of document.querySelectorAll('p, td, th, h1, h2, h3, strong, a, code, dt, dd, span, summary, svg text, figcaption')) {
-  const style = getComputedStyle(e), a = light(e instanceof SVGElement ? style.fill : style.color), b = light(ground(e));
-  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), name = e.tagName + '.' + (e.getAttribute('class') || '');
+for (const e of document.querySelectorAll(words)) {
+  const style = getComputedStyle(e), a = light(e instanceof SVGElement ? style.fill : style.color);
+  const b = light(ground(e));
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  const name = e.tagName + '.' + (e.getAttribute('class') || '');
   worst[name] = Math.min(worst[name] || 99, ratio);
 }
 return Object.entries(worst).filter(([, ratio]) => ratio < 4.5)

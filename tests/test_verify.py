@@ -24,7 +24,7 @@ from quant.inputs.images import open_image
 from quant.verify import runtime, verdict
 from quant.verify.measure import fidelity
 from quant.verify.three_models import ThreeModels
-from quant.verify.verify import audit_values, check_format, compared_positions, follow, verify
+from quant.verify.verify import check_format, check_values, compared_positions, follow, verify
 
 QWEN, LLAVA = ("qwen2_vl", "bfloat16"), ("llava", "float16")
 PARTS = ascend.INT8_PARTS
@@ -38,14 +38,13 @@ def made(tmp_path_factory):
 # ---- damage, found without a run
 
 
-def audit(source, directory) -> dict[str, str]:
+def damage(source, directory) -> dict[str, str]:
     """Damaged tensor -> problem."""
     checkpoint, export = Checkpoint(source), ascend.read(directory)
-    findings = check_format(checkpoint, export)
-    findings += audit_values(
-        checkpoint, export, family_of(checkpoint.config, source), {finding.tensor for finding in findings}
-    )
-    return {finding.tensor: finding.problem for finding in findings}
+    found = check_format(checkpoint, export)
+    family = family_of(checkpoint.config, source)
+    found += check_values(checkpoint, export, family, {entry.tensor for entry in found})
+    return {entry.tensor: entry.problem for entry in found}
 
 
 def times(name: str, index, factor: float):
@@ -94,6 +93,21 @@ def other_dtype(name: str):
     return change
 
 
+def halved_columns(name: str, columns: slice):
+    """int8 codes of some columns, halved."""
+
+    def change(tensors):
+        tensors[name] = tensors[name].clone()
+        tensors[name][:, columns] //= 2
+
+    return change
+
+
+def reordered(name: str, *parts: slice):
+    """The rows of a tensor, part by part in another order."""
+    return lambda tensors: tensors.update({name: torch.cat([tensors[name][part] for part in parts])})
+
+
 def code(name: str, row: int, column: int):
     """One int8 code far from what it was."""
 
@@ -106,50 +120,149 @@ def code(name: str, row: int, column: int):
 
 V, L, C = "visual.blocks.1.", "model.layers.1.", "language_model.model.layers.1."
 ATTN, CATTN = f"{L}self_attn.", f"{C}self_attn."
+FLOAT, UNUSED = (f"vision_tower.vision_model.encoder.layers.{index}." for index in (0, 2))
+OTHER = "is not the source's"
 DAMAGE = {
-    "one weight scale": (QWEN, times(f"{ATTN}q_proj.weight_scale", 3, 1.1), {f"{ATTN}q_proj.weight_scale": "wrong in row 3"}),
-    "one scale of a folded row": (QWEN, times(f"{ATTN}v_proj.weight_scale", 5, 1.2), {f"{ATTN}v_proj.weight_scale": "wrong in row 5"}),
-    "all weight scales": (QWEN, times(f"{ATTN}q_proj.weight_scale", slice(None), 1.1), {f"{ATTN}q_proj.weight_scale": "256 of 256"}),
+    "one weight scale": (
+        QWEN,
+        times(f"{ATTN}q_proj.weight_scale", 3, 1.1),
+        {f"{ATTN}q_proj.weight_scale": "wrong in row 3"},
+    ),
+    "one scale of a folded row": (
+        QWEN,
+        times(f"{ATTN}v_proj.weight_scale", 5, 1.2),
+        {f"{ATTN}v_proj.weight_scale": "wrong in row 5"},
+    ),
+    "all weight scales": (
+        QWEN,
+        times(f"{ATTN}q_proj.weight_scale", slice(None), 1.1),
+        {f"{ATTN}q_proj.weight_scale": "256 of 256"},
+    ),
     "one deq_scale": (QWEN, times(f"{ATTN}k_proj.deq_scale", 7, 0.9), {f"{ATTN}k_proj.deq_scale": "row 7"}),
-    "one deq_scale of a float16 model": (LLAVA, times(f"{CATTN}k_proj.deq_scale", 7, 0.9), {f"{CATTN}k_proj.deq_scale": "row 7"}),
+    "one deq_scale of a float16 model": (
+        LLAVA,
+        times(f"{CATTN}k_proj.deq_scale", 7, 0.9),
+        {f"{CATTN}k_proj.deq_scale": "row 7"},
+    ),
     "an input_scale": (QWEN, times(f"{ATTN}q_proj.input_scale", 0, 1.5), {f"{ATTN}q_proj.input_scale": "in most rows"}),
-    "an input_offset": (QWEN, plus(f"{ATTN}k_proj.input_offset", 0, 3), {f"{ATTN}k_proj.input_offset": "quant_bias fits"}),
+    "an input_offset": (
+        QWEN,
+        plus(f"{ATTN}k_proj.input_offset", 0, 3),
+        {f"{ATTN}k_proj.input_offset": "quant_bias fits"},
+    ),
     "one bias": (QWEN, times(f"{ATTN}q_proj.bias", 3, 2.0), {f"{ATTN}q_proj.bias": "row 3"}),
     "one bias of a fused qkv": (QWEN, times(f"{V}attn.qkv.bias", -5, 2.0), {f"{V}attn.qkv.bias": "row 475"}),
     "one quant_bias": (QWEN, plus(f"{ATTN}q_proj.quant_bias", 9, 5000), {f"{ATTN}q_proj.quant_bias": "row 9"}),
-    "one quant_bias without a bias": (LLAVA, plus(f"{CATTN}q_proj.quant_bias", 9, 5000), {f"{CATTN}q_proj.quant_bias": "row 9"}),
+    "one quant_bias without a bias": (
+        LLAVA,
+        plus(f"{CATTN}q_proj.quant_bias", 9, 5000),
+        {f"{CATTN}q_proj.quant_bias": "row 9"},
+    ),
     "no quant_bias": (LLAVA, times(f"{CATTN}q_proj.quant_bias", slice(None), 0), {f"{CATTN}q_proj.quant_bias": "fits"}),
-    "q and k swapped": (LLAVA, swapped(f"{CATTN}q_proj", f"{CATTN}k_proj"), {f"{CATTN}q_proj.weight": "is language_model.model.layers.1.self_attn.k_proj", f"{CATTN}k_proj.weight": "self_attn.q_proj"}),
-    "weights of q and k swapped": (LLAVA, swapped(f"{CATTN}q_proj", f"{CATTN}k_proj", ["weight"]), {f"{CATTN}q_proj.weight": "k_proj", f"{CATTN}k_proj.weight": "q_proj"}),
+    "q and k swapped": (
+        LLAVA,
+        swapped(f"{CATTN}q_proj", f"{CATTN}k_proj"),
+        {f"{CATTN}q_proj.weight": OTHER, f"{CATTN}k_proj.weight": OTHER},
+    ),
+    "weights of q and k swapped": (
+        LLAVA,
+        swapped(f"{CATTN}q_proj", f"{CATTN}k_proj", ["weight"]),
+        {f"{CATTN}q_proj.weight": OTHER, f"{CATTN}k_proj.weight": OTHER},
+    ),
+    "k and v swapped": (
+        LLAVA,
+        swapped(f"{CATTN}k_proj", f"{CATTN}v_proj"),
+        {f"{CATTN}k_proj.weight": OTHER, f"{CATTN}v_proj.weight": OTHER},
+    ),
     "q and k of other shapes swapped": (
         QWEN,
         swapped(f"{ATTN}q_proj", f"{ATTN}k_proj"),
-        {f"{ATTN}q_proj.weight": f"which is the shape of {ATTN}k_proj.weight", f"{ATTN}k_proj.weight": f"which is the shape of {ATTN}q_proj.weight"},
+        {
+            f"{ATTN}q_proj.weight": "has shape [128, 256], the source makes it [256, 256]",
+            f"{ATTN}k_proj.weight": "has shape [256, 256], the source makes it [128, 256]",
+        },
     ),
-    "blocks swapped": (QWEN, swapped(f"{ATTN}q_proj", "model.layers.0.self_attn.q_proj", [*PARTS, "bias"]), {f"{ATTN}q_proj.weight": "is model.layers.0", "model.layers.0.self_attn.q_proj.weight": "is model.layers.1"}),
-    "gate and up swapped": (QWEN, swapped(f"{L}mlp.gate_proj", f"{L}mlp.up_proj"), {f"{L}mlp.gate_proj.weight": "is model.layers.1.mlp.up_proj", f"{L}mlp.up_proj.weight": "mlp.gate_proj"}),
+    "blocks swapped": (
+        QWEN,
+        swapped(f"{ATTN}q_proj", "model.layers.0.self_attn.q_proj", [*PARTS, "bias"]),
+        {f"{ATTN}q_proj.weight": OTHER, "model.layers.0.self_attn.q_proj.weight": OTHER},
+    ),
+    "gate and up swapped": (
+        QWEN,
+        swapped(f"{L}mlp.gate_proj", f"{L}mlp.up_proj"),
+        {f"{L}mlp.gate_proj.weight": OTHER, f"{L}mlp.up_proj.weight": OTHER},
+    ),
     "q, k and v of a fused qkv in another order": (
         QWEN,
-        lambda t: t.update({f"{V}attn.qkv.weight": torch.cat([t[f"{V}attn.qkv.weight"][160:320], t[f"{V}attn.qkv.weight"][:160], t[f"{V}attn.qkv.weight"][320:]])}),
-        {f"{V}attn.qkv.weight": "row 0 is the source's row 160"},
+        reordered(f"{V}attn.qkv.weight", slice(160, 320), slice(0, 160), slice(320, None)),
+        {f"{V}attn.qkv.weight": OTHER},
     ),
-    "a square weight transposed": (QWEN, transposed(f"{ATTN}o_proj.weight"), {f"{ATTN}o_proj.weight": "is the transpose"}),
-    "a square weight after a norm transposed": (QWEN, transposed(f"{ATTN}q_proj.weight"), {f"{ATTN}q_proj.weight": "is the transpose"}),
-    "a weight transposed": (QWEN, transposed(f"{L}mlp.gate_proj.weight"), {f"{L}mlp.gate_proj.weight": "it is transposed"}),
-    "a float weight transposed": (LLAVA, transposed("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"), {"vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": "is the transpose"}),
-    "deq_scale of a float16 model's dtype": (QWEN, other_dtype(f"{ATTN}q_proj.deq_scale"), {f"{ATTN}q_proj.deq_scale": "is int64, servers of bfloat16 models read float32"}),
-    "deq_scale of a bfloat16 model's dtype": (LLAVA, other_dtype(f"{CATTN}q_proj.deq_scale"), {f"{CATTN}q_proj.deq_scale": "is float32, servers of float16 models read int64"}),
-    "one channel of an RMSNorm": (QWEN, times(f"{L}input_layernorm.weight", 7, 1.5), {f"{L}input_layernorm.weight": "channel 7"}),
-    "a sign in an RMSNorm": (LLAVA, times(f"{C}post_attention_layernorm.weight", 7, -1), {f"{C}post_attention_layernorm.weight": "channel 7"}),
+    "a square weight transposed": (QWEN, transposed(f"{ATTN}o_proj.weight"), {f"{ATTN}o_proj.weight": OTHER}),
+    "a square weight after a norm transposed": (
+        QWEN,
+        transposed(f"{ATTN}q_proj.weight"),
+        {f"{ATTN}q_proj.weight": OTHER},
+    ),
+    "a weight transposed": (
+        QWEN,
+        transposed(f"{L}mlp.gate_proj.weight"),
+        {f"{L}mlp.gate_proj.weight": "it is transposed"},
+    ),
+    "a float weight transposed": (
+        LLAVA,
+        transposed(f"{FLOAT}self_attn.q_proj.weight"),
+        {f"{FLOAT}self_attn.q_proj.weight": "is the transpose"},
+    ),
+    "deq_scale of a float16 model's dtype": (
+        QWEN,
+        other_dtype(f"{ATTN}q_proj.deq_scale"),
+        {f"{ATTN}q_proj.deq_scale": "is int64, servers of bfloat16 models read float32"},
+    ),
+    "deq_scale of a bfloat16 model's dtype": (
+        LLAVA,
+        other_dtype(f"{CATTN}q_proj.deq_scale"),
+        {f"{CATTN}q_proj.deq_scale": "is float32, servers of float16 models read int64"},
+    ),
+    "one channel of an RMSNorm": (
+        QWEN,
+        times(f"{L}input_layernorm.weight", 7, 1.5),
+        {f"{L}input_layernorm.weight": "channel 7"},
+    ),
+    "a sign in an RMSNorm": (
+        LLAVA,
+        times(f"{C}post_attention_layernorm.weight", 7, -1),
+        {f"{C}post_attention_layernorm.weight": "channel 7"},
+    ),
     "one channel of a LayerNorm's bias": (QWEN, plus(f"{V}norm1.bias", 7, 0.3), {f"{V}norm1.bias": "channel 7"}),
     "one int8 code": (QWEN, code(f"{L}mlp.gate_proj.weight", 3, 4), {f"{L}mlp.gate_proj.weight": "in row 3"}),
-    "one value of a float linear": (QWEN, times(f"{L}mlp.down_proj.weight", (3, 5), 1.5), {f"{L}mlp.down_proj.weight": "1 of 81920"}),
-    "one value outside the blocks": (QWEN, plus("visual.merger.mlp.0.bias", 3, 1.0), {"visual.merger.mlp.0.bias": "1 of 640"}),
-    "a block without effect": (LLAVA, times("vision_tower.vision_model.encoder.layers.2.mlp.fc1.bias", 3, 3.0), {"vision_tower.vision_model.encoder.layers.2.mlp.fc1.bias": "1 of"}),
+    "columns of o for one of the heads that share a value": (
+        QWEN,
+        halved_columns(f"{ATTN}o_proj.weight", slice(0, 8)),
+        {f"{ATTN}o_proj.weight": "by more than rounding"},
+    ),
+    "one value of a float linear": (
+        QWEN,
+        times(f"{L}mlp.down_proj.weight", (3, 5), 1.5),
+        {f"{L}mlp.down_proj.weight": "1 of 81920"},
+    ),
+    "one value outside the blocks": (
+        QWEN,
+        plus("visual.merger.mlp.0.bias", 3, 1.0),
+        {"visual.merger.mlp.0.bias": "1 of 640"},
+    ),
+    "a block without effect": (LLAVA, times(f"{UNUSED}mlp.fc1.bias", 3, 3.0), {f"{UNUSED}mlp.fc1.bias": "1 of"}),
     "a missing tensor": (QWEN, lambda t: t.pop(f"{ATTN}q_proj.quant_bias"), {f"{ATTN}q_proj.quant_bias": "is missing"}),
-    "an unknown tensor": (QWEN, lambda t: t.update({"model.norm.bias": torch.zeros(256)}), {"model.norm.bias": "neither the source's"}),
-    "two at once": (QWEN, lambda t: (times(f"{ATTN}q_proj.bias", 3, 2.0)(t), transposed("model.layers.0.self_attn.o_proj.weight")(t)), {f"{ATTN}q_proj.bias": "row 3", "model.layers.0.self_attn.o_proj.weight": "transpose"}),
-}  # fmt: skip
+    "an unknown tensor": (
+        QWEN,
+        lambda t: t.update({"model.norm.bias": torch.zeros(256)}),
+        {"model.norm.bias": "neither the source's"},
+    ),
+    "two at once": (
+        QWEN,
+        lambda t: (times(f"{ATTN}q_proj.bias", 3, 2.0)(t), transposed("model.layers.0.self_attn.o_proj.weight")(t)),
+        {f"{ATTN}q_proj.bias": "row 3", "model.layers.0.self_attn.o_proj.weight": OTHER},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -157,7 +270,7 @@ def test_damage_is_found_and_named(made, tmp_path, name):
     (family, dtype), change, expected = DAMAGE[name]
     directory = exports.copy(made(family, dtype), tmp_path / "out")
     exports.edit_tensors(directory, change)
-    found = audit(made.source(family, dtype), directory)
+    found = damage(made.source(family, dtype), directory)
     assert {
         tensor: expected[tensor] in problem for tensor, problem in found.items() if tensor in expected
     } == dict.fromkeys(expected, True), found
@@ -182,7 +295,7 @@ def test_intact_exports_are_left_alone(made, tmp_path, family, dtype, choices):
         tmp_path
     )
     calibrator.save(tmp_path / "out", ["mindie"])
-    assert audit(made.source(family, dtype), tmp_path / "out") == {}
+    assert damage(made.source(family, dtype), tmp_path / "out") == {}
 
 
 def test_channels_that_rounding_erases_are_no_damage(tmp_path):
@@ -205,15 +318,22 @@ def test_channels_that_rounding_erases_are_no_damage(tmp_path):
     ).save(tmp_path / "out")
     codes = ascend.read(tmp_path / "out").load("model.layers.0.mlp.gate_proj.weight")
     assert (codes[:, [40, 77]] == 0).float().mean() > 0.9
-    assert audit(source, tmp_path / "out") == {}
+    assert damage(source, tmp_path / "out") == {}
+
+
+def test_a_description_that_calls_a_norm_int8_is_damage(made, tmp_path):
+    directory, norm = exports.copy(made(*QWEN), tmp_path / "out"), f"{L}input_layernorm.weight"
+    exports.edit_json(directory / exports.DESCRIPTION, lambda entries: entries.update({norm: "W8A8"}))
+    found = damage(made.source(*QWEN), directory)
+    assert found == {norm: "is described as an int8 linear's, the source's has shape [256]"}
 
 
 def test_scales_that_are_no_numbers_are_named(made, tmp_path):
     directory = exports.copy(made(*QWEN), tmp_path / "out")
     exports.edit_tensors(directory, times(f"{ATTN}q_proj.deq_scale", 3, math.nan))
-    assert set(audit(made.source(*QWEN), directory)) == {f"{ATTN}q_proj.deq_scale"}
+    assert set(damage(made.source(*QWEN), directory)) == {f"{ATTN}q_proj.deq_scale"}
     exports.edit_tensors(directory, times("visual.blocks.0.norm1.bias", 3, math.inf))
-    assert set(audit(made.source(*QWEN), directory)) == {f"{ATTN}q_proj.deq_scale", "visual.blocks.0.norm1.bias"}
+    assert set(damage(made.source(*QWEN), directory)) == {f"{ATTN}q_proj.deq_scale", "visual.blocks.0.norm1.bias"}
     assert run(made, directory, QWEN, "--json", tmp_path / "v.json") == 1
     report = json.loads(
         (tmp_path / "v.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")

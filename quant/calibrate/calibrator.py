@@ -38,8 +38,9 @@ from ..model.streamed import StreamedModel
 from . import vendor
 from .block import BlockQuantizer
 from .disk import Disk
+from .launch import stop_asked
 from .memory import on_cpu, out_of_memory_named
-from .ranks import NoMemory, Ranks, stop_asked
+from .ranks import NoMemory, Ranks
 from .record import block_entry, block_line
 from .work import Work
 

@@ -1,9 +1,11 @@
-"""--dry_run: every decision, and what the run will take, before any work.
+"""How much there is to do, and what it will take: from shapes and samples alone, before any work.
 
-    memory  libraries + the larger of (what stands outside the blocks but for the embedding, while a tower is entered; three blocks)
-            + the samples' hidden states
+    memory  libraries + the samples' hidden states + the larger of
+                what stands outside the blocks but for the embedding, and a block: when a tower is entered
+                four blocks: the one computed, in int8 plain and smoothed, the next, and the one being written
     disk    the weight files of the result
-    time    multiply-adds of one float pass, one search and two measured samples, at the rate of a short matmul here, + reading and writing
+    time    multiply-adds of one float pass, of one search and of two measured samples, at the rate of a short matmul
+            here, + reading and writing
 The rates are measured for a tenth of a second: take the time as a magnitude, not as a promise.
 """
 
@@ -15,60 +17,36 @@ import torch
 from ..arithmetic.m2 import STRIDE, THRESHOLDS
 from ..arithmetic.smoothing import OUTPUTS
 from ..arithmetic.stats import ROWS
-from ..base.console import duration, size
+from ..export.ascend import export_layout
+from ..families.family import Tower
 from .calibrator import Calibrator, peak_memory
-from .summary import decisions_table
-from .workload import export_bytes, multiply_adds, tokens
 
 DISK_RATE = 1e9  # bytes/s, assumed: between a SATA SSD and NVMe
 
 
-def dry_run(calibrator: Calibrator) -> None:
-    """Print the decisions, the groups and the estimates."""
-    plan, say = calibrator.plan, calibrator.reporter.line
-    calibrator.prepare()
-    say(
-        f"{calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, on {calibrator.device};"
-        f" {len(calibrator.samples.keys)} samples"
-    )
-    say()
-    say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
-    for line in decisions_table(plan):
-        say("  " + line)
-    say()
-    by = (
-        plan.anti_method
-        if calibrator.config.engine == "native"
-        else f"{plan.anti_method}, of which {calibrator.config.engine} takes what it finds"
-    )
-    say(f"smoothed {len(plan.smoothed)} groups by {by}")
-    for line in _groups(calibrator):
-        say("  " + line)
-    say()
-    int8, total = multiply_adds(calibrator)
-    say(f"int8     {int8 / total:.1%} of the multiply-adds")
-    say(f"memory   about {size(memory(calibrator))}")
-    say(
-        f"disk     {size(export_bytes(calibrator))} for the result, besides the source's"
-        f" {size(calibrator.checkpoint.nbytes)}"
-    )
-    say(f"time     about {duration(seconds(calibrator))}")
+def tokens(calibrator: Calibrator, tower: Tower) -> int:
+    """Tokens of all calibration samples in the tower's blocks."""
+    return sum(tower.tokens(calibrator.checkpoint.config, inputs) for inputs in calibrator.samples.inputs)
 
 
-def _groups(calibrator: Calibrator) -> list[str]:
-    lines, plan = [], calibrator.plan
-    for tower in calibrator.family.towers if plan.anti_method != "none" else ():
-        blocks = range(tower.used(calibrator.checkpoint.config))
-        counts = {
-            group: sum(plan.int8_group(tower, index, group) for index in blocks)
-            for group in tower.groups
-            if group.source
-        }
-        lines += [f"{tower.prefix}*"] * any(counts.values())
-        lines += [
-            f"{count:>3} x {group.source} -> {', '.join(group.linears)}" for group, count in counts.items() if count
-        ]
-    return lines
+def multiply_adds(calibrator: Calibrator) -> tuple[int, int]:
+    """(in int8, in all linears) for the calibration samples. Linears outside the blocks count once per language token;
+    attention's own products, which no server computes in int8, are left out.
+    """
+    seen = {tower.name: tokens(calibrator, tower) for tower in calibrator.family.towers}
+    int8 = total = 0
+    for decision in calibrator.plan.decisions.values():
+        block = calibrator.family.block_of(decision.name)
+        work = prod(decision.shape) * seen[block[0].name if block else "language"]
+        total += work
+        int8 += work if decision.int8 else 0
+    return int8, total
+
+
+def export_bytes(calibrator: Calibrator) -> int:
+    """Size of the weight files that will be written."""
+    layout = export_layout(calibrator.checkpoint, calibrator.plan, calibrator.export_dtype)
+    return sum(prod(shape) * dtype.itemsize for dtype, shape in layout.values())
 
 
 def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
@@ -92,7 +70,7 @@ def memory(calibrator: Calibrator) -> int:
     """Peak resident bytes to expect."""
     sizes = _block_bytes(calibrator)
     block = max(sizes["vision"], sizes["language"])
-    working = 4 * block  # this one, in int8 plain and smoothed, the next, and the one being written
+    working = 4 * block
     hidden = 0
     for tower in calibrator.family.towers:
         width = calibrator.checkpoint.tensors[f"{tower.block(0)}{tower.groups[0].source}.weight"].shape[0]

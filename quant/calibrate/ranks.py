@@ -1,12 +1,12 @@
-"""One job on many cards: one process (rank) per card, started by torch.distributed.run, over the host's cards or over
-several hosts.
+"""One job on many cards: what its processes (ranks, one per card; launch.py starts them) tell one another.
 
 Every rank streams the blocks and runs its own samples through them. Of a block the ranks join
     lo, hi [C]       all-reduced by minimum and maximum, which do not depend on an order
     rows             gathered, by sample number, and put into the samples' canonical order
-so that each then holds what one process would hold, bit for bit; no float is summed over ranks. Groups that share no weight are smoothed
-by different ranks, linears are rounded by different ranks, and rank 0 has them all, measures, writes and commits. So the export does not
-depend on the number of ranks; where a card's own arithmetic depends on what runs beside it, that is the card's doing.
+so that each then holds what one process would hold, bit for bit; no float is summed over ranks. Groups that share no
+weight are smoothed by different ranks, linears are rounded by different ranks, and rank 0 has them all, measures,
+writes and commits. So the export does not depend on the number of ranks; where a card's own arithmetic depends on what
+runs on it at the same time, that is the card's doing.
 
 A rank whose card has no memory for its part of a block says so in the place of the next exchange: in front of every
 exchange the ranks agree that none has said it. If one has, all of them leave the block at that exchange (NoMemory), and
@@ -16,30 +16,18 @@ Left out: splitting a block over cards. A block of the largest model that is sup
 fits one.
 """
 
-import ctypes
-import gc
-import os
 import re
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 
 from ..arithmetic.stats import Observer
 from ..base.errors import QuantError, UsageError
-from ..model.device import distributed_backend, is_out_of_memory, use_card
-
-TIMEOUT = timedelta(
-    days=1
-)  # a rank that dies is noticed by the launcher, which ends the others; a slow one is no error
-NOTES = "QUANT_LAUNCHER_DIR"  # environment: a directory for notes between launcher and ranks, on one host
-LAUNCHER = "QUANT_LAUNCHER_PID"  # environment: the launcher's process id, unless the user started torchrun
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from ..model.device import is_out_of_memory
 
 
 class NoMemory(Exception):
@@ -67,7 +55,7 @@ class Ranks:
         """The numbers of this rank's samples, ascending: the dearest sample goes to the rank with least to do, sample 0
         to rank 0.
         """
-        loads, shares = [0] * self.size, [[] for _ in range(self.size)]
+        loads, shares = [0] * self.size, [list[int]() for _ in range(self.size)]
         for number in [0, *sorted(range(1, len(costs)), key=lambda number: (-costs[number], number))]:
             rank = 0 if number == 0 else loads.index(min(loads))
             loads[rank] += costs[number]
@@ -97,7 +85,7 @@ class Ranks:
         if self.size > 1:
             from torch import distributed
 
-            with _connected():
+            with connected():
                 distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.objects)
         if flag > 0:
             raise NoMemory(int(flag) - 1) from None
@@ -112,7 +100,7 @@ class Ranks:
             (observer.count, {number: rows.cpu() for number, rows in observer.rows.items()}) for observer in observers
         ]
         self._agree()
-        with _connected():
+        with connected():
             for observer in observers:
                 group = (
                     self.objects if observer.lo.device.type == "cpu" else None
@@ -135,7 +123,7 @@ class Ranks:
 
         self._agree()
         values = [None] * self.size
-        with _connected():
+        with connected():
             distributed.all_gather_object(values, value, group=self.objects)
         return values
 
@@ -147,7 +135,7 @@ class Ranks:
 
         self._agree()
         values = [None] * self.size if self.rank == 0 else None
-        with _connected():
+        with connected():
             distributed.gather_object(value, values, group=self.objects)
         return values or []
 
@@ -173,86 +161,19 @@ class Ranks:
         if self.size > 1:
             from torch import distributed
 
-            with _connected():
+            with connected():
                 distributed.barrier(group=self.commits)
 
 
-def stop_asked() -> bool:
-    """Whether Ctrl-C reached the launcher."""
-    return NOTES in os.environ and os.path.exists(os.path.join(os.environ[NOTES], "stop"))
-
-
-def _told() -> bool:
-    """Whether another rank has told the user of its error; if not, this one is to."""
-    try:
-        os.close(os.open(os.path.join(os.environ[NOTES], "told"), os.O_CREAT | os.O_EXCL))
-    except (KeyError, FileNotFoundError):
-        return False  # not our launcher, which would have made a place for the note
-    except FileExistsError:
-        return True
-    return False
-
-
-def _end_with_launcher() -> None:
-    """Have the kernel kill this process when its parent dies, the launcher: one that was killed itself can end nobody."""
-    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:
-        raise QuantError("the launcher has ended, and so does this rank")
-
-
-def started_by_launcher() -> bool:
-    """Whether this process is a rank: torch.distributed.run's environment says so."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
-
-
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """The Ranks that this process belongs to; alone, if torch.distributed.run did not start it.
-
-    Of an error that several of them meet, the first tells; the others exit in silence, with its exit code.
+def connected() -> Iterator[None]:
+    """Around an exchange, which fails when another rank has died: that one has said why, and the launcher is about to
+    end this one. Raises QuantError then, and for a device that ran out of memory in the midst of it.
     """
-    if not started_by_launcher() or os.environ["WORLD_SIZE"] == "1":
-        yield Ranks()
-        return
-    import torch.distributed.nn  # noqa: F401  imported later, its functions' default arguments would hold the group that exists then, for ever
-    from torch import distributed
-
-    rank = int(os.environ["RANK"])
-    _end_with_launcher()
-    use_card(device, int(os.environ["LOCAL_RANK"]))
-    try:
-        with _connected():
-            distributed.init_process_group(distributed_backend(device), timeout=TIMEOUT)
-            ranks = Ranks(
-                rank,
-                int(os.environ["WORLD_SIZE"]),
-                *(distributed.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2)),
-            )
-        yield ranks
-        with _connected():
-            distributed.destroy_process_group()
-        # A group's threads end when nothing refers to it. Left to the interpreter's end, about one job in 40 ended with
-        # SIGABRT there.
-        ranks.objects = ranks.commits = None
-        gc.collect()
-    except QuantError as err:
-        if _told():
-            raise SystemExit(err.exit_code) from None
-        raise
-    except KeyboardInterrupt:
-        if rank > 0:
-            raise SystemExit(130) from None
-        raise
-
-
-@contextmanager
-def _connected() -> Iterator[None]:
-    """A collective fails when another rank has died: that one has said why, and the launcher is about to end this one."""
     try:
         yield
     except RuntimeError as err:
-        if is_out_of_memory(err):  # not NoMemory: the others are in the midst of it, and cannot be told
+        if is_out_of_memory(err):  # not NoMemory: the others are in the midst of it and do not learn of it
             raise QuantError(
                 f"out of memory while the ranks exchange results: {str(err).splitlines()[0]}; take a smaller"
                 " --max_pixels"

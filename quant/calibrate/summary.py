@@ -1,4 +1,4 @@
-"""The lines before and after a run: what will be done, and what came of it."""
+"""The lines before and after a run: what will be done, what it will take, and what came of it."""
 
 from pathlib import Path
 
@@ -6,8 +6,56 @@ from ..base.console import duration, size
 from ..export.plan import Plan
 from ..families.family import Tower
 from ..model.device import peak_on_card
+from . import estimate
 from .calibrator import Calibrator, peak_memory
-from .workload import multiply_adds
+
+
+def dry_run(calibrator: Calibrator) -> None:
+    """--dry_run: print every decision, the groups that are smoothed, and what the run will take."""
+    plan, say = calibrator.plan, calibrator.reporter.line
+    calibrator.prepare()
+    say(
+        f"{calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, on {calibrator.device};"
+        f" {len(calibrator.samples.keys)} samples"
+    )
+    say()
+    say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
+    for line in decisions_table(plan):
+        say("  " + line)
+    say()
+    by = (
+        plan.anti_method
+        if calibrator.config.engine == "native"
+        else f"{plan.anti_method}, of which {calibrator.config.engine} takes what it finds"
+    )
+    say(f"smoothed {len(plan.smoothed)} groups by {by}")
+    for line in _groups(calibrator):
+        say("  " + line)
+    say()
+    int8, total = estimate.multiply_adds(calibrator)
+    say(f"int8     {int8 / total:.1%} of the multiply-adds")
+    say(f"memory   about {size(estimate.memory(calibrator))}")
+    say(
+        f"disk     {size(estimate.export_bytes(calibrator))} for the result, besides the source's"
+        f" {size(calibrator.checkpoint.nbytes)}"
+    )
+    say(f"time     about {duration(estimate.seconds(calibrator))}")
+
+
+def _groups(calibrator: Calibrator) -> list[str]:
+    lines, plan = [], calibrator.plan
+    for tower in calibrator.family.towers if plan.anti_method != "none" else ():
+        blocks = range(tower.used(calibrator.checkpoint.config))
+        counts = {
+            group: sum(plan.int8_group(tower, index, group) for index in blocks)
+            for group in tower.groups
+            if group.source
+        }
+        lines += [f"{tower.prefix}*"] * any(counts.values())
+        lines += [
+            f"{count:>3} x {group.source} -> {', '.join(group.linears)}" for group, count in counts.items() if count
+        ]
+    return lines
 
 
 def header(calibrator: Calibrator) -> None:
@@ -43,7 +91,7 @@ def _method(calibrator: Calibrator) -> str:
 def summary(calibrator: Calibrator, target: Path) -> None:
     """What came of it: layers, share of the arithmetic, sizes, time, memory, where."""
     plan, say = calibrator.plan, calibrator.reporter.line
-    int8, total = multiply_adds(calibrator)
+    int8, total = estimate.multiply_adds(calibrator)
     written = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     say()
     say(

@@ -180,7 +180,8 @@ def run(
 def positional(model: nn.Module, sample: dict[str, Tensor]) -> list[Tensor | None]:
     """{"input_ids": ..., "pixel_values": ...} -> the forward's arguments in order, None where there is none."""
     order = list(inspect.signature(type(model).forward).parameters)[1:]
-    known = {name: tensor.to(model.device) for name, tensor in sample.items() if name in order}
+    device = next(model.parameters()).device
+    known = {name: tensor.to(device) for name, tensor in sample.items() if name in order}
     last = max(order.index(name) for name in known)
     return [known.get(name) for name in order[: last + 1]]
 
@@ -188,13 +189,13 @@ def positional(model: nn.Module, sample: dict[str, Tensor]) -> list[Tensor | Non
 def fingerprints(model: nn.Module) -> dict[str, int]:
     """Parameter name -> CRC-32 of its bytes."""
     return {
-        name: zlib.crc32(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        name: zlib.crc32(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         for name, parameter in model.named_parameters()
     }
 
 
 def read_export(directory: Path, plan: Plan, unseen: dict[str, TensorInfo]) -> VendorExport:
-    """unseen: tensors of the checkpoint that are no parameters to this transformers (inv_freq, ...), to carry over.
+    """unseen: tensors of the checkpoint that are no parameters to this transformers (inv_freq, ...), to be taken over.
 
     Raises QuantError unless the linears that were rounded are those of the plan.
     """
@@ -230,6 +231,7 @@ def contained(directory: Path, log: TextIO | None) -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> BaseException:
+    """The first error of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -7,6 +7,7 @@ from ..base.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     from ..servers.rules.finding import SERVERS
 
     parser.add_argument("export", metavar="EXPORT", help="an exported directory, of this project or of msmodelslim")

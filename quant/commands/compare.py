@@ -4,13 +4,18 @@ import argparse
 import json
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError
+
+if TYPE_CHECKING:
+    from ..compare.compare import Comparison
 
 WIDTH = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     parser.add_argument("a", metavar="A", help="a dump: what is right")
     parser.add_argument("b", metavar="B", help="a dump of the same inputs: what is looked into")
     parser.add_argument(
@@ -42,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.first is None else 1
 
 
-def lines(result, tolerance: float, everything: bool) -> list[str]:
+def lines(result: "Comparison", tolerance: float, everything: bool) -> list[str]:
+    """The result for people, at most 80 columns.
+
+    everything: print every feature, not only those around the first that differs.
+    """
     number = len(result.rows) if result.first is None else result.rows.index(result.first)
     shown = (
         range(len(result.rows))
@@ -56,15 +65,10 @@ def lines(result, tolerance: float, everything: bool) -> list[str]:
         row = result.rows[index]
         mark = "  <-" if row is result.first else ""
         name = row.feature if len(row.feature) <= 43 else "..." + row.feature[-40:]
-        text.append(
-            f"{name:<44}"
-            + (
-                f"{row.relative:>11.2e}{row.largest:>11.2e}{row.cosine:>9.5f}"
-                if row.shapes is None
-                else f"  shapes {list(row.shapes[0])}, {list(row.shapes[1])}"
-            )
-            + mark
-        )
+        figures = f"{row.relative:>11.2e}{row.largest:>11.2e}{row.cosine:>9.5f}"
+        if row.shapes:
+            figures = f"  shapes {list(row.shapes[0])}, {list(row.shapes[1])}"
+        text.append(f"{name:<44}{figures}{mark}")
     if shown and shown[-1] + 1 < len(result.rows):
         text.append(f"... {len(result.rows) - shown[-1] - 1} after")
     text.append("")

@@ -10,6 +10,7 @@ from .cli import boolean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     parser.add_argument("directory", metavar="DUMP", help="where the dump goes: empty or not there yet")
     parser.add_argument(
         "--model_path",
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """0. Raises UsageError, QuantError as dump.dump does."""
     if args.inputs and (args.images or args.prompt):
         raise UsageError("--inputs takes images and prompts from an earlier dump; leave out --images and --prompt")
     config = QuantConfig(

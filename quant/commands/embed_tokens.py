@@ -6,6 +6,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     parser.add_argument("model_path", metavar="DIR", help="directory of the float checkpoint; never written to")
     parser.add_argument(
         "out", metavar="OUT", help="file to write, such as embed_tokens.bin; what it holds is written to OUT.json"
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """0. Raises UsageError, QuantError as embed_tokens.extract does."""
     import torch
 
     from ..base.console import size

@@ -4,14 +4,19 @@ answers.
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError, UsageError
 from .cli import boolean
+
+if TYPE_CHECKING:
+    from ..evaluate.evaluate import Model
 
 SHOWN_FLIPS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     models = parser.add_argument_group(
         "models", "one, or two to compare; of two the first in this order is what the other may not fall below"
     )
@@ -98,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """0 within --max_drop, 1 outside or with questions unanswered, 130 when interrupted."""
     _check(args)
     from pathlib import Path
 
@@ -112,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
     sides = []
     try:
         while models:
-            sides.append(ask(*models.pop(0), data, results, reporter))  # popped: one model is in memory at a time
+            name, model = models.pop(0)  # popped: one model is in memory at a time
+            sides.append(ask(name, model, data, results, reporter))
+            del model
     except KeyboardInterrupt:
         reporter.line(f"interrupted; what was answered is kept in {results.file}, run again to go on")
         return 130
@@ -141,14 +149,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--timeout {args.timeout:g}: must be above 0")
 
 
-def _models(args: argparse.Namespace) -> list[tuple]:
+def _models(args: argparse.Namespace) -> "list[tuple[str, Model]]":
     """(name in tables, model) of each. Directories and servers are looked at here: a wrong path must not show after the
     first model's hour.
     """
     from ..evaluate.endpoint import Endpoint
-    from ..evaluate.evaluate import LocalModel
+    from ..evaluate.local_model import LocalModel
 
-    models = []
+    models: list[tuple[str, Model]] = []
     for name, directory in (("float", args.model_path), ("int8", args.quantized)):
         if directory:
             settings = dict(

@@ -17,6 +17,7 @@ EPILOG = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     parser.epilog = EPILOG
     parser.add_argument("export", metavar="EXPORT", help="a static W8A8 export, of either Ascend layout")
     parser.add_argument("directory", metavar="OUT", help="where the result goes: empty or not there yet")
@@ -24,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_format(parser) -> None:
-    """The flags of the commands that write an export: format, activations, and whose rules the result is checked
-    against.
-    """
+    """The flags of the commands that write an export: format, activations, and whose rules it is checked against."""
     parser.add_argument(
         "--save_type",
         choices=("ascendV1", "mindie", "compressed-tensors"),
@@ -53,6 +52,7 @@ def add_format(parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """0. Raises UsageError, QuantError as formats.export and verdict do."""
     from ..export import formats
 
     save_type, act = chosen(args)

@@ -1,9 +1,10 @@
-"""python -m quant handoff: what the one who deploys an export needs, for one server, or the reason why it cannot work."""
+"""python -m quant handoff: what the one who deploys an export needs, for one server, or why it cannot work."""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     add = parser.add_argument
     add("export", metavar="EXPORT", help="an exported directory")
     add("--server", choices=("mindie", "vllm-ascend"), required=True, help="that is to serve it")
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """0. Raises UsageError for what cannot be asked, QuantError for what cannot work."""
     from pathlib import Path
 
     from ..base.errors import UsageError

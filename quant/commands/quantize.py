@@ -12,6 +12,7 @@ from .export import add_format, chosen, verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     paths = parser.add_argument_group("input and output")
     paths.add_argument(
         "--model_path", required=True, metavar="DIR", help="directory of the float checkpoint; never written to"
@@ -151,10 +152,9 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
 
     from ..base.console import Reporter
     from ..calibrate.calibrator import Calibrator
-    from ..calibrate.estimate import dry_run
     from ..calibrate.job import job, launch_job
-    from ..calibrate.ranks import joined, started_by_launcher
-    from ..calibrate.summary import header, summary
+    from ..calibrate.launch import joined, started_by_launcher
+    from ..calibrate.summary import dry_run, header, summary
     from ..model.device import pick_device, workers_of
 
     save_type, act = chosen(args)

@@ -6,6 +6,7 @@ from ..base.errors import QuantError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     parser.add_argument("directory", metavar="OUT", help="the exported directory; it stays as it is")
     parser.add_argument("--verify", metavar="FILE", help="what `verify OUT --json FILE` wrote")
     parser.add_argument("--evaluation", metavar="FILE", help="what `evaluate --quantized OUT --json FILE` wrote")
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """0. Raises UsageError, QuantError as report.gather does, and when the page cannot be written."""
     from pathlib import Path
 
     from ..base.console import size

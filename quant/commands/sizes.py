@@ -17,6 +17,7 @@ def image_size(words: str) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     add = parser.add_argument
     add("model_path", metavar="DIR", help="the checkpoint, or what was exported from it; no weights are read")
     add("--image", type=image_size, nargs="+", required=True, metavar="HxW", help="height x width, such as 720x1280")
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """0. Raises UsageError, QuantError as sizes.Measure does."""
     from pathlib import Path
 
     from ..families import family_of

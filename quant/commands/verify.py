@@ -16,6 +16,7 @@ WIDTH = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     parser.add_argument(
         "quantized", metavar="OUT", help="the exported directory, of either layout, of this project or of msmodelslim"
     )
@@ -140,6 +141,7 @@ def thresholds(words: list[str]) -> dict[str, float]:
 
 
 def heading() -> list[str]:
+    """The lines above the blocks."""
     return [
         "signal-to-noise against the float model, dB; rounded: its linears rounded afresh",
         "",
@@ -148,6 +150,7 @@ def heading() -> list[str]:
 
 
 def block_line(record: dict) -> str:
+    """One block, in a line. record: docs/verify.md, "blocks"."""
     name, export = f"{record['tower']} {record['index']}", record["export"]
     line = f"{name:<13}{decibels(record, 'export'):>7.1f}{export['cosine']:>8.4f}{decibels(record, 'rounded'):>9.1f}"
     if not record["linears"]:
@@ -163,14 +166,15 @@ def ending(report: dict) -> list[str]:
     lines, limits, logits, answers = [""], report["thresholds"], report["logits"], report["free_running"]
     if logits:
         lines.append(f"{logits['positions']} positions after the images{'export':>13}{'rounded':>10}{'allowed':>12}")
-        lines.append(
-            f"{'KL divergence, nats':<31}{_number(logits['export']['kl'])}{_number(logits['rounded']['kl'])}{'<= %g' % limits['kl']:>12}"
-        )
+        kl = [_number(logits[model]["kl"]) for model in ("export", "rounded")]
+        allowed = f"<= {limits['kl']:g}"
+        lines.append(f"{'KL divergence, nats':<31}{kl[0]}{kl[1]}{allowed:>12}")
         lines.append(f"{'same token first':<31}{logits['export']['top1']:>10.1%}{logits['rounded']['top1']:>10.1%}")
         if logits["decided"]:
-            lines.append(
-                f"{'   at the %d decided ones' % logits['decided']:<31}{logits['export']['top1_decided']:>10.1%}{logits['rounded']['top1_decided']:>10.1%}{'>= %g%%' % (100 * limits['top1']) if logits['decided'] >= ENOUGH else 'too few':>12}"
-            )
+            where = f"   at the {logits['decided']} decided ones"
+            shares = [f"{logits[model]['top1_decided']:>10.1%}" for model in ("export", "rounded")]
+            allowed = f">= {100 * limits['top1']:g}%" if logits["decided"] >= ENOUGH else "too few"
+            lines.append(f"{where:<31}{shares[0]}{shares[1]}{allowed:>12}")
     if answers and "answers" in answers:
         lines.append(
             f"{'answers, until they differ':<31}{answers['agreement']:>10.1%}   of"

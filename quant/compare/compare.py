@@ -3,8 +3,7 @@ like?
 
 Features are taken in the order in which A executed them, each with the one of the same name in B, or of the name that a
 map gives. The first whose relative error |b - a| / |a| exceeds the tolerance is the place to look at: what was computed
-before it agrees. How b differs there says what kind of fault it is: a factor, a bias, a permutation of channels, a
-transposed or reshaped tensor, single tokens, single channels, rounding.
+before it agrees. How b differs there says what kind of fault it is (difference.py).
 """
 
 import json
@@ -14,19 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import UsageError
+from .difference import describe
 from .features import Dump
 
 TOLERANCE = 1e-2  # relative error; two right implementations in bfloat16 stay below, block after block
-EXPLAINED = 0.9  # share of the error's energy that a pattern must account for to be named
-CONCENTRATED = 0.02  # share of tokens or channels that counts as a few
-PROBED = 32  # channels whose counterparts are looked for
-ROUNDING = 2.0**-7  # relative error that bfloat16's 8 bits can leave
 
 
 @dataclass
 class Row:
-    """One feature of both dumps, over all samples. relative: |b - a| / |a|; shapes: of sample 0 where they differ, else
-    None.
+    """One feature of both dumps, over all samples.
+
+    feature, other: its names in A and B; relative: |b - a| / |a|; largest: max |b - a|; cosine: of the angle between a
+    and b; shapes: of the first sample where they differ, else None.
     """
 
     feature: str
@@ -37,11 +35,18 @@ class Row:
     shapes: tuple | None = None
 
     def agrees(self, tolerance: float) -> bool:
+        """Whether the relative error is within the tolerance."""
         return self.shapes is None and self.relative <= tolerance
 
 
 @dataclass
 class Comparison:
+    """All features that both dumps have, in A's order of execution.
+
+    first: the first that differs, None where all agree; before: the one before it; hints: what the difference looks
+    like; warnings: what makes it less telling; only: names that A alone and B alone have.
+    """
+
     rows: list[Row]
     first: Row | None
     before: Row | None
@@ -50,6 +55,7 @@ class Comparison:
     only: tuple[list[str], list[str]]
 
     def as_json(self) -> dict:
+        """What --json writes; numbers that are no numbers are null."""
         number = lambda value: value if np.isfinite(value) else None
         rows = [
             {
@@ -74,10 +80,11 @@ class Comparison:
 
 
 def compare(a: Dump, b: Dump, names: dict[str, str] | None = None, tolerance: float = TOLERANCE) -> Comparison:
-    """names: feature of A -> feature of B, "*" in both standing for the same text; features without an entry keep their
-    name.
+    """Every feature that both have.
 
-    Raises UsageError when the dumps are of different inputs, or share no feature.
+    names: feature of A -> feature of B, "*" in both standing for the same text; features without an entry keep their
+    name. tolerance: the largest relative error that counts as agreement. Raises UsageError when the dumps are of
+    different inputs, or share no feature; QuantError when a file cannot be read.
     """
     if len(a.digests) != len(b.digests) or a.digests != b.digests:
         which = next(
@@ -91,9 +98,9 @@ def compare(a: Dump, b: Dump, names: dict[str, str] | None = None, tolerance: fl
     renamed = {feature: rename(feature, names or {}) for feature in a.features}
     pairs = [(feature, other) for feature, other in renamed.items() if other in b.features]
     if not pairs:
+        one, two = (next(iter(dump.features), "none") for dump in (a, b))
         raise UsageError(
-            f"{a.dir} and {b.dir} share no feature name: A has {a.features[0]}, B has {b.features[0]}; --map gives the"
-            " names of B"
+            f"{a.dir} and {b.dir} share no feature name: A has {one}, B has {two}; --map gives the names of B"
         )
     rows = [measure(a, b, *pair) for pair in pairs]
     number = next((number for number, row in enumerate(rows) if not row.agrees(tolerance)), None)
@@ -102,7 +109,7 @@ def compare(a: Dump, b: Dump, names: dict[str, str] | None = None, tolerance: fl
         []
         if first is None
         else describe([(a.load(first.feature, n), b.load(first.other, n)) for n in range(len(a.digests))])
-        + look_at(first.feature)
+        + look_inside(first.feature)
     )
     only = (
         [name for name, other in renamed.items() if other not in b.features],
@@ -140,6 +147,10 @@ def read_map(file: str | Path) -> dict[str, str]:
 
 
 def measure(a: Dump, b: Dump, feature: str, other: str) -> Row:
+    """The errors of B's feature `other` against A's `feature`; infinite where a value is NaN or Inf, or shapes differ.
+
+    Raises QuantError when a file cannot be read.
+    """
     error = energy = product = other_energy = largest = 0.0
     for sample in range(len(a.digests)):
         one, two = a.load(feature, sample), b.load(other, sample)
@@ -193,161 +204,7 @@ def warnings(a: Dump, b: Dump, rows: list[Row]) -> list[str]:
     return found
 
 
-# -- what a difference looks like ------------------------------------------------------------------------------------------------------------
-
-
-def describe(samples: list[tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """The kind of the difference of b from a, most telling first. samples: (a, b) per sample."""
-    (one, two), *_ = samples
-    if not np.isfinite(two).all() or not np.isfinite(one).all():
-        which, bad = ("B", ~np.isfinite(two)) if not np.isfinite(two).all() else ("A", ~np.isfinite(one))
-        return [
-            f"{which} holds NaN or Inf in {bad.sum()} of {bad.size} values: an overflow, a division by zero, a mask of"
-            " -inf over a whole row"
-        ]
-    if one.shape != two.shape:
-        return _shapes(one, two)
-    a, b = (
-        np.concatenate(
-            [pair[side].reshape(-1, pair[side].shape[-1] if pair[side].ndim else 1) for pair in samples]
-        ).astype(np.float64)
-        for side in (0, 1)
-    )
-    return _patterns(a, b)
-
-
-def _shapes(one: np.ndarray, two: np.ndarray) -> list[str]:
-    if one.size != two.size:
-        return [
-            f"shapes {list(one.shape)} and {list(two.shape)}: another number of tokens or channels, or the map pairs"
-            " different modules"
-        ]
-    if np.allclose(one.reshape(-1), two.reshape(-1), rtol=ROUNDING, atol=1e-6):
-        return [
-            f"shapes {list(one.shape)} and {list(two.shape)} hold the same values: only the shape differs, reshape one"
-            " of them"
-        ]
-    squeezed = [x.squeeze() for x in (one, two)]
-    if (
-        all(x.ndim == 2 for x in squeezed)
-        and squeezed[0].T.shape == squeezed[1].shape
-        and np.allclose(squeezed[0].T, squeezed[1], rtol=ROUNDING, atol=1e-6)
-    ):
-        return ["B is A transposed: another layout, or a missing transpose"]
-    return [f"shapes {list(one.shape)} and {list(two.shape)}: the values are in another order, or differ"]
-
-
-def _patterns(a: np.ndarray, b: np.ndarray) -> list[str]:
-    """a, b [tokens, channels], float64."""
-    difference = b - a
-    total = (difference**2).sum()
-    factor = (a * b).sum() / max((a**2).sum(), 1e-300)
-    if total == 0:
-        return []
-    if ((b - factor * a) ** 2).sum() < (1 - EXPLAINED) * total:
-        return [
-            (
-                "B is A with the opposite sign"
-                if abs(factor + 1) < 0.01
-                else f"B is A times {factor:.4g}: a scale (1/sqrt(head dimension)? a weight or input scale?)"
-            )
-        ]
-    offset = difference.mean(0)
-    if len(a) > 1 and ((difference - offset) ** 2).sum() < (1 - EXPLAINED) * total:
-        return [
-            f"a constant per channel is added, in channel {int(np.abs(offset).argmax())}"
-            f" {offset[np.abs(offset).argmax()]:.4g}: a bias that is missing or twice there, an input offset"
-        ]
-    factors = (a * b).sum(0) / np.maximum((a**2).sum(0), 1e-300)
-    if len(a) > 1 and ((b - factors * a) ** 2).sum() < (1 - EXPLAINED) * total:
-        worst = int(np.abs(factors - 1).argmax())
-        return [
-            f"every channel is A's times a factor of its own ({factors[worst]:.4g} in channel {worst}): a norm's"
-            " weight, per-channel scales, a fold not undone"
-        ]
-    if moved := _moved(a, b):
-        return [moved]
-    hints = [
-        hint
-        for hint in (
-            _few(difference, 1, "token", "a mask, positions, the splice of image features, padding"),
-            _few(difference, 0, "channel", "clipped outlier channels, a damaged row"),
-        )
-        if hint
-    ]
-    if np.sqrt(total / (a**2).sum()) < ROUNDING:
-        hints.append(
-            "it is as small as bfloat16's rounding: another dtype, or another order of sums, and perhaps no fault"
-        )
-    return hints or ["the difference has no simple pattern: other weights, another activation function, a formula"]
-
-
-def _moved(a: np.ndarray, b: np.ndarray) -> str | None:
-    """Whether channels, or tokens, of B are those of A in another order."""
-    for axis, noun, hint in (
-        (0, "channel", "the order of heads, rotary halves against pairs, q/k/v in another order"),
-        (1, "token", "the order of patches, windows not sorted back"),
-    ):
-        x, y = (a.T, b.T) if axis == 0 else (a, b)
-        x, y = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-300) for z in (x, y))
-        probed = np.unique(np.linspace(0, len(x) - 1, PROBED).round().astype(int))
-        cosines = y[probed] @ x.T
-        found = cosines.argmax(1)
-        good = cosines.max(1) > 0.999
-        if good.mean() > EXPLAINED and (found != probed)[good].any():
-            where = int(np.flatnonzero(good & (found != probed))[0])
-            return f"{noun}s are in another order: {noun} {probed[where]} of B is {noun} {found[where]} of A ({hint})"
-    return None
-
-
-def _few(difference: np.ndarray, axis: int, noun: str, hint: str) -> str | None:
-    """Whether a few tokens, or channels, hold nearly all of the error."""
-    energy = (difference**2).sum(axis)
-    few = max(1, int(CONCENTRATED * len(energy)))
-    largest = np.argsort(energy)[::-1][:few]
-    if few >= len(energy) or energy[largest].sum() < EXPLAINED * energy.sum():
-        return None
-    named = ", ".join(str(index) for index in sorted(largest[:4]))
-    return (
-        f"{energy[largest].sum() / energy.sum():.0%} of the error is in {few} of {len(energy)} {noun}s"
-        f" ({named}{', ...' if few > 4 else ''}): {hint}"
-    )
-
-
-LOOK_AT = {  # ending of a module's name -> what usually differs there
-    (
-        "norm",
-        "norm1",
-        "norm2",
-        "layernorm",
-        "layer_norm1",
-        "layer_norm2",
-        "ln_q",
-        "pre_layrnorm",
-    ): "the norm's epsilon, whether it computes in float32, weight against 1 + weight",
-    ("qkv", "q_proj", "k_proj", "v_proj"): "its weight's layout, its bias, its scales; its input agrees",
-    (
-        "o_proj",
-        "out_proj",
-        "proj",
-    ): "what lies between q/k/v and it: rotary embedding, mask, 1/sqrt(head dimension), which heads share a key",
-    ("gate_proj", "up_proj", "fc1"): "its weight's layout, its bias, its scales; its input agrees",
-    ("down_proj", "fc2"): "the activation function before it (quick_gelu against gelu), gate and up exchanged",
-    ("embed_tokens",): "the vocabulary, token ids, whether image features were put in place",
-    ("logits", "lm_head"): "the final norm, a tied or untied head",
-}
-
-
-def look_at(feature: str) -> list[str]:
+def look_inside(feature: str) -> list[str]:
+    """The next command, where the feature is a whole block's output."""
     last = feature.rpartition(".")[2]
-    what = next(
-        (
-            what
-            for endings, what in LOOK_AT.items()
-            if last in endings or any(last.endswith(f"_{ending}") for ending in endings)
-        ),
-        None,
-    )
-    if what:
-        return [f"look at {what}"]
     return [f"look inside: dump both again with --modules '{feature}.*'"] if last.isdigit() else []

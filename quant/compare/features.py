@@ -1,7 +1,8 @@
 """A dump: intermediate features of a model on fixed inputs, on disk. Only numpy is needed, so that any implementation
 can write one.
 
-    DIR/manifest.json            {"format", "model", "samples": [{"name", "inputs_sha256"}], "features": [names, in the order of execution], ...}
+    DIR/manifest.json            {"format", "model", "samples": [{"name", "inputs_sha256"}],
+                                  "features": [names, in the order of execution], ...}
     DIR/0000/NAME.npy            feature NAME of sample 0, float32, of whatever shape
     DIR/0000/inputs/NAME.npy     the model's input NAME, in its own dtype
 
@@ -23,7 +24,8 @@ MANIFEST, INPUTS, FORMAT = "manifest.json", "inputs", 1
 
 
 class Writer:
-    """Writes a dump into `directory`, which must be absent or empty.
+    """Writes a dump into `directory`, which must be absent or empty, else a UsageError is raised; QuantError when a
+    file cannot be written.
 
     writer = Writer("dump", model="my engine")
     writer.sample("cat.png", {"input_ids": ids, "pixel_values": pixels})
@@ -60,6 +62,7 @@ class Writer:
             raise QuantError(f"{file}: {err.strerror}") from None
 
     def close(self) -> None:
+        """Write the manifest, which makes the directory a dump."""
         (self.dir / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
 
 
@@ -71,7 +74,7 @@ class Dump:
         file = self.dir / MANIFEST
         if not file.is_file():
             raise UsageError(
-                f"{self.dir}: holds no {MANIFEST}; `python -m quant dump` or quant.features.Writer makes one"
+                f"{self.dir}: holds no {MANIFEST}; `python -m quant dump` or quant.compare.features.Writer makes one"
             )
         try:
             self.manifest = json.loads(file.read_text(encoding="utf-8"))
@@ -82,11 +85,11 @@ class Dump:
             raise QuantError(f"{file}: damaged, or not of a dump ({type(err).__name__}: {err})") from None
 
     def load(self, name: str, sample: int) -> np.ndarray:
-        """Feature `name` of a sample. Raises QuantError when its file is missing or no array."""
+        """Feature `name` of a sample, float32 of any shape. Raises QuantError when its file is missing or no array."""
         return self._load(self.dir / f"{sample:04d}" / f"{name}.npy")
 
     def inputs(self, sample: int) -> dict[str, np.ndarray]:
-        """The model's inputs of a sample. Raises QuantError when they are not those that the manifest was written for."""
+        """The model's inputs of a sample, name -> array. Raises QuantError when the manifest is of other ones."""
         folder = self.dir / f"{sample:04d}" / INPUTS
         inputs = {file.stem: self._load(file) for file in sorted(folder.glob("*.npy"))}
         if inputs_digest(inputs) != self.digests[sample]:

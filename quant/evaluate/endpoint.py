@@ -6,8 +6,9 @@ What a server does wrong is counted by kind and tried again, after a pause that 
     connection   refused, reset, cut off within the answer
     status 5xx   and 408, 425, 429
     nonsense     status 200, but not the JSON of a chat completion with a text in it
-What trying again cannot mend is not tried again: another status 4xx leaves the question Unanswered, one that concerns every question
-(401, 403, 404, 405) ends the run. Nothing is invented: a question that stays without an answer is reported as such.
+What trying again cannot mend is not tried again: another status 4xx leaves the question Unanswered, one that concerns
+every question (401, 403, 404, 405) ends the run. Nothing is invented: a question that stays without an answer is
+reported as such.
 
 An image goes as the file's own bytes where every reader sees the same pixels in them, else as a PNG of what the local
 models see. Left out: API keys, client certificates, several requests at a time.
@@ -96,7 +97,7 @@ class Endpoint:
             raise QuantError(f"{error}; --served_model NAME does without asking for the model's name") from None
 
     def _ask(self, path: str, read, request: dict | None = None) -> str:
-        """POST `request`, or GET without one; read: the answer's JSON -> text. Tries again as told above."""
+        """POST `request`, or GET without one; read: the answer's JSON -> text. Tries again as said above."""
         detail = ""
         for attempt in range(self.retries + 1):
             if attempt:
@@ -177,7 +178,7 @@ def data_url(question: Question) -> str:
         plain = (
             image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1 and not image.has_transparency_data
         )  # 0x0112: the rotation
-        kind = PLAIN.get(image.format) if plain else None
+        kind = PLAIN.get(image.format or "") if plain else None
     if kind is None:
         buffer = io.BytesIO()
         decode_image(data, question.where).save(buffer, "PNG")

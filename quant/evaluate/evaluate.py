@@ -1,16 +1,17 @@
 """One or two models on the same questions: every answer kept, the scores side by side, the difference with its
 confidence interval.
 
-A model here is anything with describe() -> dict and answer(Question) -> str: LocalModel below (the float checkpoint, or
-an export through runtime.py) or endpoint.Endpoint. They are asked one after the other, so that only one is in memory.
+A model is a local_model.LocalModel or an endpoint.Endpoint. They are asked one after the other, so that only one is in
+memory.
 
 The results file is a log of JSON lines, one appended per answer the moment it is there:
     {"model": F, "is": describe()}                                F = sha256 of describe(), for the reader of the file
     {"model": F, "question": key, "prediction": text, "seconds": s}
     {"model": F, "question": key, "error": reason}                asked again by the next run
-A run first takes from it what is known under the same F and key. So an interrupted run goes on where it ended, another scoring rule or more
-questions ask nothing twice, and another model, setting or image cannot be mistaken for this one. A last line that a crash cut off is
-ignored. Left out: sampling at a temperature (greedy always), several answers per question.
+A run first takes from it what is known under the same F and key. So an interrupted run goes on where it ended, another
+scoring rule or more questions ask nothing twice, and another model, setting or image cannot be mistaken for this one. A
+last line that a crash cut off is ignored. Left out: sampling at a temperature (greedy always), several answers per
+question.
 """
 
 import hashlib
@@ -19,103 +20,37 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ..base.console import Reporter, duration
 from ..base.errors import QuantError, UsageError
-from ..export.recipe import RECIPE, RUN_LOG
 from ..inputs.images import one_line
 from .endpoint import Unanswered
 from .questions import Question, QuestionSet
 from .scoring import LEVEL, Difference, compare, is_right, published, table
 
-BULKY = {".safetensors", ".bin", ".pt", ".pth"}
 GIVE_UP = 5  # questions in a row without an answer: the server is gone, not the question hard
 
 
-class LocalModel:
-    """directory: a float checkpoint, or with int8=True an export, which computes as the server would. Loaded with the
-    first question.
-
-    Raises UsageError or QuantError as Checkpoint and ascend.read do.
-    """
-
-    def __init__(
-        self,
-        directory: str | Path,
-        int8: bool,
-        *,
-        max_new_tokens: int,
-        max_pixels: int | None = None,
-        device: str | None = None,
-        trust_remote_code: bool = False,
-    ):
-        from ..export import ascend
-        from ..files.checkpoint import Checkpoint
-        from ..model.device import pick_device
-
-        source = ascend.read(directory) if int8 else Checkpoint(directory)
-        self.directory, self.int8, self.max_new_tokens = source.dir, int8, max_new_tokens
-        self.max_pixels, self.device, self.trust_remote_code = max_pixels, pick_device(device), trust_remote_code
-        self.loaded = None
+class Model(Protocol):
+    """What can be asked."""
 
     def describe(self) -> dict:
         """What answers depend on."""
-        import torch
-        import transformers
-
-        return {
-            "arithmetic": "int8" if self.int8 else "float",
-            "files": files_digest(self.directory),
-            "max_new_tokens": self.max_new_tokens,
-            "max_pixels": self.max_pixels,
-            "device": self.device,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        ...
 
     def answer(self, question: Question) -> str:
-        """Greedy. Raises Unanswered where the processor refuses the image or the prompt."""
-        import torch
-
-        from ..verify import runtime
-
-        if self.loaded is None:
-            load = runtime.load if self.int8 else runtime.load_float
-            self.loaded = load(
-                self.directory, self.device, max_pixels=self.max_pixels, trust_remote_code=self.trust_remote_code
-            )
-        model, encoder = self.loaded
-        try:
-            inputs = encoder(question.open(), question.prompt)
-        except QuantError as error:
-            raise Unanswered(f"{question.where}: {error}") from None
-        with torch.inference_mode():
-            inputs = {name: value.to(self.device) for name, value in inputs.items()}
-            tokens = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, **NEUTRAL)
-        return encoder.decode(tokens[0, inputs["input_ids"].shape[1] :])
-
-
-def files_digest(directory: Path) -> str:
-    """sha256 over a model's files: weights by name, size and time, all others by their content, but for the records
-    that no model reads.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and file.name not in (RECIPE, RUN_LOG):
-            state = file.stat()
-            known = f"{state.st_size} {state.st_mtime_ns}".encode() if file.suffix in BULKY else file.read_bytes()
-            digest.update(f"{file.name}\0".encode() + hashlib.sha256(known).digest())
-    return digest.hexdigest()
-
-
-# generation_config.json may set what only sampling uses, which generate() warns of on every call.
-NEUTRAL = {"temperature": None, "top_p": None, "top_k": None}
+        """Raises Unanswered where this question gets no answer, and others may."""
+        ...
 
 
 @dataclass
 class Answers:
-    """What a model said. name: how it is called in tables; predictions: a text per question, None without an answer,
-    errors by index.
+    """What a model said.
+
+    name: how it is called in tables; model: its describe(); predictions: a text per question, None without an answer;
+    errors: question's index -> why it has none; seconds: that all answers took; troubles: kind -> how often a request
+    failed and was sent again.
     """
 
     name: str
@@ -132,7 +67,9 @@ class Results:
     """
 
     def __init__(self, file: str | Path):
-        self.file, self.known, self.models = Path(file), {}, set()
+        self.file = Path(file)
+        self.known: dict[tuple[str, str], tuple[str, float]] = {}  # (fingerprint, question) -> (prediction, seconds)
+        self.models: set[str] = set()  # fingerprints
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.log = open(self.file, "a+b", buffering=0)
@@ -158,17 +95,19 @@ class Results:
             ) from None
 
     def begin(self, model: dict) -> str:
-        """The fingerprint of a model's description."""
+        """The fingerprint (sha256, in hex) of a model's description, which is noted if it is new."""
         fingerprint = hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
         if fingerprint not in self.models:
             self._append({"model": fingerprint, "is": model})
         return fingerprint
 
     def add(self, fingerprint: str, key: str, prediction: str, seconds: float) -> None:
+        """Note an answer. Raises QuantError when the log cannot be written."""
         self.known[fingerprint, key] = prediction, seconds
         self._append({"model": fingerprint, "question": key, "prediction": prediction, "seconds": round(seconds, 3)})
 
     def add_error(self, fingerprint: str, key: str, reason: str) -> None:
+        """Note that a question got no answer, and why."""
         self._append({"model": fingerprint, "question": key, "error": reason})
 
     def _append(self, entry: dict) -> None:
@@ -178,7 +117,7 @@ class Results:
             raise QuantError(f"{self.file}: {error.strerror}; what is in it stays, run again to go on") from None
 
 
-def ask(name: str, model, data: QuestionSet, results: Results, reporter: Reporter) -> Answers:
+def ask(name: str, model: Model, data: QuestionSet, results: Results, reporter: Reporter) -> Answers:
     """Every question of `data` that has no answer in `results` yet. Raises QuantError when GIVE_UP questions in a row
     got none.
     """
@@ -209,9 +148,9 @@ def ask(name: str, model, data: QuestionSet, results: Results, reporter: Reporte
                             f"{name}: {GIVE_UP} questions in a row without an answer; {kept}. The last:"
                             f" {answers.errors[number]}"
                         ) from None
-            prediction, seconds = results.known.get((fingerprint, question.key), (None, 0.0))
-            answers.predictions.append(prediction)
-            answers.seconds += seconds
+            known = results.known.get((fingerprint, question.key))
+            answers.predictions.append(known[0] if known else None)
+            answers.seconds += known[1] if known else 0.0
             advance()
             if old < len(asked) and (number + 1) * 10 // len(asked) > number * 10 // len(asked):
                 reporter.line(f"{name:<10} {number + 1:>5} of {len(asked)}   {duration(time.perf_counter() - start)}")
@@ -228,7 +167,7 @@ def summarize(data: QuestionSet, sides: list[Answers], *, exact: bool, max_drop:
     right = [
         [is_right(question, said, exact) for question, said in zip(data.questions, side.predictions)] for side in sides
     ]
-    summary = {
+    summary: dict = {
         "data": {
             "file": data.file.name,
             "questions": len(data.questions),
@@ -240,7 +179,7 @@ def summarize(data: QuestionSet, sides: list[Answers], *, exact: bool, max_drop:
         "passed": not any(side.errors for side in sides),
     }
     if len(sides) == 2:
-        difference = compare(*right, seed=seed)
+        difference = compare(right[0], right[1], seed)
         summary["difference"] = {
             "points": difference.points,
             "interval": [difference.low, difference.high],
@@ -251,7 +190,7 @@ def summarize(data: QuestionSet, sides: list[Answers], *, exact: bool, max_drop:
             "exceeded": difference.exceeds(max_drop),
         }
         summary["flips"] = _flips(data, sides, difference)
-        summary["passed"] &= not difference.exceeds(max_drop)
+        summary["passed"] = summary["passed"] and not difference.exceeds(max_drop)
     return summary
 
 

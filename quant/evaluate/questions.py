@@ -1,9 +1,11 @@
 """Evaluation data: questions about images with known answers, from one of three files.
 
-    OCRBench JSON   [{"dataset_name", "type", "question", "answers", "image_path"}, ...]     answers a text or a list of texts
-    OCRBench TSV    index, image, question, answer, category     image base64, or the index of the row that holds the same image;
-                                                                  answer a Python list as text
-    JSONL           {"image": path, "prompt": text, "answers": text or list, "category": text} a line, "category" may be left out
+    OCRBench JSON   [{"dataset_name", "type", "question", "answers", "image_path"}, ...]
+                    answers: a text or a list of texts
+    OCRBench TSV    index, image, question, answer, category
+                    image: base64, or the index of the row that holds the same image; answer: a Python list as text
+    JSONL           {"image": path, "prompt": text, "answers": text or list, "category": text} a line
+                    "category" may be left out
 
 Paths are relative to the image folder, by default the data file's own. Everything is read and every image decoded
 before the first question is asked; what is wrong is an error with file and line. An answer that is empty would be found
@@ -19,9 +21,10 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -69,9 +72,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies; digest: sha256 over keys
-    and answers.
-    """
+    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies."""
 
     file: Path
     ocrbench: bool
@@ -79,6 +80,7 @@ class QuestionSet:
 
     @property
     def digest(self) -> str:
+        """sha256, in hex, over keys and answers."""
         content = "\n".join(json.dumps([question.key, question.answers]) for question in self.questions)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -92,8 +94,10 @@ class QuestionSet:
 
 
 def load_questions(file: str | Path, image_folder: str | Path | None = None) -> QuestionSet:
-    """Read a data file, by its suffix: .json, .tsv or .jsonl. Raises UsageError with file and line for what is of no
-    use.
+    """Read a data file, by its suffix: .json, .tsv or .jsonl.
+
+    image_folder: where image paths start from, the file's own folder by default. Raises UsageError with file and line
+    for what is of no use.
     """
     file = Path(file)
     if file.suffix.lower() not in FORMATS:
@@ -190,7 +194,9 @@ def _json_fields(row, folder: Path) -> Fields:
 def _tsv_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(2**31 - 1)  # an image is one field
     reader = csv.reader(io.StringIO(_decoded(file, data), newline=""), delimiter="\t", strict=True)
-    rows, columns, line = [], [], 1
+    rows: list[tuple[int, dict[str, str]]] = []
+    columns: list[str] = []
+    line = 1
     try:
         for cells in reader:
             if not columns:
@@ -257,7 +263,7 @@ def _type(category) -> str:
     return category
 
 
-FORMATS = {
+FORMATS: dict[str, tuple[Callable[[Path, bytes], Iterator[tuple[int, Any]]], Callable[[Any, Path], Fields]]] = {
     ".json": (_json_rows, _json_fields),
     ".tsv": (_tsv_rows, _tsv_fields),
     ".jsonl": (_jsonl_rows, _jsonl_fields),

@@ -1,14 +1,15 @@
 """Right or wrong, the published table, and how sure a difference is.
 
-OCRBench's rule (Liu et al., arXiv 2305.07895): a prediction is right if it contains any of the answers, both made alike before:
+OCRBench's rule (Liu et al., arXiv 2305.07895): a prediction is right if it contains any of the answers, both made alike
+before:
     text                lower case, white space at the ends cut off, newlines to spaces
     handwritten math    white space at the ends and every space and newline removed; case counts
-"exact" asks for equality in the place of containment: for models that answer with nothing else, and answers so short that much text
-contains them.
+"exact" asks for equality in the place of containment: for models that answer with nothing else, and answers so short
+that much text contains them.
 
 Two models on the same n questions: d_i = right_second - right_first in {-1, 0, 1}, difference = 100 mean(d) points. Its
 confidence interval is a paired bootstrap's: questions drawn n times with replacement, DRAWS times, percentiles of the
-means. A draw is fully told by how often it hits a -1, a 0 and a 1, which is multinomial: so those counts are drawn, not
+means. Of a draw only counts how often it hits a -1, a 0 and a 1, which is multinomial: so these counts are drawn, not
 the questions. Where not one answer flips, the interval is [0, 0]; by the rule of three up to 3/n of all questions may
 flip nevertheless (95 %).
 """

@@ -1,18 +1,21 @@
 """The sections with a plot by block: errors, ranges, clipping, decisions."""
 
+from .axes import number, span
 from .facts import Facts, Layer
 from .markup import Markup, el
 from .parts import NO_RUN, NO_VERIFY, TOWERS, hint, legend, panels, percent, section, table, undone
-from .plots import Errors, Range, error_panel, layer_map, line_panel, number, range_panel, span
+from .plots import Errors, Range, error_panel, layer_map, line_panel, range_panel
 
 WORST_DB, BEST_DB = 15, 45  # of a linear alone: fully coloured, palest
 
 
 def errors(facts: Facts) -> Markup:
+    """Error per block: each on its own, built up from block to block, each linear alone."""
     return section("errors", "Error per block", _own_errors(facts), _built_up(facts), _linears_alone(facts))
 
 
 def smoothed(facts: Facts) -> bool:
+    """Whether an outlier suppression was used."""
     return facts.recipe.get("config", {}).get("anti_method", "none") != "none"
 
 
@@ -29,7 +32,7 @@ def _own_errors(facts: Facts) -> list[Markup]:
             figures.append((title, error_panel(entries)))
     if not figures:
         return [hint(NO_RUN)]
-    told = (
+    text = (
         "What a block adds to the hidden state, in float, against the error of adding it in int8: signal-to-noise on"
         " one calibration sample, dB. Higher is better; 20 dB is an error of 10 %, 40 dB of 1 %."
     )
@@ -38,7 +41,7 @@ def _own_errors(facts: Facts) -> list[Markup]:
         if smoothed(facts)
         else [("after", "as exported")]
     )
-    return [el("p", told), legend(*kinds), panels(figures)]
+    return [el("p", text), legend(*kinds), panels(figures)]
 
 
 def _built_up(facts: Facts) -> list[Markup]:
@@ -55,13 +58,15 @@ def _built_up(facts: Facts) -> list[Markup]:
     for tower, title in TOWERS.items():
         blocks = [block for block in facts.verify["blocks"] if block["tower"] == tower]
         blocks = blocks if any(block["linears"] for block in blocks) else []  # a float tower has no error
-        course = lambda model: {block["index"]: block[model]["snr_db"] for block in blocks}
-        series = {"rounded": ("rounded afresh", course("rounded")), "after": ("exported", course("export"))}
+        series = {
+            kind: (name, {block["index"]: block[model]["snr_db"] for block in blocks})
+            for kind, name, model in (("rounded", "rounded afresh", "rounded"), ("after", "exported", "export"))
+        }
         if blocks:
             figures.append((title, line_panel(series, facts.verify["thresholds"]["snr"])))
     if not figures:
         return [hint("Verify found damage and ran no block.")]
-    told = (
+    text = (
         "Built up: the hidden state after each block, all blocks before it in int8 too, against the float model's;"
         " verify's images, mean over tokens, dB."
     )
@@ -70,7 +75,7 @@ def _built_up(facts: Facts) -> list[Markup]:
         ("after", "the export, in integers"),
         ("limit", "verify's threshold"),
     ]
-    return [el("p", told), legend(*kinds), panels(figures)]
+    return [el("p", text), legend(*kinds), panels(figures)]
 
 
 def _linears_alone(facts: Facts) -> list[Markup]:
@@ -79,7 +84,7 @@ def _linears_alone(facts: Facts) -> list[Markup]:
     if not records:
         return []
     weak = lambda record: min(max((BEST_DB - (record["export"]["snr_db"] or 0)) / (BEST_DB - WORST_DB), 0.06), 1.0)
-    told = lambda record: (
+    caption = lambda record: (
         f"{record['linear']}: {decibels(record['export']['snr_db'])}, rounded afresh"
         f" {decibels(record['rounded']['snr_db'])}"
     )
@@ -87,14 +92,16 @@ def _linears_alone(facts: Facts) -> list[Markup]:
         "Each linear alone, on the float model's activations: the stronger the colour, the larger its error. Full"
         f" colour is {WORST_DB} dB or less, the palest {BEST_DB} dB or more."
     )
-    return [el("p", text), panels(_maps(facts, records, weak, told, "weak"))]
+    return [el("p", text), panels(_maps(facts, records, weak, caption, "weak"))]
 
 
 def decibels(value: float | None) -> str:
+    """As text."""
     return "NaN" if value is None else f"{value:.1f} dB"
 
 
 def clipping(facts: Facts) -> Markup:
+    """Which linears' input is clipped, by verify's images."""
     records = _linear_records(facts)
     if facts.verify is None:
         return section("clipping", "Clipped activations", undone("Not verified.", NO_VERIFY, "--verify verify.json"))
@@ -102,7 +109,7 @@ def clipping(facts: Facts) -> Markup:
         return section("clipping", "Clipped activations", hint("Verify found damage and ran no block."))
     limit = facts.verify["thresholds"]["clipped"]
     worst = max(records, key=lambda record: record["clipped_share"])
-    told = (
+    text = (
         "The share of each linear's input, on verify's images, that lies outside the range seen in calibration. Full"
         f" colour is {percent(limit)}, the most that verify allows. Largest: {percent(worst['clipped_share'], 2)},"
         f" {worst['linear']}."
@@ -116,7 +123,7 @@ def clipping(facts: Facts) -> Markup:
     return section(
         "clipping",
         "Clipped activations",
-        el("p", told),
+        el("p", text),
         kinds,
         panels(_maps(facts, records, strength, hover, "clipped")),
     )
@@ -130,12 +137,12 @@ def _linear_records(facts: Facts) -> list[dict]:
     ]
 
 
-def _maps(facts: Facts, records: list[dict], strength, told, kind: str) -> list[tuple[str, Markup]]:
-    """A layer_map per tower. strength, told: record -> 0 to 1, text."""
+def _maps(facts: Facts, records: list[dict], strength, caption, kind: str) -> list[tuple[str, Markup]]:
+    """A layer_map per tower. strength, caption: record -> 0 to 1, text."""
     figures = []
     for tower, title in TOWERS.items():
         cells = {
-            (facts.inner(record["linear"]), record["index"]): (strength(record), told(record))
+            (facts.inner(record["linear"]), record["index"]): (strength(record), caption(record))
             for record in records
             if record["tower"] == tower
         }
@@ -145,6 +152,7 @@ def _maps(facts: Facts, records: list[dict], strength, told, kind: str) -> list[
 
 
 def ranges(facts: Facts) -> Markup:
+    """Activation ranges of each group's input, before and after smoothing."""
     figures = []
     for tower, title in TOWERS.items():
         groups: dict[str, list[Range]] = {}
@@ -161,7 +169,7 @@ def ranges(facts: Facts) -> Markup:
         ]
     if not figures:
         return section("ranges", "Activation ranges", hint(NO_RUN))
-    told = (
+    text = (
         "The smallest and largest activation over all calibration samples. One int8 step is 1/255 of the range, for"
         " every channel alike: where the range is far wider than an ordinary channel, few of the 256 codes are left for"
         " that channel. Linear around 0, logarithmic further out."
@@ -174,7 +182,7 @@ def ranges(facts: Facts) -> Markup:
     return section(
         "ranges",
         "Activation ranges",
-        el("p", told),
+        el("p", text),
         legend(*kinds, ("typical", "where the median channel ends")),
         panels(figures),
     )
@@ -186,6 +194,7 @@ def short(inner: str) -> str:
 
 
 def layers(facts: Facts) -> Markup:
+    """Every linear: int8 or float, why, with which scales."""
     figures, tables = [], []
     for tower, title in [*TOWERS.items(), (None, "Outside the blocks")]:
         members = [
@@ -227,6 +236,7 @@ def layers(facts: Facts) -> Markup:
 
 
 def layer_table(entries: list[Layer]) -> Markup:
+    """A row per linear."""
     head = ["Linear", "Shape", "Type", "Why float", "Input scale", "Offset", "Weight scales"]
     rows = [
         [
@@ -234,9 +244,9 @@ def layer_table(entries: list[Layer]) -> Markup:
             f"{layer.shape[0]} × {layer.shape[1]}",
             el("span", "int8" if layer.int8 else "float", class_=f"chip {'int8' if layer.int8 else 'float'}"),
             "" if layer.int8 else layer.why,
-            number(layer.input_scale) if layer.int8 else "",
-            layer.input_offset if layer.int8 else "",
-            span(layer.weights) if layer.int8 else "",
+            number(layer.scales.input_scale) if layer.scales else "",
+            layer.scales.input_offset if layer.scales else "",
+            span(layer.scales.weights) if layer.scales else "",
         ]
         for layer in entries
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.errors import QuantError, UsageError
-from ..evaluate.evaluate import files_digest
+from ..evaluate.local_model import files_digest
 from ..export import ascend
 from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
@@ -30,20 +30,31 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear as it was exported. weights: (smallest, largest) scale of its rows; None where it is float."""
+    """A linear as it was exported. shape: (outputs, inputs); why: the reason, where it is float; scales: None there."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     int8: bool
     why: str
-    input_scale: float | None = None
-    input_offset: int | None = None
-    weights: tuple[float, float] | None = None
+    scales: "Scales | None" = None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """An int8 linear's numbers. weights: (smallest, largest) scale of its rows."""
+
+    input_scale: float
+    input_offset: int
+    weights: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """files: the digest of the export's files, as evaluate knows them; thumbnails: sample key -> data: URL."""
+    """All that a report shows.
+
+    files: the digest of the export's files, as evaluate knows them; recipe, run: quant_recipe.json and quant_run.json,
+    empty where there is none; verify, evaluation: what these commands wrote; thumbnails: sample key -> data: URL.
+    """
 
     export: ascend.Export
     files: str
@@ -80,6 +91,7 @@ class Facts:
 
     @property
     def bytes_written(self) -> int:
+        """Size of the export's tensors."""
         return sum(info.nbytes for info in self.export.tensors.values())
 
     @property
@@ -95,7 +107,12 @@ EVALUATION_KEYS = ("data", "sides", "passed")
 
 
 def gather(directory: str | Path, verify: str | None, evaluation: str | None, images: str | None) -> Facts:
-    """Raises UsageError for a directory that is no export, QuantError for a record that cannot be read."""
+    """Read everything. directory: the export; verify, evaluation: the JSON files that these commands wrote; images:
+    where the calibration images are, None for those shipped here.
+
+    Raises UsageError for a directory that is no export and for a file that is not there, QuantError for a record that
+    cannot be read.
+    """
     export = ascend.read(directory)
     family = family_of(export.config, export.dir)
     recipe, run = (read_json(export.dir / name) if (export.dir / name).is_file() else {} for name in (RECIPE, RUN_LOG))
@@ -136,7 +153,8 @@ def _layers(export: ascend.Export, recipe: dict) -> list[Layer]:
             continue
         rows = export.load(f"{name}.weight_scale").float()
         scale, offset = (export.load(f"{name}.{part}").float().item() for part in ("input_scale", "input_offset"))
-        layers.append(Layer(name, shape, True, "W8A8", scale, round(offset), (rows.min().item(), rows.max().item())))
+        scales = Scales(scale, round(offset), (rows.min().item(), rows.max().item()))
+        layers.append(Layer(name, shape, True, "", scales))
     return layers
 
 

@@ -1,14 +1,16 @@
 """The first and the last sections: what was done and what came of it; on which images; how long it took."""
 
 from ..base.console import duration, size
+from .axes import finite
 from .facts import NOT_RECORDED, Facts
 from .markup import Markup, el
 from .parts import NO_RUN, TOWERS, hint, panels, percent, section, tile
-from .plots import bar_panel, finite
+from .plots import bar_panel
 from .proof import accuracy_tile, verify_tiles
 
 
 def summary(facts: Facts) -> Markup:
+    """The tiles at the top, and how the export was made."""
     tiles = [
         tile
         for tile in (accuracy_tile(facts), *verify_tiles(facts), worst_block_tile(facts), *size_tiles(facts))
@@ -18,6 +20,7 @@ def summary(facts: Facts) -> Markup:
 
 
 def worst_block_tile(facts: Facts) -> Markup | None:
+    """The block with the least signal-to-noise; None where none was measured."""
     known = [block for block in facts.run.get("blocks", []) if finite(block["snr_db"])]
     if not known:
         return None
@@ -31,6 +34,7 @@ def worst_block_tile(facts: Facts) -> Markup | None:
 
 
 def size_tiles(facts: Facts) -> list[Markup]:
+    """Bytes, and how many linears are int8."""
     int8 = [layer for layer in facts.layers if layer.int8]
     weights = lambda layers: sum(layer.shape[0] * layer.shape[1] for layer in layers)
     return [
@@ -48,6 +52,7 @@ def size_tiles(facts: Facts) -> list[Markup]:
 
 
 def settings(facts: Facts) -> Markup:
+    """What quant_recipe.json says of how it was made."""
     recipe, config = facts.recipe, facts.recipe.get("config", {})
     if not recipe:
         return hint("This directory holds no quant_recipe.json: it was made by another tool, and how is not recorded.")
@@ -82,6 +87,7 @@ def _method(recipe: dict) -> str:
 
 
 def timings(facts: Facts) -> Markup:
+    """Seconds per block, memory."""
     if not facts.run:
         return section("timings", "Timings", hint(NO_RUN))
     figures = []
@@ -95,14 +101,15 @@ def timings(facts: Facts) -> Markup:
             figures.append((f"{title}: {duration(total)}", bar_panel("Seconds by block", bars, "plain")))
     run = facts.run
     card = f", {size(run['peak_card_bytes'])} of the card's" if run.get("peak_card_bytes") else ""
-    told = (
+    text = (
         f"{duration(run['seconds'])} in all, {size(run['peak_memory_bytes'])} of memory at the peak{card}, on"
         f" {run['device']}. Seconds per block, reading and writing included:"
     )
-    return section("timings", "Timings", el("p", told), panels(figures))
+    return section("timings", "Timings", el("p", text), panels(figures))
 
 
 def images(facts: Facts) -> Markup:
+    """The calibration images, as far as they are found."""
     samples = facts.recipe.get("samples", [])
     if not samples:
         return section("images", "Calibration images", hint("Not recorded: this directory holds no quant_recipe.json."))

@@ -1,5 +1,7 @@
 """What the page's sections are put together from."""
 
+from collections.abc import Collection, Sequence
+
 from .markup import Markup, el
 
 NO_RUN = "Not recorded: there is no quant_run.json, or the engine of that run measures no blocks."
@@ -8,10 +10,12 @@ TOWERS = {"vision": "Vision tower", "language": "Language model"}
 
 
 def section(name: str, title: str, *children) -> Markup:
+    """A section of the page; name: what links call it."""
     return el("section", el("h2", title), *children, id=name)
 
 
 def hint(*children) -> Markup:
+    """A line in a lighter colour: what is missing, and what would bring it."""
     return el("p", *children, class_="hint")
 
 
@@ -20,7 +24,7 @@ def undone(what: str, command: str, flag: str) -> Markup:
     return hint(f"{what} ", el("code", command), ", then this report with ", el("code", flag), ".")
 
 
-def panels(items: list[tuple[str, Markup]]) -> Markup:
+def panels(items: Sequence[tuple[str, Markup]]) -> Markup:
     """(title, plot) side by side where there is room; up to two may be larger than many."""
     return el(
         "div",
@@ -30,10 +34,11 @@ def panels(items: list[tuple[str, Markup]]) -> Markup:
 
 
 def legend(*entries: tuple[str, str]) -> Markup:
+    """entries: (CSS class of a sample mark, what it means)."""
     return el("p", [el("span", el("i", class_=kind), text) for kind, text in entries], class_="legend")
 
 
-def table(head: list[str], rows: list[list], numeric: set[int] = frozenset(), **attributes) -> Markup:
+def table(head: list[str], rows: list[list], numeric: Collection[int] = (), **attributes) -> Markup:
     """numeric: the columns whose cells are numbers, set to the right."""
     cells = lambda row, tag: [el(tag, cell, class_="number" if i in numeric else None) for i, cell in enumerate(row)]
     body = el("tbody", [el("tr", cells(row, "td")) for row in rows])

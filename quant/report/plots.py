@@ -2,21 +2,18 @@
 (style.css), so a panel is right in the light and in the dark, and small enough that its text stays legible when a phone
 shows it one to a row.
 
-Value axes are linear, or "spread": y = asinh(v / c), linear where |v| << c and logarithmic beyond, for values of both
-signs that differ by orders of magnitude. Each mark has a <title>, which browsers show on hover and screen readers read.
+Each mark has a <title>, which browsers show on hover and screen readers read. matplotlib draws neither that nor
+colours that follow the page's, in twice the bytes; plotly adds 4.7 MB to every report.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Across, Axis, finite, linear_axis, number, span, spread_axis
 from .markup import Markup, el
 
-WIDTH, HEIGHT = 420, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 32  # margins of the plotting area
-MAP_LEFT, MAP_ROW = 118, 22
+MAP_LEFT, MAP_ROW = 118, 22  # pixels: of a layer map, the names' width and a row's height
 EDGE = 24  # on both sides of an interval
-TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -45,19 +42,19 @@ def range_panel(ranges: Sequence[Range], smoothed: bool) -> Markup:
     across = Across([entry.block for entry in ranges])
     marks = []
     for entry in ranges:
-        told = [
+        words = [
             f"block {entry.block}",
             f"before {span(entry.before)}" if smoothed else None,
             f"{'after' if smoothed else 'range'} {span(entry.after)}",
         ]
         if entry.typical is not None:
-            told.append(f"median channel ±{number(entry.typical)}")
+            words.append(f"median channel ±{number(entry.typical)}")
         x, width = across(entry.block), across.width
         bars = [_bar(x, width * 0.8, entry.before, axis, "before")] if smoothed else []
         bars.append(_bar(x, width * 0.4, entry.after, axis, "after"))
         if entry.typical is not None:
             bars += [_tick(x, width * 0.8, axis(sign * entry.typical)) for sign in (1, -1)]
-        marks.append(_hover(x, width, ", ".join(word for word in told if word), bars))
+        marks.append(_hover(x, width, ", ".join(word for word in words if word), bars))
     return _panel("Range of activations by block", axis, across, marks)
 
 
@@ -68,7 +65,7 @@ def error_panel(errors: Sequence[Errors]) -> Markup:
     across = Across([entry.block for entry in errors])
     marks = []
     for entry in errors:
-        x, parts, told = across(entry.block), [], [f"block {entry.block}"]
+        x, parts, words = across(entry.block), [], [f"block {entry.block}"]
         if finite(entry.plain) and finite(entry.chosen):
             parts.append(
                 el(
@@ -83,8 +80,8 @@ def error_panel(errors: Sequence[Errors]) -> Markup:
         for value, kind, word in ((entry.plain, "before", "plain rounding"), (entry.chosen, "after", "exported")):
             if finite(value):
                 parts.append(_dot(across, axis, entry.block, value, kind))
-                told.append(f"{word} {value:.1f} dB")
-        marks.append(_hover(x, across.width, ", ".join(told), parts))
+                words.append(f"{word} {value:.1f} dB")
+        marks.append(_hover(x, across.width, ", ".join(words), parts))
     return _panel("Signal-to-noise by block, dB", axis, across, marks)
 
 
@@ -99,36 +96,41 @@ def line_panel(series: dict[str, tuple[str, dict[int, float]]], limit: float) ->
         marks.append(el("path", d="M" + " L".join(steps), class_=f"course {kind}") if steps else Markup())
     for block in range(across.first, across.last + 1):
         known = [(kind, name, values[block]) for kind, (name, values) in series.items() if finite(values.get(block))]
-        told = ", ".join([f"block {block}", *(f"{name} {value:.1f} dB" for _, name, value in known)])
+        caption = ", ".join([f"block {block}", *(f"{name} {value:.1f} dB" for _, name, value in known)])
         marks.append(
             _hover(
-                across(block), across.width, told, [_dot(across, axis, block, value, kind) for kind, _, value in known]
+                across(block),
+                across.width,
+                caption,
+                [_dot(across, axis, block, value, kind) for kind, _, value in known],
             )
         )
     return _panel("Signal-to-noise by block, dB", axis, across, marks)
 
 
 def bar_panel(label: str, bars: Sequence[tuple[int, float, str]], kind: str = "after") -> Markup:
-    """bars: (block, value >= 0, what to tell)."""
+    """bars: (block, value >= 0, what its caption says)."""
     axis = linear_axis(0.0, max([value for _, value, _ in bars] + [1e-9]))
     across = Across([block for block, _, _ in bars])
     marks = [
-        _hover(across(block), across.width, told, [_bar(across(block), across.width * 0.7, (0.0, value), axis, kind)])
-        for block, value, told in bars
+        _hover(
+            across(block), across.width, caption, [_bar(across(block), across.width * 0.7, (0.0, value), axis, kind)]
+        )
+        for block, value, caption in bars
     ]
     return _panel(label, axis, across, marks)
 
 
 def layer_map(rows: Sequence[str], cells: dict[tuple[str, int], tuple[float, str]], kind: str) -> Markup:
     """A row per linear of a block, a column per block. cells: (row, block) -> (0 to 1: how strongly it is coloured,
-    what to tell).
+    its caption).
     """
     across = Across([block for _, block in cells], left=MAP_LEFT)
     height, marks = TOP + MAP_ROW * len(rows) + BOTTOM, []
     for number_, row in enumerate(rows):
         y = TOP + MAP_ROW * number_
         marks.append(el("text", row, x=MAP_LEFT - 8, y=y + MAP_ROW / 2, dy="0.32em", class_="value"))
-        for (name, block), (strength, told) in cells.items():
+        for (name, block), (strength, caption) in cells.items():
             if name == row:
                 gap = min(1.5, across.width * 0.15)
                 place = dict(
@@ -141,7 +143,7 @@ def layer_map(rows: Sequence[str], cells: dict[tuple[str, int], tuple[float, str
                     el("rect", class_="blank", **place),
                     el("rect", class_=kind, fill_opacity=f"{strength:.3f}", **place),
                 ]
-                marks.append(el("g", el("title", told), cell, class_="mark"))
+                marks.append(el("g", el("title", caption), cell, class_="mark"))
     return el(
         "svg",
         marks,
@@ -184,74 +186,6 @@ def interval_panel(points: float, low: float, high: float, max_drop: float) -> M
         role="img",
         aria_label="Difference of the scores with its confidence interval",
     )
-
-
-# ---- axes
-
-
-class Across:
-    """Block index -> x."""
-
-    def __init__(self, blocks: Sequence[int], left: int = LEFT):
-        self.left, self.first, self.last = left, min(blocks, default=0), max(blocks, default=0)
-        self.width = (WIDTH - left - RIGHT) / (self.last - self.first + 1)
-
-    def __call__(self, block: int) -> float:
-        return self.left + (block - self.first + 0.5) * self.width
-
-    def ticks(self) -> list[int]:
-        count = self.last - self.first + 1
-        step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count) if count / step <= 9)
-        return [block for block in range(self.first, self.last + 1) if block % step == 0]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Value -> y in the panel, and the values to label."""
-
-    place: Callable[[float], float]
-    low: float
-    high: float
-    ticks: list[float]
-
-    def __call__(self, value: float) -> float:
-        low, high = self.place(self.low), self.place(self.high)
-        share = (self.place(min(max(value, self.low), self.high)) - low) / (high - low)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-
-def linear_axis(low: float, high: float) -> Axis:
-    """Round ticks that enclose [low, high]."""
-    if high <= low:
-        high = low + 1.0
-    raw = (high - low) / (TICKS - 1)
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return Axis(lambda value: value, first * step, last * step, [number * step for number in range(first, last + 1)])
-
-
-def spread_axis(low: float, high: float) -> Axis:
-    """Around 0, for low <= 0 <= high: asinh(v / c) with c a thirtieth of the largest value."""
-    if low == high:  # nothing but zeros
-        low, high = -1.0, 1.0
-    largest = max(-low, high)
-    ticks, power = [0.0], math.floor(math.log10(largest))
-    for exponent in (power - 1, power):
-        ticks += [
-            sign * factor * 10.0**exponent for factor in ((1, 3) if exponent < power else (1, 2, 5)) for sign in (1, -1)
-        ]
-    ticks = _apart([tick for tick in sorted(ticks, key=abs, reverse=True) if low <= tick <= high], largest)
-    return Axis(lambda value: math.asinh(30 * value / largest), low * 1.02, high * 1.02, ticks)
-
-
-def _apart(ticks: list[float], largest: float) -> list[float]:
-    """Those of `ticks` whose labels do not run into one that came before, 0 always."""
-    kept = [0.0]
-    for tick in ticks:
-        if all(abs(math.asinh(30 * tick / largest) - math.asinh(30 * other / largest)) > 0.9 for other in kept):
-            kept.append(tick)
-    return sorted(kept)
 
 
 # ---- marks
@@ -302,25 +236,9 @@ def _tick(x: float, width: float, y: float) -> Markup:
     )
 
 
-def _hover(x: float, width: float, told: str, marks: list[Markup]) -> Markup:
+def _hover(x: float, width: float, caption: str, marks: list[Markup]) -> Markup:
     """Marks of one block with a title; an unseen rectangle makes the whole column sensitive."""
     area = el(
         "rect", x=f"{x - width / 2:.1f}", y=TOP, width=f"{width:.1f}", height=HEIGHT - TOP - BOTTOM, class_="area"
     )
-    return el("g", el("title", told), area, marks, class_="mark")
-
-
-# ---- numbers
-
-
-def finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def number(value: float) -> str:
-    """Three digits that matter: 0.0123, 1.5, 1200, 1.2e+06."""
-    return f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e5 else f"{value:.0f}"
-
-
-def span(values: tuple[float, float]) -> str:
-    return f"{number(values[0])} to {number(values[1])}"
+    return el("g", el("title", caption), area, marks, class_="mark")

@@ -11,6 +11,7 @@ CAUSES = {None: "no tensor is damaged, all within the thresholds"} | CULPRITS
 
 
 def accuracy_tile(facts: Facts) -> Markup | None:
+    """The scores in brief; None where nothing was evaluated."""
     if facts.evaluation is None:
         return None
     shares = [_all(side)["right"] / _all(side)["of"] for side in facts.evaluation["sides"]]
@@ -33,6 +34,7 @@ def _all(side: dict) -> dict:
 
 
 def verify_tiles(facts: Facts) -> list[Markup]:
+    """The verdict in brief; none where nothing was verified."""
     result = facts.verify
     if result is None:
         return []
@@ -54,6 +56,7 @@ def verify_tiles(facts: Facts) -> list[Markup]:
 
 
 def verification(facts: Facts) -> Markup:
+    """What verify found: verdict, reasons, next tokens, answers."""
     result = facts.verify
     if result is None:
         return section("verification", "Verification", undone("Not verified.", NO_VERIFY, "--verify verify.json"))
@@ -131,6 +134,7 @@ def _nats(value: float | None) -> str:
 
 
 def accuracy(facts: Facts) -> Markup:
+    """What evaluate found: scores by category, difference, flips."""
     result = facts.evaluation
     if result is None:
         return section("accuracy", "Accuracy", undone("Not evaluated.", NO_EVALUATION, "--evaluation evaluation.json"))
@@ -151,7 +155,7 @@ def accuracy(facts: Facts) -> Markup:
             ]
         )
     head = ["Right answers", *(side["name"] for side in sides), *(["change"] if len(sides) == 2 else []), "of"]
-    parts = [table(head, rows, set(range(1, len(head))), class_="scores fitted")]
+    parts: list[Markup | None] = [table(head, rows, range(1, len(head)), class_="scores fitted")]
     if len(sides) == 2:
         parts += [difference_figure(result["difference"]), flips_table(result)]
     for side in sides:
@@ -187,6 +191,7 @@ def accuracy(facts: Facts) -> Markup:
 
 
 def difference_figure(difference: dict) -> Markup:
+    """The difference of two scores with its confidence interval."""
     low, high = difference["interval"]
     text = (
         f"Difference {signed(difference['points'], '.2f')} points, {percent(difference['level'], 0)} confidence"
@@ -203,6 +208,7 @@ def difference_figure(difference: dict) -> Markup:
 
 
 def flips_table(result: dict) -> Markup | None:
+    """The questions that one model answers and the other does not; None where there are none."""
     if not result["flips"]:
         return None
     names = [side["name"] for side in result["sides"]]

@@ -42,6 +42,7 @@ class Load:
 
     @property
     def max_sequence(self) -> int:
+        """Tokens of the longest input and its answer."""
         return self.max_input + self.max_new
 
 
@@ -55,6 +56,7 @@ class Demand:
 
     @property
     def total(self) -> int:
+        """Bytes in all."""
         return self.weights + self.kv_cache + self.activations
 
     @property

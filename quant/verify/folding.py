@@ -1,19 +1,18 @@
-"""One block of an export beside the same block of the source: is every tensor what folding and rounding make of the
+"""One block of an export and the same block of the source: is every tensor what folding and rounding make of the
 source's?
 
 Nothing of the run that made the export is used, nor its recipe. What folding did is read off the tensors: a norm ->
 linears group was scaled by s = norm.weight / norm'.weight and shifted by z = norm.bias - s norm'.bias; for value -> o
-and up -> down, s is what the producer's rows were divided by, which a fit tells (resemble.py). Then, with E = codes *
+and up -> down, s is what the producer's rows were divided by, which a fit shows (fit.py). Then, with E = codes *
 weight_scale and S the source's weight:
 
     weight            E ~ diag(row) S diag(s), row = 1 unless a fold divides it; what is left over is rounding
     source of a group no channel in which all linears that read it miss s by one factor
     norm.bias         no channel along which the biases of all consumers miss what z moved them by
-    scales, biases    audit_linear.py
+    scales, biases    linear.py
     other tensors     the source's, rounded to the model's dtype, bit for bit
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,62 +20,70 @@ from torch import Tensor
 
 from ..arithmetic.fold import share_heads, spread_heads
 from ..families.family import Group, Tower
-from .fit import Pair, identify
-from .linear import FACTOR, LinearAudit, Relation
+from .fit import TINY, WeightPair
+from .linear import FACTOR, LinearCheck, Relation
 from .runtime import unpack_deq_scale
-from .tensors import Finding, difference, where
+from .tensors import Damage, difference, where
 
-NOISE = 6.0  # how many standard deviations of its fit a factor may be off, beside FACTOR
+NOISE = 6.0  # how many standard deviations of its fit a factor may be off, besides FACTOR
 RMS_STEPS = 1.0  # rounding leaves 0.29, in bfloat16 0.5
 WORST_STEPS = 4.0  # rounding leaves 0.5, in bfloat16 1
-TINY = torch.finfo(torch.float32).tiny
+LOST = 0.25  # share of rows that are not the source's, above which the weight is called another one
+
+
+def check_block(
+    config: dict, tower: Tower, index: int, source: dict[str, Tensor], exported: dict[str, Tensor], int8: set[str]
+) -> "BlockCheck":
+    """Block `index` of a tower, checked.
+
+    config: the source's config.json; source, exported: hub tensor name -> tensor of the block, all that it has, in the
+    shapes and dtypes that tensors.check_format asks for, on one device; int8: the linears described as W8A8.
+    """
+    check = BlockCheck(tower.block(index), tower.groups_of(config, index), tower.heads(config), source, exported, int8)
+    check.run()
+    return check
 
 
 @dataclass
-class BlockAudit:
-    """source, exported: hub tensor name -> tensor, both whole (audit.check_format); int8: names of the linears
-    described as W8A8; heads: (query heads, key/value heads) of the tower; nearby: name of a linear -> {description: how
-    to load} of source weights in other blocks that it may have been confused with. After run(): findings, and the
-    relations of the int8 linears.
+class BlockCheck:
+    """prefix: of the block's tensors; heads: (query heads, key/value heads); the rest as check_block.
+
+    After run(), damage: what was found; relations: of every int8 linear, by its hub name.
     """
 
-    tower: Tower
     prefix: str
+    groups: tuple[Group, ...]
+    heads: tuple[int, int]
     source: dict[str, Tensor]
     exported: dict[str, Tensor]
     int8: set[str]
-    heads: tuple[int, int]
-    nearby: Callable[[str], dict[str, Callable[[], Tensor]]]
-    findings: list[Finding] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)
     relations: dict[str, Relation] = field(default_factory=dict)
+    folds: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Producer -> (consumer, how many of the producer's last rows the fold may have divided)."""
 
-    def run(self) -> "BlockAudit":
+    def run(self) -> None:
+        """Fill damage and relations."""
         if self._not_finite():
-            return self
-        groups = [group for group in self.tower.groups if self._in_int8(group)]
-        # producer -> (consumer, how many of the producer's last rows the fold may have divided)
-        self.folds: dict[str, tuple[str, int]] = {}
+            return
+        groups = [group for group in self.groups if self._in_int8(group)]
         for group in (group for group in groups if group.kind in ("value", "up")):
             consumer = self.prefix + group.linears[0]
             width = self.source[f"{consumer}.weight"].shape[1]
-            self.folds[self.prefix + group.source] = (
-                consumer,
-                width * self.heads[1] // self.heads[0] if group.kind == "value" else width,
-            )
-        # Norm groups first: they tell the columns of value and up, and so their rows, and so the columns of o and down.
-        for group in sorted(self.tower.groups, key=lambda group: group.kind != "norm"):
+            count = width * self.heads[1] // self.heads[0] if group.kind == "value" else width
+            self.folds[f"{self.prefix}{group.source}"] = (consumer, count)
+        # Norm groups first: they give the columns of value and up, and so their rows, and so the columns of o and down.
+        for group in sorted(self.groups, key=lambda group: group.kind != "norm"):
             self._weights(group)
         for name, relation in self.relations.items():
             if not relation.lost:
-                consumer, count = self.folds.get(name, (None, 0))
-                self.findings += LinearAudit(
-                    name, relation, self.source, self.exported, consumer, count, self._mates(name)
-                ).run()
-        folded = {self.prefix + group.source for group in groups if group.kind == "norm"} | set(self.relations)
+                consumer_of, count = self.folds.get(name, (None, 0))
+                mates = self._mates(name)
+                self.damage += LinearCheck(name, relation, self.source, self.exported, consumer_of, count, mates).run()
+        folded = {f"{self.prefix}{group.source}" for group in groups if group.kind == "norm"} | set(self.relations)
         for name, tensor in self.source.items():
             if name.rpartition(".")[0] not in folded and (problem := difference(self.exported[name], tensor)):
                 self.say(name, problem)
-        return self
 
     def _not_finite(self) -> bool:
         """Whether a tensor holds NaN or Inf. It is named; nothing is fitted then, and relations are those of a block
@@ -96,14 +103,14 @@ class BlockAudit:
                 for count in self.source[f"{name}.weight"].shape
             )
             self.relations[name] = Relation(inputs, None, outputs, outputs, outputs < 0)
-        return bool(self.findings)
+        return bool(self.damage)
 
     def _in_int8(self, group: Group) -> bool:
         return any(self.prefix + name in self.int8 for name in group.linears)
 
     def _mates(self, name: str) -> list[str]:
         """The other int8 linears that read the same tensor."""
-        group = next(group for group in self.tower.groups if name.removeprefix(self.prefix) in group.linears)
+        group = next(group for group in self.groups if name.removeprefix(self.prefix) in group.linears)
         return [
             self.prefix + other
             for other in group.linears
@@ -111,9 +118,10 @@ class BlockAudit:
         ]
 
     def say(self, tensor: str, problem: str) -> None:
-        self.findings.append(Finding(tensor, problem))
+        """Note damage to a tensor."""
+        self.damage.append(Damage(tensor, problem))
 
-    # -- weights -----------------------------------------------------------------------------------------------------------------------
+    # -- weights
 
     def _weights(self, group: Group) -> None:
         """The relations of a group's int8 linears, and of a float one whose rows a fold may have divided."""
@@ -121,32 +129,28 @@ class BlockAudit:
         pairs = {name: self._pair(name) for name in names if name in self.int8 or name in self.folds}
         if not pairs:
             return
-        found = len(self.findings)
+        found = len(self.damage)
         for trusted in (True, False):
             column, shift = self._columns(group, pairs, trusted)
             for name, pair in pairs.items():
                 self.relations[name] = self._relate(name, pair, column, shift)
             if not any(self.relations[name].lost for name in pairs):
                 return
-            if trusted:
-                del self.findings[
-                    found:
-                ]  # linears that are not theirs say nothing about what they read: once more, not as witnesses
+            if trusted:  # a weight that is another one says nothing about what it reads: once more, without trust
+                del self.damage[found:]
 
-    def _columns(self, group: Group, pairs: dict[str, Pair], trusted: bool) -> tuple[Tensor, Tensor | None]:
+    def _columns(self, group: Group, pairs: dict[str, WeightPair], trusted: bool) -> tuple[Tensor, Tensor | None]:
         """(column, shift) of the linears of a group; corrected, if they can be trusted, where all of them say that
         their source is wrong.
         """
         if group.source and self._in_int8(group):
-            return (
-                self._norm(self.prefix + group.source, pairs, trusted)
-                if group.kind == "norm"
-                else (self._fold(group, pairs, trusted), None)
-            )
+            if group.kind == "norm":
+                return self._norm(self.prefix + group.source, pairs, trusted)
+            return self._fold(group, self.prefix + group.source, pairs, trusted), None
         example = next(iter(pairs.values())).source
         return torch.ones(example.shape[1], device=example.device), None
 
-    def _missed(self, pairs: dict[str, Pair], column: Tensor) -> tuple[Tensor, Tensor]:
+    def _missed(self, pairs: dict[str, WeightPair], column: Tensor) -> tuple[Tensor, Tensor]:
         """(by what factor the exported columns miss `column`, whether all linears agree that they do), [I] each."""
         rows = [pair.row_factors(column) for pair in pairs.values()]
         fits = [
@@ -157,36 +161,30 @@ class BlockAudit:
         mean, allowed = factors.mean(0), FACTOR + NOISE * sigma
         return mean, ((factors - 1).abs() > allowed).all(0) & ((factors - mean).abs() <= allowed * mean.abs()).all(0)
 
-    def _fold(self, group: Group, pairs: dict[str, Pair], trusted: bool) -> Tensor:
-        """The columns of o or down: what the rows of value or up were divided by."""
+    def _fold(self, group: Group, source: str, pairs: dict[str, WeightPair], trusted: bool) -> Tensor:
+        """The columns of o or down, [I]: what the rows of value or up (`source`) were divided by."""
         ((name, pair),) = pairs.items()
-        producer, count = self.relations[self.prefix + group.source], self.folds[self.prefix + group.source][1]
-        if producer.lost:
-            return pair.fit()[1]
-        column = 1 / producer.row[-count:]
+        producer, count = self.relations[source], self.folds[source][1]
+        if producer.lost:  # its rows say nothing, the columns themselves have to
+            ones = [torch.ones(size, device=pair.source.device) for size in pair.source.shape]
+            return pair.column_factors(*ones)[0]
         share, spread = (share_heads, spread_heads) if group.kind == "value" else (lambda x, *_: x, lambda x, *_: x)
-        column, producer.factor[-count:] = spread(column, *self.heads), 1.0
+        column, producer.factor[-count:] = spread(1 / producer.row[-count:], *self.heads), 1.0
         missed, bad = self._missed(pairs, column)
         if not trusted or bad.float().mean() > 0.5:
             return column
-        everywhere = (
-            -share(-bad.float(), *self.heads) > 0
-        )  # a row of value is wrong where all heads that read it say so
-        alone = bad & ~(spread(everywhere.float(), *self.heads) > 0)
-        if alone.any():
-            self.say(
-                f"{name}.weight", f"not scaled like what other heads read of the same value in {where(alone, 'column')}"
-            )
-        column = torch.where(bad, column * missed, column)
+        # A row of value is wrong where all query heads that read it say so.
+        everywhere = -share(-bad.float(), *self.heads) > 0
+        column = torch.where(spread(everywhere.float(), *self.heads) > 0, column * missed, column)
         producer.factor[-count:] = torch.where(everywhere, share(missed, *self.heads), 1.0)
         producer.row[-count:] = torch.where(everywhere, 1 / share(column, *self.heads), producer.row[-count:])
         return column
 
-    def _pair(self, name: str) -> Pair:
+    def _pair(self, name: str) -> WeightPair:
         scale = self.exported[f"{name}.weight_scale"].float() if name in self.int8 else None
-        return Pair(self.exported[f"{name}.weight"], scale, self.source[f"{name}.weight"])
+        return WeightPair(self.exported[f"{name}.weight"], scale, self.source[f"{name}.weight"])
 
-    def _norm(self, norm: str, pairs: dict[str, Pair], trusted: bool) -> tuple[Tensor, Tensor | None]:
+    def _norm(self, norm: str, pairs: dict[str, WeightPair], trusted: bool) -> tuple[Tensor, Tensor | None]:
         """_columns of a norm's consumers."""
         before, after = self.source[f"{norm}.weight"], self.exported[f"{norm}.weight"]
         untouched = torch.equal(before.to(after.dtype), after)
@@ -214,7 +212,7 @@ class BlockAudit:
             shift = self._norm_bias(norm, pairs, column, shift)
         return column, shift if shift.any() else None
 
-    def _norm_bias(self, norm: str, pairs: dict[str, Pair], column: Tensor, shift: Tensor) -> Tensor:
+    def _norm_bias(self, norm: str, pairs: dict[str, WeightPair], column: Tensor, shift: Tensor) -> Tensor:
         """A wrong channel i of the norm's bias leaves every consumer's bias off by a multiple of the column S_i: look
         for one.
         """
@@ -246,11 +244,11 @@ class BlockAudit:
         )
         return shift + delta * torch.nn.functional.one_hot(torch.tensor(channel, device=shift.device), len(shift))
 
-    def _relate(self, name: str, pair: Pair, column: Tensor, shift: Tensor | None) -> Relation:
+    def _relate(self, name: str, pair: WeightPair, column: Tensor, shift: Tensor | None) -> Relation:
         row = pair.row_factors(column)
         free = self._folded_rows(name)
         scaled = free | ((row - 1).abs() > FACTOR)
-        rms, worst, _ = pair.residual(torch.where(scaled, row, 1.0), column)
+        rms, worst = pair.residual(torch.where(scaled, row, 1.0), column)
         relation = Relation(
             column,
             shift,
@@ -258,19 +256,9 @@ class BlockAudit:
             torch.where(free, 1.0, row),
             (rms > RMS_STEPS) | (worst > WORST_STEPS),
         )
-        if relation.unlike.float().mean() > 0.25:
-            what = identify(pair, column, self._confusable(name))
-            self.say(
-                f"{name}.weight",
-                (
-                    f"is {what}"
-                    if what
-                    else (
-                        f"does not resemble the source's: {int(relation.unlike.sum())} of {len(row)} rows differ by"
-                        " more than rounding"
-                    )
-                ),
-            )
+        if relation.unlike.float().mean() > LOST:
+            rows = f"{int(relation.unlike.sum())} of {len(row)} rows"
+            self.say(f"{name}.weight", f"is not the source's: {rows} differ by more than rounding")
             return Relation(column, shift, torch.ones_like(row), torch.ones_like(row), relation.unlike, lost=True)
         return relation
 
@@ -278,12 +266,3 @@ class BlockAudit:
         """bool [O]: the rows that a fold may have divided."""
         weight = self.source[f"{name}.weight"]
         return torch.arange(len(weight), device=weight.device) >= len(weight) - self.folds.get(name, (None, 0))[1]
-
-    def _confusable(self, name: str) -> dict[str, Callable[[], Tensor]]:
-        own = self.source[f"{name}.weight"]
-        others = {
-            tensor: value for tensor, value in self.source.items() if value.shape == own.shape and value is not own
-        }
-        return {f"{tensor} of the source": lambda value=value: value for tensor, value in others.items()} | self.nearby(
-            name
-        )

@@ -1,6 +1,7 @@
 """The scales and biases of one linear of an export: do they fit its weight, the source's bias, and one another?
 
-    weight_scale               so that codes * weight_scale is the folded weight (its rows' factors are audit_block.py's to find)
+    weight_scale               so that codes * weight_scale is the folded weight (folding.py finds by what factor a row
+                               misses it)
     bias                       row * (source's + S z)
     deq_scale                  input_scale * weight_scale
     quant_bias, input_offset   round(bias / deq_scale - input_offset * sum_i q_oi)
@@ -10,12 +11,13 @@ the same input. Left out: whether input_scale suits the activations, which only 
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .runtime import unpack_deq_scale
-from .tensors import Finding, where
+from .tensors import Damage, where
 
 FACTOR = 0.02  # how much a factor may be off: exporters that compute in bfloat16 are off by 0.4 %
 PRODUCT = 0.01  # and deq_scale from input_scale * weight_scale
@@ -24,11 +26,11 @@ BIAS = 0.01  # and a bias, as a share of its terms
 
 @dataclass
 class Relation:
-    """How an exported linear relates to the source's: its input is (x - shift) / column, its output row times the
-    source's.
+    """How an exported linear relates to the source's, as far as folding goes: its input is the source's minus `shift`,
+    over `column`; its output is the source's times `row`.
 
-    column [I], shift [I] or None, row [O], float32. factor [O]: what the fitted row misses `row` by, 1 where all is
-    well; unlike [O]: rows that are not the source's; lost: the weight is another one altogether.
+    column [I], shift [I] or None, row [O], float32. factor, float32 [O]: by what the exported rows miss `row`, 1 where
+    all is well; unlike, bool [O]: rows that are not the source's; lost: most rows are not.
     """
 
     column: Tensor
@@ -40,8 +42,10 @@ class Relation:
 
 
 @dataclass
-class LinearAudit:
-    """name: of the linear; source, exported: hub tensor name -> tensor of its block; consumer, count: the linear that
+class LinearCheck:
+    """The check of one linear's scales and biases; run() returns the damage.
+
+    name: of the linear; source, exported: hub tensor name -> tensor of its block; consumer, count: the linear that
     absorbed what its last `count` rows were divided by, or None and 0; mates: the other int8 linears that read the same
     tensor.
     """
@@ -53,10 +57,12 @@ class LinearAudit:
     consumer: str | None
     count: int
     mates: list[str]
-    findings: list[Finding] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)
 
-    def run(self) -> list[Finding]:
-        self.wrong_rows = (self.relation.factor - 1).abs() > FACTOR
+    def run(self) -> list[Damage]:
+        """Damage to any tensor of the linear, in the order of the checks; a tensor that follows from one that is named
+        is not named, too.
+        """
         if self.relation.unlike.any():
             self.say("weight", f"differs from the source's by more than rounding in {where(self.relation.unlike)}")
         self._rows()
@@ -67,12 +73,19 @@ class LinearAudit:
                 self._quant_bias(deq, offset)
         else:
             self._bias()
-        return self.findings
+        return self.damage
+
+    @cached_property
+    def wrong_rows(self) -> Tensor:
+        """bool [O]: rows that are the source's but for a factor that no fold accounts for."""
+        return (self.relation.factor - 1).abs() > FACTOR
 
     def say(self, part: str, problem: str) -> None:
-        self.findings.append(Finding(f"{self.name}.{part}", problem))
+        """Note damage to a tensor of the linear."""
+        self.damage.append(Damage(f"{self.name}.{part}", problem))
 
     def part(self, part: str) -> Tensor:
+        """A tensor of the linear as it was exported."""
         return self.exported[f"{self.name}.{part}"]
 
     def _product(self) -> Tensor:
@@ -84,6 +97,7 @@ class LinearAudit:
         return any(torch.equal(self.exported[f"{mate}.{part}"], self.part(part)) for mate in self.mates)
 
     def _rows(self) -> None:
+        """Rows that are off by a factor: weight_scale is wrong, or the codes where no scale can say it."""
         off = self.wrong_rows & ~self.relation.unlike
         if not off.any():
             return
@@ -138,10 +152,11 @@ class LinearAudit:
         """input_offset, if it is one."""
         if self.part("weight_offset").any():
             self.say("weight_offset", "is not zero; servers take weights as symmetric")
-        offset = self.part("input_offset").double().item()
+        offset = float(self.part("input_offset").double().item())
         if offset.is_integer() and -128 <= offset <= 127:
             return offset
         self.say("input_offset", f"is {offset:.6g}, a whole number from -128 to 127 is expected")
+        return None
 
     def _bias(self) -> bool:
         """Whether the float bias is wrong."""
@@ -164,6 +179,7 @@ class LinearAudit:
         return bool(bad.any())
 
     def _quant_bias(self, deq: Tensor, offset: float) -> None:
+        """quant_bias, or input_offset where that is what contradicts it. deq: _deq_scale's, float64 [O]."""
         codes, stored = self.part("weight").sum(1, dtype=torch.int64).double(), self.part("quant_bias").double()
         bias = self.part("bias").double() / deq if f"{self.name}.bias" in self.exported else torch.zeros_like(deq)
         expected = bias - offset * codes

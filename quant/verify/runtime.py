@@ -6,7 +6,7 @@ computes.
 
 Only what the server reads is used: weight, input_scale, input_offset, quant_bias, deq_scale, of the directory and
 nothing else. weight_scale and the float bias are in none of these formulas; whether they agree with the rest is
-audit.py's question. The model around the linears is transformers' own, so `generate` works, in either layout, on the
+linear.py's question. The model around the linears is transformers' own, so `generate` works, in either layout, on the
 CPU and on CUDA.
 
 dtype: a bfloat16 export computes in bfloat16. A float16 export computes in float16 on CUDA; on the CPU everything

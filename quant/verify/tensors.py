@@ -1,6 +1,5 @@
 """Does an export hold the tensors that its source and its description call for, in the right shapes and dtypes, and are
-those that no fold touches the source's own? What can be said without the arithmetic of folding; that is
-audit_block.py's.
+those that no fold touches the source's own? What can be said without the arithmetic of folding, which is folding.py's.
 """
 
 import json
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..export.ascend import INT8_PARTS, Export
+from ..families.family import Family
 from ..files.checkpoint import Checkpoint
 from .runtime import expected_parts
 
@@ -28,26 +28,37 @@ MAY_DIFFER = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Damage. tensor: its hub name; problem: one line."""
+class Damage:
+    """A tensor of an export that is not what it should be. tensor: its hub name; problem: one line.
+
+    ("findings" in verify's JSON. What a server refuses is another matter, a Finding of servers/rules: it names the
+    servers, and says what to do.)
+    """
 
     tensor: str
     problem: str
 
 
-def check_format(checkpoint: Checkpoint, export: Export) -> list[Finding]:
+def check_format(checkpoint: Checkpoint, export: Export) -> list[Damage]:
     """Every tensor that is missing, unknown, or not of the shape and dtype that a server reads; from headers alone."""
-    findings, int8, known = [], set(export.linear_names), set()
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    damage: list[Damage] = []
+    int8, known = set(export.linear_names), set()
     for name, info in checkpoint.tensors.items():
         owner, _, leaf = name.rpartition(".")
         expected = {name: ((export.dtype if info.dtype.is_floating_point else info.dtype,), info.shape)}
         if leaf == "weight" and owner in int8:
-            expected = {f"{owner}.{part}": rule for part, rule in expected_parts(*info.shape, export.dtype).items()}
+            if len(info.shape) != 2:
+                what = f"is described as an int8 linear's, the source's has shape {list(info.shape)}"
+                damage.append(Damage(name, what))
+                known.add(name)
+                continue
+            outputs, inputs = info.shape
+            parts = expected_parts(outputs, inputs, export.dtype)
+            expected = {f"{owner}.{part}": rule for part, rule in parts.items()}
         for tensor, (dtypes, shape) in expected.items():
             known.add(tensor)
-            if problem := _wrong(export, tensor, dtypes, shape, shapes):
-                findings.append(Finding(tensor, problem))
+            if problem := _wrong(export, tensor, dtypes, shape):
+                damage.append(Damage(tensor, problem))
                 if tensor == f"{owner}.weight" and problem.startswith(
                     "has shape"
                 ):  # its scales and biases then have another shape too
@@ -55,19 +66,18 @@ def check_format(checkpoint: Checkpoint, export: Export) -> list[Finding]:
                     break
     for tensor in export.tensors:
         if tensor not in known:
-            findings.append(
-                Finding(
+            damage.append(
+                Damage(
                     tensor,
                     "is neither the source's nor part of an int8 linear; it would be ignored, or read as something"
                     " else",
                 )
             )
-    return findings
+    return damage
 
 
-def _wrong(
-    export: Export, tensor: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...], shapes: dict
-) -> str | None:
+def _wrong(export: Export, tensor: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the dtype or the shape of a tensor; None where nothing is."""
     info = export.tensors.get(tensor)
     if info is None:
         return "is missing"
@@ -75,22 +85,13 @@ def _wrong(
         wanted, stored = (str(dtype).removeprefix("torch.") for dtype in (dtypes[0], info.dtype))
         return f"is {stored}, servers of {str(export.dtype).removeprefix('torch.')} models read {wanted} there"
     if info.shape != shape:
-        if len(shape) == 2 and info.shape == shape[::-1]:
-            what = "it is transposed"
-        else:
-            block = tensor.rpartition(".")[0].rpartition(".")[0]
-            like = [
-                name
-                for name, other in shapes.items()
-                if other == info.shape and name.startswith(f"{block}.") and name != tensor
-            ]
-            what = f"which is the shape of {like[0]}" if like else "they are of different models"
+        what = "it is transposed" if info.shape == shape[::-1] else "it is another tensor, or of another model"
         return f"has shape {list(info.shape)}, the source makes it {list(shape)}: {what}"
     return None
 
 
 def check_side_files(checkpoint: Checkpoint, export: Export) -> list[str]:
-    """What servers read beside the weights and the export changed or lacks, one line each: it is no damage to weights."""
+    """Files that servers read besides the weights and that the export changed or lacks, one line each."""
     notices = []
     for file in checkpoint.side_files:
         copy = export.dir / file.name
@@ -103,27 +104,37 @@ def check_side_files(checkpoint: Checkpoint, export: Export) -> list[str]:
     return notices
 
 
-def check_config(checkpoint: Checkpoint, export: Export) -> list[Finding]:
+def check_config(checkpoint: Checkpoint, export: Export) -> list[Damage]:
     """Keys that both config.json have and that do not say the same, in either layout of the language model's keys."""
     ours, theirs = _settings(checkpoint.config), _settings(export.config)
     return [
-        Finding("config.json", f"{key} is {json.dumps(theirs[key])}, the source's is {json.dumps(value)}")
+        Damage("config.json", f"{key} is {json.dumps(theirs[key])}, the source's is {json.dumps(value)}")
         for key, value in ours.items()
         if key in theirs and theirs[key] != value and key.rpartition(".")[2] not in MAY_DIFFER
     ]
 
 
 def _settings(config: dict) -> dict:
-    """Every key of the model, those of text_config beside the others, those of vision_config with its name before them."""
+    """Every key of the model: text_config's among the others, vision_config's as "vision_config.KEY"."""
     flat = {**config.get("text_config", {}), **config}
     vision = {f"vision_config.{key}": value for key, value in flat.get("vision_config", {}).items()}
     return {key: value for key, value in flat.items() if key not in ("text_config", "vision_config")} | vision
 
 
-def check_outside(checkpoint: Checkpoint, export: Export, names: list[str]) -> list[Finding]:
-    """Tensors that no fold touches, compared one at a time."""
+def check_outside(
+    checkpoint: Checkpoint, export: Export, family: Family, known: frozenset[str] | set[str] = frozenset()
+) -> list[Damage]:
+    """Damage to what the blocks in use do not hold: embeddings, merger or projector, last norms and head, blocks that
+    the model's output does not depend on. known: tensors that are damaged for sure, and not looked at again.
+    """
+
+    def outside(name: str) -> bool:
+        block = family.block_of(name)
+        return block is None or block[1] >= block[0].used(checkpoint.config)
+
+    names = [name for name in checkpoint.tensors if name not in known and outside(name)]
     compared = ((name, difference(export.load(name), checkpoint.load(name))) for name in names)
-    return [Finding(name, problem) for name, problem in compared if problem]
+    return [Damage(name, problem) for name, problem in compared if problem]
 
 
 def difference(exported: Tensor, source: Tensor) -> str | None:

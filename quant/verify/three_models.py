@@ -28,11 +28,11 @@ from ..model.device import compute_dtype
 from ..model.parallel import background_thread
 from ..model.paused import Kept, Key, Passed, Walk, first, logits
 from ..model.streamed import StreamedModel
-from .folding import BlockAudit
+from .folding import check_block
 from .linear import Relation
 from .measure import RoundedLinear, Watch, fidelity, rounded_linear
 from .runtime import READ, Int8Linear, refuse_outside
-from .tensors import Finding, check_outside, parts_of
+from .tensors import Damage, parts_of
 
 MODELS = ("rounded", "export")  # those that are measured against the float one
 
@@ -41,7 +41,7 @@ class ThreeModels:
     """inputs: the model's keyword arguments per sample; the export must have the format that tensors.check_format asks
     for.
 
-    findings: the damage found so far. Raises QuantError as refuse_outside, StreamedModel, Walk and Observer do.
+    damage: what was found so far. Raises QuantError as refuse_outside, StreamedModel, Walk and Observer do.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ThreeModels:
         )
         self.integer = StreamedModel(export, family, compute_dtype(export.dtype, device), device, trust_remote_code)
         self.passed: dict[str, dict[str, dict[Key, Passed]]] = {"float": {}, "rounded": {}, "export": {}}
-        self.findings: list[Finding] = []
+        self.damage: list[Damage] = []
 
     def run_tower(self, tower: Tower) -> Iterator[dict]:
         """Yields a record per block (docs/verify.md, "blocks"); afterwards self.passed holds the tower's outputs."""
@@ -79,8 +79,8 @@ class ThreeModels:
                 source, exported = coming.result()
                 if index + 1 < used:
                     coming = reader.submit(self._load, tower, index + 1)
-                audit = audit_block(self.checkpoint, self.family, tower, index, source, exported, self.int8)
-                self.findings += audit.findings
+                checked = check_block(self.checkpoint.config, tower, index, source, exported, self.int8)
+                self.damage += checked.damage
                 integer = self._set(source, exported)
                 with self.integer.replaced(list(integer.values())):
                     if index == 0:
@@ -90,7 +90,7 @@ class ThreeModels:
                         # Until the first int8 block the rounded model is the float one: it sets out where they part.
                         walks["rounded"] = ended.enter_context(self._branch(walks["float"], samples))
                         walks["rounded"].enter()
-                    yield self._block(tower, index, audit.relations, integer, walks)
+                    yield self._block(tower, index, checked.relations, integer, walks)
                 self.float.clear(source)
                 self.integer.clear([name for name in source if name in self.integer.names])
         if "rounded" in walks and not self.passed["rounded"]:
@@ -215,33 +215,3 @@ def run(walk: Walk) -> dict[Key, Tensor | tuple]:
     """The outputs of the block that a walk stands at."""
     block = walk.model.block(walk.tower, walk.index)
     return {key: call(block) for key, call in walk.calls.items()}
-
-
-def audit_block(
-    checkpoint: Checkpoint, family: Family, tower: Tower, index: int, source: dict, exported: dict, int8: set[str]
-) -> BlockAudit:
-    """BlockAudit.run() on loaded tensors; a linear may have been confused with that of a neighbouring block."""
-    prefix = tower.block(index)
-
-    def nearby(name: str) -> dict:
-        blocks = [other for other in (index - 1, index + 1) if 0 <= other < tower.blocks(checkpoint.config)]
-        tensors = [f"{tower.block(other)}{name.removeprefix(prefix)}.weight" for other in blocks]
-        return {f"{tensor} of the source": lambda tensor=tensor: checkpoint.load(tensor) for tensor in tensors}
-
-    return BlockAudit(tower, prefix, source, exported, int8, tower.heads(checkpoint.config), nearby).run()
-
-
-def unread(
-    checkpoint: Checkpoint, export: Export, family: Family, spoiled: frozenset[str] | set[str] = frozenset()
-) -> list[Finding]:
-    """Damage to what the blocks in use do not hold: embeddings, merger or projector, norms and head, blocks without
-    effect; but for `spoiled`.
-    """
-
-    def outside(name: str) -> bool:
-        block = family.block_of(name)
-        return block is None or block[1] >= block[0].used(checkpoint.config)
-
-    return check_outside(
-        checkpoint, export, [name for name in checkpoint.tensors if name not in spoiled and outside(name)]
-    )

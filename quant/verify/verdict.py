@@ -2,10 +2,12 @@
 torch.
 
 Asked in this order, the first yes decides:
-    export         is a tensor damaged? Then nothing else counts, even if the answers look well: servers read different tensors.
+    export         is a tensor damaged? Then nothing else counts, even if the answers look well: servers read different
+                   tensors.
     (passed)       is the export within every threshold?
     calibration    is a linear's input clipped beyond the threshold? Its range was taken from images unlike these.
-    quantization   does the rounded model miss the thresholds too, or is the export hardly worse? Then W8A8 with this folding is what costs.
+    quantization   does the rounded model miss the thresholds, too, or is the export hardly worse? Then W8A8 with this
+                   folding is what costs.
     calibration    have all linears that are worse than rounded a range that is too narrow or too wide for these images?
     reading        the tensors are right, the ranges suit, W8A8 suffices, and still the export computes something else.
 
@@ -31,10 +33,7 @@ THRESHOLDS = {
 }
 BEHIND = 3.0  # dB by which an export must be worse than the rounded model for that to mean something
 ENOUGH = 20  # decided positions, below which a share of them says little and "top1" is not asked for
-NARROW, WIDE = (
-    0.05,
-    0.5,
-)  # shares of a linear's range: seen beyond it, or needed of it, for the range to be called unsuited
+NARROW, WIDE = 0.05, 0.5  # shares of a linear's range, seen beyond it or needed of it, that make it unsuited
 CULPRITS = {  # cause -> in words
     "export": "the export is damaged",
     "calibration": "the calibration does not cover these images",
@@ -72,13 +71,14 @@ def verdict(report: dict) -> dict:
     return {
         "cause": cause,
         "reasons": reasons,
-        "advice": ADVICE.get(cause),
+        "advice": ADVICE[cause] if cause else None,
         "first_bad_block": block,
         "first_bad_linear": linear,
     }
 
 
 def judge(report: dict) -> tuple[str | None, list[str]]:
+    """(cause: a key of ADVICE, or None where all is well; the reasons, a line each)."""
     if report["findings"]:
         return "export", [f"{finding['tensor']}: {finding['problem']}" for finding in report["findings"]]
     missed, clipped = missed_thresholds(report, "export"), clipping(report)
@@ -93,8 +93,11 @@ def judge(report: dict) -> tuple[str | None, list[str]]:
     ]
     if missed_thresholds(report, "rounded") or not worse:
         return "quantization", missed
-    unsuited = [range_misfit(entry) for entry in worse if "linear" in entry]
-    return ("calibration", unsuited + missed) if unsuited and all(unsuited) else ("reading", missed)
+    worse_linears = [entry for entry in worse if "linear" in entry]
+    unsuited = [misfit for entry in worse_linears if (misfit := range_misfit(entry))]
+    if unsuited and len(unsuited) == len(worse_linears):
+        return "calibration", unsuited + missed
+    return "reading", missed
 
 
 def missed_thresholds(report: dict, model: str) -> list[str]:
@@ -139,6 +142,7 @@ def room_for_better(report: dict) -> list[str]:
 
 
 def clipping(report: dict) -> list[str]:
+    """The linears of whose input too large a share is clipped, a line each."""
     limit = report["thresholds"]["clipped"]
     return [
         f"{entry['linear']}: {entry['clipped_share']:.2%} of its input is clipped, at most {limit:.2%} are allowed"
@@ -173,6 +177,7 @@ def decibels(entry: dict, model: str) -> float:
 
 
 def without_infinities(value):
+    """A JSON value with None in the place of NaN and Inf, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: without_infinities(item) for key, item in value.items()}
     if isinstance(value, list):

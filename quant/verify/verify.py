@@ -1,14 +1,17 @@
 """Is an export right, and if its answers are bad, whose fault is it?
 
-    the export     a tensor is not what the source's becomes by folding and rounding (audit.py, audit_block.py): found and named without a run
+    the export     a tensor is not what the source's becomes by folding and rounding (tensors.py, folding.py): it is
+                   named, without a run
     calibration    the ranges were taken from images unlike these: activations are clipped
-    quantization   the export is what it was meant to be, and W8A8 with this folding costs too much: the rounded model is bad too (models.py)
+    quantization   the export is what it was meant to be, and W8A8 with this folding costs too much: the rounded model
+                   is bad, too (three_models.py)
     the reading    the export is bad, the rounded model is good, and nothing above explains it
 
-Measured on given images: errors per block and per linear, the Kullback-Leibler divergence of the next token's distribution
+Measured on given images: errors per block and per linear, the Kullback-Leibler divergence of the next token's
+distribution
     KL = sum_v p_v (log p_v - log p'_v), p of the float model, mean over the positions after the image,
-and whether both models rank the same token first, at these positions (teacher-forced) and in answers that each model writes itself
-(free-running, where both fit in memory).
+and whether both models rank the same token first, at these positions (teacher-forced) and in answers that each model
+writes itself (free-running, where both fit in memory).
 
 Nothing of what made the export is used: not the calibrator, not the recipe.
 """
@@ -33,8 +36,9 @@ from ..inputs.encode import Encoder
 from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, pick_device
 from . import runtime
-from .tensors import Finding, check_config, check_format, check_side_files, parts_of
-from .three_models import MODELS, ThreeModels, audit_block, unread
+from .folding import check_block
+from .tensors import Damage, check_config, check_format, check_outside, check_side_files, parts_of
+from .three_models import MODELS, ThreeModels
 from .verdict import SCHEMA, THRESHOLDS, conclude
 
 POSITIONS = 64  # at most so many of a sample's last positions are compared
@@ -54,11 +58,12 @@ def verify(
     reporter: Reporter = SILENT,
     on_block=lambda record: None,
 ) -> dict:
-    """-> what docs/verify.md describes. config: prompt, num_samples, max_pixels, seed, dev_type are used; images: as Calibrator's calib_data.
+    """The report that docs/verify.md describes ("The JSON"), on an export and the float checkpoint it was made from.
 
-    tokens: how many each model writes itself, 0 for none. on_block: called with every block's record as it is done.
-    Raises UsageError, QuantError: a directory that is no checkpoint or no export, of another model, or that cannot be
-    run.
+    config: prompt, num_samples, max_pixels, seed, dev_type, trust_remote_code are used; images: as Calibrator's
+    calib_data. thresholds: in place of some of verdict.THRESHOLDS. tokens: how many each model writes itself, 0 for
+    none. on_block: called with every block's record as it is done. Raises UsageError, QuantError: a directory that is
+    no checkpoint or no export, of another model, or that cannot be run.
     """
     start = time.perf_counter()
     limits = {name: value for name, (value, _) in THRESHOLDS.items()} | (thresholds or {})
@@ -70,7 +75,7 @@ def verify(
             " must be made from the other"
         )
     device = pick_device(config.dev_type)
-    report = {
+    report: dict = {
         "schema": SCHEMA,
         "passed": False,
         "verdict": {},
@@ -91,10 +96,10 @@ def verify(
         "logits": None,
         "free_running": None,
     }
-    findings, settings = check_format(checkpoint, export), check_config(checkpoint, export)
-    if findings:  # no server could run it as it is: report all the damage there is, and stop
-        findings += audit_values(checkpoint, export, family, {finding.tensor for finding in findings})
-        return conclude(report, findings + settings, start)
+    damage, settings = check_format(checkpoint, export), check_config(checkpoint, export)
+    if damage:  # no server could run it as it is: report all the damage there is, and stop
+        damage += check_values(checkpoint, export, family, {entry.tensor for entry in damage})
+        return conclude(report, damage + settings, start)
     samples = prepare(images, checkpoint, family, config)
     report["notices"] += samples.notices
     report["samples"] = [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)]
@@ -121,29 +126,34 @@ def verify(
         )
     else:
         report["free_running"] = {"skipped": room or "not asked for"}
-    return conclude(report, models.findings + unread(checkpoint, export, family) + settings, start)
+    return conclude(report, models.damage + check_outside(checkpoint, export, family) + settings, start)
 
 
 def versions() -> dict[str, str]:
+    """What computed: name -> version."""
     import transformers
 
     return {"quant": VERSION, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def audit_values(checkpoint: Checkpoint, export: Export, family: Family, spoiled: set[str]) -> list[Finding]:
-    """Damaged values where the format is right: blocks that hold a tensor of `spoiled` are left out."""
-    int8, findings = set(export.linear_names), []
+def check_values(checkpoint: Checkpoint, export: Export, family: Family, known: set[str]) -> list[Damage]:
+    """Damaged values where the format is right. known: tensors whose format is damaged; blocks that hold one of them
+    are left out.
+    """
+    int8 = set(export.linear_names)
+    damage: list[Damage] = []
     for tower in family.towers:
         for index in range(tower.used(checkpoint.config)):
-            names = [name for name in checkpoint.tensors if name.startswith(tower.block(index))]
-            if not any(name.startswith(tower.block(index)) for name in spoiled):
+            prefix = tower.block(index)
+            names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+            if not any(name.startswith(prefix) for name in known):
                 source = {name: checkpoint.load(name) for name in names}
                 exported = {name: export.load(name) for name in parts_of(names, int8)}
-                findings += audit_block(checkpoint, family, tower, index, source, exported, int8).findings
-    return findings + unread(checkpoint, export, family, spoiled)
+                damage += check_block(checkpoint.config, tower, index, source, exported, int8).damage
+    return damage + check_outside(checkpoint, export, family, known)
 
 
-# -- answers that the models write themselves ------------------------------------------------------------------------------------------------
+# -- answers that the models write themselves
 
 
 def room_for(checkpoint: Checkpoint, device: str) -> str | None:
@@ -160,7 +170,10 @@ def room_for(checkpoint: Checkpoint, device: str) -> str | None:
 def free_run(
     load, directory: Path, samples: CalibrationSet, tokens: int, device: str, config: QuantConfig
 ) -> list[Tensor]:
-    """The greedy answers to the first IMAGES samples, by the whole model. load: runtime.load or load_float."""
+    """The greedy answers to the first IMAGES samples, by the whole model: token ids, int64 [<= tokens] each.
+
+    load: runtime.load or load_float.
+    """
     model, _ = load(directory, device, trust_remote_code=config.trust_remote_code)
     return [runtime.greedy(model, inputs, tokens) for inputs in samples.inputs[:IMAGES]]
 
@@ -179,7 +192,8 @@ def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
 
 
 def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Tensor], encoder: Encoder) -> dict:
-    rows = []
+    """docs/verify.md, "free_running". wanted, got: the float model's token ids and the export's, as free_run gives."""
+    rows: list[dict] = []
     for name, float_ids, int8_ids in zip(samples.names, wanted, got):
         same = 0
         while same < min(len(float_ids), len(int8_ids)) and float_ids[same] == int8_ids[same]:
@@ -200,11 +214,11 @@ def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Ten
     }
 
 
-# -- logits ----------------------------------------------------------------------------------------------------------------------------------
+# -- logits
 
 
 def compared_positions(inputs: dict[str, Tensor], config: dict) -> Tensor:
-    """Where the next token is compared: after the image, at most the last POSITIONS."""
+    """Where the next token is compared, int64 [positions]: after the image, at most the last POSITIONS."""
     ids = inputs["input_ids"][0]
     image = (ids == config.get("image_token_id", config.get("image_token_index", -1))).nonzero()
     start = max(int(image[-1]) + 1 if len(image) else 0, len(ids) - POSITIONS)
@@ -215,7 +229,9 @@ def compare_logits(models: ThreeModels, inputs: list[dict[str, Tensor]], config:
     """{"positions", "decided", "rounded": {"kl", "kl_worst", "top1", "top1_decided"}, "export": ...}; kl_worst: of the
     worst sample.
     """
-    kl, same, decided = {model: [] for model in MODELS}, {model: [] for model in MODELS}, []
+    kl: dict[str, list[Tensor]] = {model: [] for model in MODELS}
+    same: dict[str, list[Tensor]] = {model: [] for model in MODELS}
+    decided = []
     for _, logits in models.logits([compared_positions(sample, config) for sample in inputs]):
         wanted = logits["float"].float().log_softmax(-1)
         first, second = wanted.topk(2).values.unbind(-1)
@@ -225,7 +241,7 @@ def compare_logits(models: ThreeModels, inputs: list[dict[str, Tensor]], config:
             kl[model].append((wanted.exp() * (wanted - other)).sum(-1).clamp(min=0))
             same[model].append(wanted.argmax(-1) == other.argmax(-1))
     clear = torch.cat(decided)
-    result = {"positions": len(clear), "decided": int(clear.sum())}
+    result: dict = {"positions": len(clear), "decided": int(clear.sum())}
     for model in MODELS:
         agreed = torch.cat(same[model])
         result[model] = {

@@ -52,7 +52,7 @@ def description_keys(directory: Directory, target: Target) -> Iterator[Finding]:
     """model_quant_type and version, and no null."""
     if directory.description is None:
         return
-    name, described = directory.description_file.name, directory.description
+    name, described = directory.description_name, directory.description
     if "model_quant_type" not in described:
         yield Finding(
             f"{name}: model_quant_type",
@@ -83,7 +83,7 @@ def description_keys(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def description_entry(directory: Directory, target: Target) -> Iterator[Finding]:
-    """An entry for the weight of every linear and embedding. A tied head has no tensor, but is looked up all the same."""
+    """An entry for the weight of every linear and embedding; for a tied head, too, which has no tensor of its own."""
     if directory.description is None:
         return
     looked_up = [name for name in directory.linears if not name.endswith("position_embedding")]
@@ -98,7 +98,7 @@ def description_entry(directory: Directory, target: Target) -> Iterator[Finding]
         if f"{name}.weight" in directory.tensors:  # MindIE loads a tied head as the embedding
             effects["mindie"] = f"KeyError: '{name}.weight'"
         yield Finding(
-            f"{directory.description_file.name}: {name}.weight",
+            f"{directory.description_name}: {name}.weight",
             "has no entry",
             effects,
             "add its entry, FLOAT for a float tensor: --fix does it",
@@ -115,7 +115,7 @@ def description_type(directory: Directory, target: Target) -> Iterator[Finding]:
             continue
         if kind != "FLOAT" and kind not in PARTS:
             yield Finding(
-                f"{directory.description_file.name}: {name}.weight",
+                f"{directory.description_name}: {name}.weight",
                 f"is of type {kind!r}; known are FLOAT, {', '.join(PARTS)}",
                 {
                     "mindie": UNKNOWN_TO_MINDIE,
@@ -139,7 +139,7 @@ def description_type(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def description_parts(directory: Directory, target: Target) -> Iterator[Finding]:
-    """All tensors of an int8 linear carry its type; its float bias is FLOAT."""
+    """All tensors of an int8 linear are of its type; its float bias is FLOAT."""
     if directory.description is None:
         return
     for name in directory.int8:
@@ -150,7 +150,7 @@ def description_parts(directory: Directory, target: Target) -> Iterator[Finding]
         for tensor, type_ in wanted.items():
             if tensor in directory.tensors and directory.description.get(tensor) != type_:
                 yield Finding(
-                    f"{directory.description_file.name}: {tensor}",
+                    f"{directory.description_name}: {tensor}",
                     f"is {directory.description.get(tensor)!r}, its linear is {kind}, so {type_!r} is right",
                     dict.fromkeys(
                         ("mindie", "vllm-ascend"),
@@ -172,7 +172,7 @@ def description_stale(directory: Directory, target: Target) -> Iterator[Finding]
         if linear in int8 and part in STATIC or tensor in directory.expected:
             continue  # linear_parts and missing_tensors report it
         yield Finding(
-            f"{directory.description_file.name}: {tensor}",
+            f"{directory.description_name}: {tensor}",
             "is described, but there is no such tensor",
             dict.fromkeys(("mindie", "vllm-ascend"), "builds the layer as described, then does not find its tensor"),
             "description and weights are of different runs, or a weight file is missing: copy the export again",

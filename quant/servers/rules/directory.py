@@ -32,7 +32,11 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Target:
-    """Where the directory is to run. server: "mindie" or "vllm-ascend"; source: the float checkpoint it was made from."""
+    """Where the directory is to run.
+
+    server: "mindie" or "vllm-ascend"; hardware: "a2", "a3", "310p" or None for either of the first two; world_size:
+    NPUs that share the model; source: the float checkpoint that the directory was made from, if it is at hand.
+    """
 
     server: str
     hardware: str | None = None
@@ -42,7 +46,12 @@ class Target:
 
 @dataclass
 class Directory:
-    """What is in the directory. tensors: name -> HeaderEntry; duplicates: (name, the later file, the file that counts)."""
+    """What is in the directory.
+
+    config: config.json; tensors: name -> HeaderEntry; duplicates: (name, the later file, the file that counts);
+    damaged: (file, what is wrong with it); description: of the tensors, None where there is none that can be read;
+    description_file: where it is, None where there is none.
+    """
 
     dir: Path
     config: dict
@@ -55,7 +64,13 @@ class Directory:
 
     @cached_property
     def files(self) -> list[Path]:
+        """All files but hidden ones, by name."""
         return sorted(path for path in self.dir.iterdir() if path.is_file() and not path.name.startswith("."))
+
+    @property
+    def description_name(self) -> str:
+        """The name of the description's file, or the one it should have."""
+        return self.description_file.name if self.description_file else DESCRIPTION
 
     @cached_property
     def not_json(self) -> list[Path]:
@@ -89,7 +104,7 @@ class Directory:
         root = self.family.tower("language").prefix.removesuffix("layers.")
         return names | {f"{root}embed_tokens.weight", f"{root}norm.weight"}
 
-    # -- linears ---------------------------------------------------------------------------------------------------------------
+    # -- linears
 
     def blocks(self, tower: Tower) -> list[int]:
         """Indices of the tower's blocks of which there is any tensor."""
@@ -117,6 +132,7 @@ class Directory:
 
     @cached_property
     def int8(self) -> list[str]:
+        """The linears whose weight is int8."""
         return [name for name in self.linears if self.tensors[f"{name}.weight"].dtype == "I8"]
 
     def kind(self, name: str) -> str:
@@ -146,6 +162,7 @@ class Directory:
 
     @property
     def vision_int8(self) -> list[str]:
+        """Those of them in the vision tower."""
         return [name for name in self.int8 if name.startswith(self.family.tower("vision").prefix)]
 
     @property
@@ -153,10 +170,11 @@ class Directory:
         """The hub name of the language model's head."""
         return next(pattern for pattern in self.family.must_float if pattern.endswith("lm_head"))
 
-    # -- dtype and values ------------------------------------------------------------------------------------------------------
+    # -- dtype and values
 
     @property
     def configured_dtype(self) -> str | None:
+        """The dtype that config.json says, under either of its names."""
         return self.config.get("torch_dtype") or self.config.get("dtype")
 
     @cached_property
@@ -167,7 +185,7 @@ class Directory:
         for name, entry in self.tensors.items():
             if entry.dtype in TORCH_NAMES and name not in parts:
                 sizes[TORCH_NAMES[entry.dtype]] += math.prod(entry.shape)
-        return max(sizes, key=sizes.get) if sizes else None
+        return sizes.most_common(1)[0][0] if sizes else None
 
     def scalar(self, name: str) -> float | None:
         """The value of a float tensor with one element; None where there is no such tensor."""
@@ -181,7 +199,9 @@ class Directory:
 
 
 def open_directory(directory: str | Path) -> Directory:
-    """Raises UsageError when there is no model directory, or none that this can judge."""
+    """Read a directory. Raises UsageError when there is no model directory, or none that this can judge; QuantError
+    when config.json cannot be read.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory")

@@ -1,4 +1,4 @@
-"""Finding: one demand of a server that a directory does not meet."""
+"""Finding, the noun that all rules speak in. (That a tensor is not what the source makes it is verify's Damage.)"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ SERVERS = {"mindie": "MindIE", "vllm-ascend": "vLLM-Ascend"}
 
 @dataclass(frozen=True)
 class Finding:
-    """where: file and tensor or key. what: what is there and what is demanded. effects: server -> what it does about
+    """One demand of a server that a directory does not meet.
+
+    where: file and tensor or key. what: what is there and what is demanded. effects: server -> what it does about
     it, its own error text where there is one. fix: the way out. An error keeps a server from loading the directory, or
     makes it compute wrong values; a warning is a fault of a server that the user can go round.
     """

@@ -1,7 +1,9 @@
 """Rules on the tensors of an int8 linear, weight int8 [O, I]:
 
-    weight_scale, weight_offset  float [O, 1]     input_scale, input_offset  float [1]
-    quant_bias                   int32 [O]        deq_scale                  [O]: float32 in a bfloat16 model, else int64
+    weight_scale, weight_offset  float [O, 1]
+    input_scale, input_offset    float [1]
+    quant_bias                   int32 [O]
+    deq_scale                    [O]: float32 in a bfloat16 model, else int64
     bias                         float [O], where the layer has one
 
 W8A8_DYNAMIC has the first three alone. Linears that read one tensor (q, k, v; gate, up) are one kernel call: one type,

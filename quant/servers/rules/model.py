@@ -3,6 +3,7 @@ that servers take or do not take.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ...families.family import match
 from ...files.safetensors_header import read_entries
@@ -22,7 +23,7 @@ def missing_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
     """
     wanted = set(directory.expected)
     if target.source:
-        wanted |= _source_names(target)
+        wanted |= _tensor_names(target.source)
     for name in sorted(wanted - set(directory.tensors)):
         if name != f"{directory.head}.weight":  # tied_head reports it
             yield Finding(
@@ -30,10 +31,10 @@ def missing_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
             )
 
 
-def _source_names(target: Target) -> set[str]:
+def _tensor_names(checkpoint: Path) -> set[str]:
     return {
         name
-        for file in sorted(target.source.glob("*.safetensors"))
+        for file in sorted(checkpoint.glob("*.safetensors"))
         for name in read_entries(file)
         if not name.endswith("inv_freq")
     }

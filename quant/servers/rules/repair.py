@@ -2,8 +2,8 @@
 
     weights      copied as they are (shared, where their mode is right and the file system can)
     description  written anew from the tensors, under the name that both servers read, with its metadata
-    config.json  quantize, vision_config.quantize, torch_dtype and vocab_size as the tensors have them; the layout servers read;
-                 no quantization_config
+    config.json  quantize, vision_config.quantize, torch_dtype and vocab_size as the tensors have them; the layout that
+                 servers read; no quantization_config
     side files   copied, those that are missing from the source; every mode set; an index that is wrong left out
 
 What is wrong with a tensor stays wrong: the check that follows says so.
