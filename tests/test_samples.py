@@ -10,7 +10,7 @@ from quant import Calibrator, QuantConfig
 from quant.calibrate.loop import TowerRun
 from quant.calibrate.ranks import Ranks
 from quant.calibrate.resume import Work
-from quant.inputs.encode import Encoder
+from quant.inputs.encoder import Encoder
 
 
 @pytest.fixture(scope="module")

@@ -82,8 +82,9 @@ def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
             for name, info in calibrator.checkpoint.tensors.items()
             if name.startswith(prefix)
         )
+    family = calibrator.family
     for name, info in calibrator.checkpoint.tensors.items():
-        if calibrator.family.block_of(name) is None and not name.endswith(("lm_head.weight", "embed_tokens.weight")):
+        if family.block_of(name) is None and name not in (f"{family.head}.weight", f"{family.embedding}.weight"):
             sizes["outside"] += prod(info.shape) * itemsize
     return sizes
 

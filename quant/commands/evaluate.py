@@ -6,7 +6,7 @@ import argparse
 import json
 
 from ..base.errors import QuantError, UsageError
-from .cli import boolean
+from .cli import WITH_LIMITS, boolean
 
 SHOWN_FLIPS = 10
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_pixels",
         type=int,
         metavar="N",
-        help="largest area an image is resized to (local Qwen models; default: the checkpoint's)",
+        help=f"largest area an image is resized to, locally ({WITH_LIMITS}; default: the checkpoint's)",
     )
     verdict = parser.add_argument_group("verdict")
     verdict.add_argument(

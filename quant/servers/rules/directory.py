@@ -32,7 +32,7 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Target:
-    """Where the directory is to run. server: "mindie" or "vllm-ascend"; source: the float checkpoint it was made from."""
+    """Where the directory is to run. server: "mindie" or "vllm-ascend"; source: the float checkpoint it was made of."""
 
     server: str
     hardware: str | None = None
@@ -42,7 +42,7 @@ class Target:
 
 @dataclass
 class Directory:
-    """What is in the directory. tensors: name -> HeaderEntry; duplicates: (name, the later file, the file that counts)."""
+    """What is in the directory. tensors: name -> HeaderEntry; duplicates: (name, later file, the file that counts)."""
 
     dir: Path
     config: dict
@@ -86,10 +86,9 @@ class Directory:
             )
             parts = {part for part in inside if part.rpartition(".")[2] not in STATIC[1:]}
             names |= {tower.block(index) + part for index in range(tower.blocks(self.config)) for part in parts}
-        root = self.family.tower("language").prefix.removesuffix("layers.")
-        return names | {f"{root}embed_tokens.weight", f"{root}norm.weight"}
+        return names | {f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight"}
 
-    # -- linears ---------------------------------------------------------------------------------------------------------------
+    # -- linears ----------------------------------------------------------------------------------------------------
 
     def blocks(self, tower: Tower) -> list[int]:
         """Indices of the tower's blocks of which there is any tensor."""
@@ -148,12 +147,7 @@ class Directory:
     def vision_int8(self) -> list[str]:
         return [name for name in self.int8 if name.startswith(self.family.tower("vision").prefix)]
 
-    @property
-    def head(self) -> str:
-        """The hub name of the language model's head."""
-        return next(pattern for pattern in self.family.must_float if pattern.endswith("lm_head"))
-
-    # -- dtype and values ------------------------------------------------------------------------------------------------------
+    # -- dtype and values -------------------------------------------------------------------------------------------
 
     @property
     def configured_dtype(self) -> str | None:

@@ -2,8 +2,8 @@
 
     weights      copied as they are (shared, where their mode is right and the file system can)
     description  written anew from the tensors, under the name that both servers read, with its metadata
-    config.json  quantize, vision_config.quantize, torch_dtype and vocab_size as the tensors have them; the layout servers read;
-                 no quantization_config
+    config.json  quantize, vision_config.quantize, torch_dtype and vocab_size as the tensors have them; the layout that
+                 servers read; no quantization_config
     side files   copied, those that are missing from the source; every mode set; an index that is wrong left out
 
 What is wrong with a tensor stays wrong: the check that follows says so.
@@ -78,7 +78,7 @@ def describe(opened: Directory) -> dict:
     kinds = set(parts.values())
     kept = {key: value for key, value in (opened.description or {}).items() if value is not None and "." not in key}
     entries = {name: parts.get(name, "FLOAT") for name in opened.tensors}
-    entries.setdefault(f"{opened.head}.weight", "FLOAT")
+    entries.setdefault(f"{opened.family.head}.weight", "FLOAT")
     return {**kept, "version": "1.0.0", "model_quant_type": min(kinds) if kinds else "FLOAT", **entries}
 
 
@@ -87,7 +87,11 @@ def configure(opened: Directory) -> dict:
     dtype = opened.float_dtype if opened.float_dtype in ("float16", "bfloat16") else opened.configured_dtype
     static = any(opened.kind(name) != "W8A8_DYNAMIC" for name in opened.vision_int8)
     config = config_json.edit(
-        opened.config, flat=opened.family.flat_config, dtype=dtype or "bfloat16", vision_int8=static
+        opened.config,
+        flat=opened.family.flat_config,
+        dtype=dtype or "bfloat16",
+        vision_int8=static,
+        vocab_size=opened.family.vocab_size(opened.config),
     )
     kinds = {opened.kind(name) for name in opened.int8}
     config.pop("quantize")

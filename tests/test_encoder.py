@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from quant.base.errors import QuantError, UsageError
-from quant.inputs.encode import Encoder
+from quant.inputs.encoder import Encoder
 from quant.inputs.images import load_samples
 
 FAMILIES = list(tiny.FAMILIES)
@@ -326,6 +326,6 @@ def test_prompts_and_images_that_cannot_be_encoded(checkpoints, tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, quant.encode, quant.images; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, quant.inputs.encoder, quant.inputs.images; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
