@@ -96,7 +96,7 @@ def memory(calibrator: Calibrator) -> int:
     working = 4 * block  # this one, in int8 plain and smoothed, the next, and the one being written
     hidden = 0
     for tower in calibrator.family.towers:
-        width = calibrator.checkpoint.tensors[f"{tower.block(0)}{tower.groups[0].source}.weight"].shape[0]
+        width = tower.width(calibrator.checkpoint.config)
         hidden = max(hidden, tokens(calibrator, tower) * width * calibrator.compute_dtype.itemsize)
     return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block)
 

@@ -34,10 +34,11 @@ from torch import Tensor, nn
 
 from ..base.config import QuantConfig
 from ..base.console import size
-from ..base.errors import QuantError, UsageError, one_line
+from ..base.errors import QuantError, UsageError
 from ..export.plan import Plan
 from ..files.checkpoint import Checkpoint
 from ..files.safetensors_io import TensorInfo, read_header, read_tensor
+from ..inputs.images import one_line
 
 TRANSFORMERS = ((4, 45), (4, 47))  # first and last minor version whose Qwen2-VL and LLaVA blocks its own can replace
 DEVICES = {"cpu": "cpu", "npu": "auto"}  # device -> device_map of from_pretrained, as in its scripts

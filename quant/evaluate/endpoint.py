@@ -25,8 +25,8 @@ from collections import Counter
 
 from PIL import Image
 
-from ..base.errors import QuantError, UsageError, one_line
-from ..inputs.images import decode_image
+from ..base.errors import QuantError, UsageError
+from ..inputs.images import decode_image, one_line
 from .questions import Question
 
 PLAIN = {"PNG": "image/png", "JPEG": "image/jpeg"}

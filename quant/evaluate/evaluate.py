@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.console import Reporter, duration
-from ..base.errors import QuantError, UsageError, one_line
+from ..base.errors import QuantError, UsageError
 from ..export.recipe import RECIPE, RUN_LOG
+from ..inputs.images import one_line
 from .endpoint import Unanswered
 from .questions import Question, QuestionSet
 from .scoring import LEVEL, Difference, compare, is_right, published, table
@@ -74,6 +75,8 @@ class LocalModel:
 
     def answer(self, question: Question) -> str:
         """Greedy. Raises Unanswered where the processor refuses the image or the prompt."""
+        import torch
+
         from ..verify import runtime
 
         if self.loaded is None:
@@ -86,7 +89,10 @@ class LocalModel:
             inputs = encoder(question.open(), question.prompt)
         except QuantError as error:
             raise Unanswered(f"{question.where}: {error}") from None
-        return encoder.decode(runtime.greedy(model, inputs, self.max_new_tokens))
+        with torch.inference_mode():
+            inputs = {name: value.to(self.device) for name, value in inputs.items()}
+            tokens = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, **NEUTRAL)
+        return encoder.decode(tokens[0, inputs["input_ids"].shape[1] :])
 
 
 def files_digest(directory: Path) -> str:
@@ -100,6 +106,10 @@ def files_digest(directory: Path) -> str:
             known = f"{state.st_size} {state.st_mtime_ns}".encode() if file.suffix in BULKY else file.read_bytes()
             digest.update(f"{file.name}\0".encode() + hashlib.sha256(known).digest())
     return digest.hexdigest()
+
+
+# generation_config.json may set what only sampling uses, which generate() warns of on every call.
+NEUTRAL = {"temperature": None, "top_p": None, "top_k": None}
 
 
 @dataclass

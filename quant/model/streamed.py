@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..base import transformers_api
 from ..base.errors import QuantError, UsageError
 from ..families.family import Family, Tower
 from ..files.checkpoint import Checkpoint
@@ -78,6 +79,7 @@ class Skeleton:
     ):
         self.checkpoint, self.family, self.dtype, self.device = checkpoint, family, dtype, torch.device(device)
         self.model = empty_model(checkpoint, family, dtype, trust_remote_code)
+        self.head = transformers_api.head_name(self.model)
         for module in self.model.modules():  # the parameters are on meta and stay there; the buffers are real
             module._buffers.update(
                 {name: buffer.to(self.device) for name, buffer in module._buffers.items() if buffer is not None}
@@ -106,7 +108,7 @@ class Skeleton:
         tied = {
             name
             for name, parameter in self.model.named_parameters(remove_duplicate=False)
-            if name.startswith("lm_head.")
+            if name.startswith(f"{self.head}.")
         } - set(names.values())
         missing = [name for name, _ in self.model.named_parameters() if name not in set(names.values()) | tied]
         if missing:
@@ -166,7 +168,7 @@ class Skeleton:
         tensors = [
             name
             for name in self.names
-            if self.family.block_of(name) is None and (head or not self.names[name].startswith("lm_head."))
+            if self.family.block_of(name) is None and (head or not self.names[name].startswith(f"{self.head}."))
         ]
         embedding = self.model.get_input_embeddings()
         for tensor in tensors:
@@ -185,8 +187,8 @@ class Skeleton:
 
     def tie_head(self) -> None:
         """A checkpoint without a head shares the embedding's weight."""
-        if "lm_head.weight" not in self.names.values():
-            self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
+        if f"{self.head}.weight" not in self.names.values():
+            transformers_api.tie_head(self.model)
 
     @contextmanager
     def replaced(self, linears: list) -> Iterator[None]:
