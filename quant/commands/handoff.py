@@ -1,4 +1,4 @@
-"""python -m quant handoff: what is needed to deploy an export on one server, or the reason why it cannot work."""
+"""python -m quant handoff: what the one who deploys an export needs, for one server, or why it cannot work."""
 
 import argparse
 

@@ -71,7 +71,7 @@ def demand(export: Directory, load: Load) -> Demand:
     config, eyes, language = export.config, export.family.tower("vision"), export.family.tower("language")
     sizes = {name: entry.nbytes for name, entry in export.tensors.items()}
     family = export.family
-    split = (language.prefix, f"{family.embedding}.", f"{family.final_norm}.", f"{family.head}.")
+    split = (language.prefix, f"{family.embedding}.", f"{family.final_norm}.", f"{export.head}.")
     shared = sum(size for name, size in sizes.items() if name.startswith(split))
     weights = shared // load.world_size + sum(sizes.values()) - shared
 

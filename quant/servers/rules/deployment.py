@@ -33,7 +33,7 @@ def hardware(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def world_size(directory: Directory, target: Target) -> Iterator[Finding]:
-    """What tensor parallelism divides must be divisible: heads and MLP width, in vLLM the vision tower's heads too."""
+    """What tensor parallelism divides must be divisible: heads, MLP width, and in vLLM the vision tower's heads."""
     if target.world_size == 1:
         return
     vision, language = directory.family.tower("vision"), directory.family.tower("language")

@@ -83,12 +83,12 @@ def description_keys(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def description_entry(directory: Directory, target: Target) -> Iterator[Finding]:
-    """An entry for the weight of every linear and embedding. A tied head has no tensor, but is looked up as well."""
+    """An entry for the weight of every linear and embedding. A tied head has no tensor, but is looked up all the same."""
     if directory.description is None:
         return
     looked_up = [name for name in directory.linears if not name.endswith("position_embedding")]
-    if directory.family.head not in looked_up:
-        looked_up.append(directory.family.head)
+    if directory.head not in looked_up:
+        looked_up.append(directory.head)
     for name in looked_up:
         if f"{name}.weight" in directory.description:
             continue
@@ -167,7 +167,7 @@ def description_stale(directory: Directory, target: Target) -> Iterator[Finding]
     int8 = set(directory.int8)
     for tensor in directory.description:
         linear, _, part = tensor.rpartition(".")
-        if tensor in directory.tensors or tensor in METADATA or linear in (directory.family.head, ""):
+        if tensor in directory.tensors or tensor in METADATA or tensor == f"{directory.head}.weight" or not linear:
             continue
         if linear in int8 and part in STATIC or tensor in directory.expected:
             continue  # linear_parts and missing_tensors report it

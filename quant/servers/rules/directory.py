@@ -32,7 +32,11 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Target:
-    """Where the directory is to run. server: "mindie" or "vllm-ascend"; source: the float checkpoint it was made of."""
+    """Where the directory is to run.
+
+    server: "mindie" or "vllm-ascend"; hardware: "a2", "a3", "310p" or None for either of the first two; world_size:
+    NPUs that share the model; source: the float checkpoint that the directory was made from, if it is at hand.
+    """
 
     server: str
     hardware: str | None = None
@@ -42,7 +46,12 @@ class Target:
 
 @dataclass
 class Directory:
-    """What is in the directory. tensors: name -> HeaderEntry; duplicates: (name, later file, the file that counts)."""
+    """What is in the directory.
+
+    config: config.json; tensors: name -> HeaderEntry; duplicates: (name, the later file, the file that counts);
+    damaged: (file, what is wrong with it); description: of the tensors, None where there is none that can be read;
+    description_file: where it is, None where there is none.
+    """
 
     dir: Path
     config: dict
@@ -88,7 +97,7 @@ class Directory:
             names |= {tower.block(index) + part for index in range(tower.blocks(self.config)) for part in parts}
         return names | {f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight"}
 
-    # -- linears ----------------------------------------------------------------------------------------------------
+    # -- linears
 
     def blocks(self, tower: Tower) -> list[int]:
         """Indices of the tower's blocks of which there is any tensor."""
@@ -147,7 +156,12 @@ class Directory:
     def vision_int8(self) -> list[str]:
         return [name for name in self.int8 if name.startswith(self.family.tower("vision").prefix)]
 
-    # -- dtype and values -------------------------------------------------------------------------------------------
+    @property
+    def head(self) -> str:
+        """The hub name of the language model's head."""
+        return self.family.head
+
+    # -- dtype and values
 
     @property
     def configured_dtype(self) -> str | None:

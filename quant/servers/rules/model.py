@@ -22,7 +22,7 @@ def missing_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
     if target.source:
         wanted |= _source_names(target)
     for name in sorted(wanted - set(directory.tensors)):
-        if name != f"{directory.family.head}.weight":  # tied_head reports it
+        if name != f"{directory.head}.weight":  # tied_head reports it
             yield Finding(
                 name, "is missing", missing(name), "a weight file is missing or incomplete: copy the export again"
             )
@@ -44,7 +44,7 @@ def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
         if pattern is None:
             continue
         effects = {"mindie": "takes the codes for float values: wrong output without an error"}
-        if name == directory.family.head:
+        if name == directory.head:
             effects["vllm-ascend"] = "NotImplementedError or wrong output: its head is float"
         yield Finding(
             directory.where(f"{name}.weight"),
@@ -184,7 +184,7 @@ def tied_head(directory: Directory, target: Target) -> Iterator[Finding]:
     tied = directory.config.get(
         "tie_word_embeddings", directory.config.get("text_config", {}).get("tie_word_embeddings", False)
     )
-    head = f"{directory.family.head}.weight"
+    head = f"{directory.head}.weight"
     if head not in directory.tensors and not tied:
         yield Finding(
             head,

@@ -78,7 +78,7 @@ def describe(opened: Directory) -> dict:
     kinds = set(parts.values())
     kept = {key: value for key, value in (opened.description or {}).items() if value is not None and "." not in key}
     entries = {name: parts.get(name, "FLOAT") for name in opened.tensors}
-    entries.setdefault(f"{opened.family.head}.weight", "FLOAT")
+    entries.setdefault(f"{opened.head}.weight", "FLOAT")
     return {**kept, "version": "1.0.0", "model_quant_type": min(kinds) if kinds else "FLOAT", **entries}
 
 
