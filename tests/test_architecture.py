@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from quant.families import FAMILIES, script_of
+
 ROOT = Path(__file__).parent.parent
 # Rooms of quant/, from the top down: a module imports from its own room, or from rooms below it. docs/architecture.md
 # draws this table.
@@ -27,14 +29,14 @@ ROOMS = (
     "files",
     "base",
 )
-# What judges a result shares nothing with what made it but the format and the arithmetic; the servers' rules stand alone.
+# What judges a result shares nothing with what made it but the format and the arithmetic; the rules stand alone.
 FORBIDDEN = {
     "verify": {"calibrate"},
     "evaluate": {"calibrate"},
     "compare": {"calibrate"},
     "servers": set(ROOMS) - {"servers", "families", "files", "base"},
 }
-MODELS = {"qwen2vl", "qwen2_5vl", "llava"}  # folders that hold a script and nothing else
+MODELS = {family.script for family in FAMILIES.values()}  # folders that hold a script and nothing else
 
 
 def modules():
@@ -83,9 +85,7 @@ def test_folders_of_models_hold_a_script_and_nothing_else():
 @pytest.mark.parametrize(
     "script",
     [
-        "quant/qwen2vl/quant_qwen2vl.py",
-        "quant/qwen2_5vl/quant_qwen2_5vl.py",
-        "quant/llava/quant_llava.py",
+        *map(script_of, FAMILIES.values()),
         "-m quant",
         "-m quant quantize",
     ],

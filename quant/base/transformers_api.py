@@ -8,6 +8,7 @@ transformers is imported inside the functions: it takes seconds, and --help does
 and processors work with 4.46, too, which the vendor's library needs.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +57,12 @@ def _class(name: str) -> type:
 
 
 def build_model(architecture: str, config, dtype: "torch.dtype") -> "nn.Module":
-    """The class `architecture` with freshly made parameters of `dtype`, on the device that torch makes tensors on.
+    """The class `architecture` with freshly made parameters, on the device that torch makes tensors on.
 
-    config: transformers' own, of AutoConfig. The documented AutoModel...from_config has no class for a name. Raises
-    UsageError when there is no such class, and whatever transformers does about the config.
+    config: transformers' own, of AutoConfig. dtype: of the parameters; 4.57 makes those of a part of the model with a
+    configuration of its own in the dtype that is written there, so what is put in their place must bring its dtype.
+    The documented AutoModel...from_config chooses the class itself. Raises UsageError when there is no such class, and
+    whatever transformers does about the config.
     """
     return _class(architecture)._from_config(config, dtype=dtype)
 
@@ -77,11 +80,14 @@ def tie_head(model: "nn.Module") -> None:
     model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
 
-def only_logits_at(positions: "Tensor") -> "dict[str, Tensor]":
-    """positions int64 [P] -> an argument of a model's forward, which then makes logits [1, P, vocabulary] of these
-    positions alone.
+def logits_at(forward: "Callable[[dict], Tensor]", inputs: dict, positions: "Tensor") -> "Tensor":
+    """Logits [1, P, vocabulary] at the positions, int64 [P] in ascending order, of inputs of T tokens.
+
+    forward: a model's inputs -> its logits. It is told to compute no others, which saves the head's work; a class that
+    does not know the argument (4.57's Qwen2-VL) takes no notice and computes all.
     """
-    return {"logits_to_keep": positions}
+    logits = forward({**inputs, "logits_to_keep": positions})
+    return logits if logits.shape[1] == positions.numel() else logits[:, positions]
 
 
 def greedy_generation(directory: Path) -> "GenerationConfig | None":

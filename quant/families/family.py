@@ -77,6 +77,8 @@ class Processing:
     """Class in transformers."""
     image_token: str
     """Stands for an image in the text; the processor repeats it once for each image feature."""
+    image_token_id: Callable[[dict], int]
+    """config.json -> its number, as the model knows it."""
     reserved: tuple[str, ...]
     """Placeholders that a prompt must not contain."""
     chat: str

@@ -18,10 +18,14 @@ def _vision_blocks_used(config: dict) -> int:
     return used
 
 
+def _image_token_id(config: dict) -> int:
+    return config.get("image_token_id", config.get("image_token_index", 32000))
+
+
 def _vision_tokens(config: dict, inputs: dict) -> int:
     """Counted by the image tokens in the text, which are one per patch: the pixels themselves may not be at hand."""
     patches = (vision(config, "image_size") // vision(config, "patch_size")) ** 2
-    images = round(int((inputs["input_ids"] == config.get("image_token_index", 32000)).sum()) / patches)
+    images = round(int((inputs["input_ids"] == _image_token_id(config)).sum()) / patches)
     return images * (patches + 1)  # class token
 
 
@@ -37,6 +41,7 @@ def _processor_arguments(config: dict) -> dict:
 PROCESSING = Processing(
     processor="LlavaProcessor",
     image_token="<image>",
+    image_token_id=_image_token_id,
     reserved=("<image>",),
     chat="USER: {images}{prompt} ASSISTANT:",
     chat_image="<image>\n",

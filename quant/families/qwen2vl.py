@@ -11,6 +11,7 @@ GRIDS = ("image_grid_thw", "video_grid_thw")  # [images, 3]: patches along time,
 PROCESSING = Processing(
     processor="Qwen2VLProcessor",
     image_token="<|image_pad|>",
+    image_token_id=lambda config: config.get("image_token_id", 151655),
     reserved=("<|image_pad|>", "<|video_pad|>"),
     chat=(
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -145,7 +145,7 @@ class Processor:
         """The placeholder's number. The tokenizer writes it into the input, the model looks for config.json's."""
         token = self._processing.image_token
         found = self.tokenizer.convert_tokens_to_ids(token)
-        expected = config.get("image_token_id", config.get("image_token_index", found))
+        expected = self._processing.image_token_id(config)
         if found is None or found == self.tokenizer.unk_token_id:
             raise QuantError(f"{self._directory}: the tokenizer does not know {token}")
         if found != expected:
