@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quant.commands.cli import COMMANDS
+from quant.families import FAMILIES, script_of
 
 ROOT = Path(__file__).parent.parent
 # Rooms of quant/, from the top down: a module imports from its own room, or from rooms below it. docs/architecture.md
@@ -37,8 +38,7 @@ FORBIDDEN = {
     "compare": {"calibrate"},
     "servers": set(ROOMS) - {"servers", "families", "files", "base"},
 }
-MODELS = {"qwen2vl", "qwen2_5vl", "llava"}  # folders that hold a script and nothing else
-SCRIPTS = [f"quant/{model}/quant_{model}.py" for model in sorted(MODELS)]
+MODELS = {family.script for family in FAMILIES.values()}  # folders that hold a script and nothing else
 
 
 def modules():
@@ -87,7 +87,11 @@ def test_no_module_is_dead():
     imports by its name.
     """
     package = ROOT / "quant"
-    ahead = [package / "__init__.py", package / "__main__.py", *(ROOT / script for script in SCRIPTS)]
+    ahead = [
+        package / "__init__.py",
+        package / "__main__.py",
+        *(ROOT / script_of(family) for family in FAMILIES.values()),
+    ]
     ahead += [package / "commands" / f"{name.replace('-', '_')}.py" for name in COMMANDS]
     reached = set()
     while ahead:
@@ -116,7 +120,9 @@ def test_folders_of_models_hold_a_script_and_nothing_else():
         assert [file.name for file in (ROOT / "quant" / model).glob("*.*")] == [f"quant_{model}.py"]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "-m quant", *(f"-m quant {command}" for command in COMMANDS)])
+@pytest.mark.parametrize(
+    "script", [*map(script_of, FAMILIES.values()), "-m quant", *(f"-m quant {command}" for command in COMMANDS)]
+)
 def test_help_is_fast_and_needs_no_torch(script, tmp_path):
     # An empty torch that fails on import stands before the real one.
     (tmp_path / "torch.py").write_text("raise ImportError('torch was imported for --help')")

@@ -13,7 +13,7 @@ import transformers
 
 from quant import Calibrator, QuantConfig, UsageError
 from quant.export import ascend
-from quant.inputs.encode import Encoder
+from quant.inputs.encoder import Encoder
 from quant.inputs.images import open_image
 
 

@@ -380,7 +380,7 @@ def test_a_script_takes_its_own_family(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (
         done.returncode == 2
-        and "is a LLaVA-1.5 model, this script is for Qwen2VL" in done.stderr
+        and "is a LLaVA-1.5 model, this script is for Qwen2-VL; use quant/llava/quant_llava.py" in done.stderr
         and len(done.stderr.splitlines()) == 1
     )
 

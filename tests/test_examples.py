@@ -24,7 +24,7 @@ from quant import Calibrator, QuantConfig  # noqa: E402
 from quant.evaluate.local_model import LocalModel  # noqa: E402
 from quant.evaluate.questions import load_questions  # noqa: E402
 from quant.files.checkpoint import Checkpoint  # noqa: E402
-from quant.inputs.encode import Encoder  # noqa: E402
+from quant.inputs.encoder import Encoder  # noqa: E402
 from quant.verify.runtime import load_float  # noqa: E402
 
 FAMILIES = {"qwen2vl": EXAMPLES / "tiny-qwen2vl", "llava": EXAMPLES / "tiny-llava"}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from quant.base.config import COCO_LIST
 from quant.base.errors import QuantError, UsageError
+from quant.commands import fetch_coco as command
 from quant.inputs import fetch_coco as module
 from quant.inputs.fetch_coco import fetch_coco
 from quant.inputs.images import load_samples
@@ -239,14 +241,16 @@ def test_no_list(tmp_path, content):
     if content is not None:
         file.write_text(content)
     fails(lambda: fetch_coco(tmp_path / "out", file), "list.json: ", UsageError)
-    fails(lambda: fetch_coco(tmp_path / "out", module.COCO30, "ftp://x"), "http://", UsageError)
+    fails(lambda: fetch_coco(tmp_path / "out", COCO_LIST, "ftp://x"), "http://", UsageError)
 
 
 def test_command_line(server, rows, tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    assert parser.parse_args([]).list == module.COCO30 and len(module._read_list(module.COCO30)) == 30
+    command.add_arguments(parser)
+    shipped = parser.parse_args(["--out", str(tmp_path / "none"), "--base_url", server.url])
+    assert shipped.list == COCO_LIST
+    fails(lambda: command.run(shipped), "404 .*0 of 30 photographs")
     (tmp_path / "list.json").write_text(json.dumps(rows))
     flags = ["--out", str(tmp_path / "out"), "--list", str(tmp_path / "list.json"), "--base_url", server.url + "/"]
-    module.run(parser.parse_args(flags))
+    command.run(parser.parse_args(flags))
     assert capsys.readouterr().out.splitlines()[-1].startswith("3 photographs in ")

@@ -16,7 +16,7 @@ from quant.base.errors import QuantError
 from quant.families import family_of
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.samples import prepare
-from quant.model.paused import Kept, Passed, Walk, first, logits
+from quant.model.paused import Kept, Passed, Walk, first, logits_at
 from quant.model.streamed import StreamedModel
 
 CASES = [
@@ -53,7 +53,10 @@ def stream(model: StreamedModel, samples: list[dict], cut: dict[str, int] | None
             model.clear(tensors)
         passed[tower.name] = walk.passed
     with model.outside():
-        return blocks, [logits(model, number, inputs, passed) for number, inputs in enumerate(samples)]
+        return blocks, [
+            logits_at(model, number, inputs, passed, torch.arange(inputs["input_ids"].shape[1]))
+            for number, inputs in enumerate(samples)
+        ]
 
 
 def whole_model(model: StreamedModel, source, dtype: torch.dtype, samples: list[dict], blocks):

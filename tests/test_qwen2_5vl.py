@@ -27,6 +27,7 @@ from quant.calibrate import block
 from quant.commands import quantize
 from quant.export import ascend
 from quant.export.plan import make_plan
+from quant.families import script_of
 from quant.families.qwen2_5vl import QWEN2_5_VL
 from quant.families.qwen2vl import QWEN2_VL
 from quant.files.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ from quant.model.paused import Walk
 from quant.model.streamed import StreamedModel
 
 ROOT = Path(__file__).parent.parent
-VISION = QWEN2_5_VL.towers[0]
+VISION = QWEN2_5_VL.tower("vision")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_config_without_what_equals_the_defaults(tmp_path, family):
     assert len([name for name in plan.int8_names if name.startswith("visual.")]) == 32 * (
         4 if family is QWEN2_5_VL else 3
     )
-    assert family.towers[0].heads(config) == (16, 16)
+    assert family.tower("vision").heads(config) == (16, 16)
     assert StreamedModel(checkpoint, family, torch.bfloat16).names.keys() == checkpoint.tensors.keys()
 
 
@@ -283,13 +284,12 @@ def test_the_page_on_families_quotes_the_description():
     """docs/add_a_family.md walks through the description line by line: what it quotes is what is there."""
     text = (ROOT / "docs" / "add_a_family.md").read_text()
     quoted = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    source = (ROOT / "quant" / "qwen2_5vl" / "__init__.py").read_text()
-    assert len(quoted) == 5
-    assert all(part in source for part in quoted)
-    lines = [
-        len((ROOT / "quant" / "qwen2_5vl" / name).read_text().splitlines())
-        for name in ("__init__.py", "quant_qwen2_5vl.py")
-    ]
-    assert f"{lines[0]} lines of description and {lines[1]} of script" in text and lines[0] < 80
-    for name in re.findall(r"`(?:test_\w+\.py: )(test_\w+)`", text):
-        assert any(f"def {name}(" in file.read_text() for file in (ROOT / "tests").glob("test_*.py")), name
+    source = (ROOT / "quant" / "families" / "qwen2_5vl.py").read_text()
+    # Every line of the description from the first tower on, in its order; nothing else.
+    description = source[source.index("VISION =") :].splitlines()
+    assert "".join(quoted).splitlines() == [line for line in description if line not in ("", ")")]
+    script = (ROOT / script_of(QWEN2_5_VL)).read_text()
+    counts = f"{len(source.splitlines())} lines of description, and {len(script.splitlines())} of script"
+    assert counts in " ".join(text.split()) and len(source.splitlines()) < 80
+    for file, name in re.findall(r"`(test_\w+\.py): (test_\w+)`", text):
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name

@@ -8,7 +8,7 @@ import torch
 
 from quant import Calibrator, QuantConfig
 from quant.calibrate.ranks import Ranks
-from quant.inputs.encode import Encoder
+from quant.inputs.encoder import Encoder
 
 
 @pytest.fixture(scope="module")

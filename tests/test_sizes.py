@@ -10,7 +10,7 @@ from PIL import Image
 
 from quant.base.errors import QuantError, UsageError
 from quant.commands.cli import main
-from quant.inputs.encode import Encoder
+from quant.inputs.encoder import Encoder
 from quant.inputs.sizes import STEEPEST, Measure, resize
 
 try:  # transformers 5 has it beside the PIL backend

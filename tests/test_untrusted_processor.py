@@ -20,10 +20,9 @@ from test_untrusted import ABSURD, fuzz, json_values, limited, paths
 
 from quant.base.errors import QuantError
 from quant.files.checkpoint import Checkpoint
-from quant.inputs import processor_files
-from quant.inputs import sandbox as confined
-from quant.inputs.encode import Encoder
-from quant.inputs.sandbox import Failed
+from quant.inputs import limited_process, processor_files
+from quant.inputs.encoder import Encoder
+from quant.inputs.limited_process import JobFailed, run_with_limits
 
 PROMPT = "What is this?"
 PICTURE = Image.new("RGB", (60, 90), (200, 30, 90))
@@ -164,7 +163,7 @@ ENDLESS = {
 def test_templates_without_end(source_of, monkeypatch, template, message):
     source = source_of("qwen2_vl")
     (source / "chat_template.jinja").write_text(template)
-    monkeypatch.setattr(confined, "SECONDS", 1)
+    monkeypatch.setattr(limited_process, "SECONDS", 1)
     start = time.monotonic()
 
     def refused():
@@ -202,7 +201,7 @@ def test_a_template_that_waits_for_its_prompt(source_of, monkeypatch):
         " %}{% endfor %}{% endif %}"
     )
     (source / "chat_template.jinja").write_text("<|image_pad|>" + trap)
-    monkeypatch.setattr(confined, "SECONDS", 1)
+    monkeypatch.setattr(limited_process, "SECONDS", 1)
     Encoder(source)(PICTURE, "x")
     assert refusal(source).startswith(f"{source}: chat template or tokenizer: took more than 1 s")
 
@@ -264,7 +263,7 @@ def test_json_files_without_end(source_of):
 def test_architectures_of_any_kind(source_of, architectures):
     source = source_of("llava")
     change(source / "config.json", architectures=architectures)
-    assert "has no encoder" in refusal(source)
+    assert "is not supported; supported are" in refusal(source)
 
 
 FILES = (
@@ -282,7 +281,7 @@ def test_processor_files_of_any_content(source_of, family, monkeypatch):
     source = source_of(family)
     wholes = {name: json.loads((source / name).read_text()) for name in FILES if (source / name).exists()}
     places = {name: sorted(path for path in paths(whole) if "vocab" not in path[:-1]) for name, whole in wholes.items()}
-    monkeypatch.setattr(confined, "SECONDS", 5)
+    monkeypatch.setattr(limited_process, "SECONDS", 5)
 
     @fuzz(60)
     @given(st.data(), st.sampled_from(sorted(wholes)), st.sampled_from(ABSURD) | st.integers(2, 2**40) | json_values)
@@ -308,14 +307,14 @@ def test_processor_files_of_any_content(source_of, family, monkeypatch):
 # ---- the child process itself
 
 
-def test_what_a_confined_job_gives():
-    assert confined.confined(lambda: "täxt\ud800") == "täxt\ud800"
+def test_what_a_job_with_limits_gives():
+    assert run_with_limits(lambda: "täxt\ud800") == "täxt\ud800"
     for error in (ValueError("no"), SystemExit("no"), KeyboardInterrupt("no")):
-        with pytest.raises(Failed, match=rf"{type(error).__name__}: no"):
-            confined.confined(lambda: (_ for _ in ()).throw(error))
+        with pytest.raises(JobFailed, match=rf"{type(error).__name__}: no"):
+            run_with_limits(lambda: (_ for _ in ()).throw(error))
     with pytest.raises(QuantError, match="or crashed"):
-        confined.confined(lambda: os._exit(3))
+        run_with_limits(lambda: os._exit(3))
     with pytest.raises(QuantError, match=r"took more than 0\.2 s"):
-        confined.confined(lambda: time.sleep(60), seconds=0.2)
+        run_with_limits(lambda: time.sleep(60), seconds=0.2)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)  # none is left

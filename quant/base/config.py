@@ -5,6 +5,7 @@ so that scripts written for it carry over.
 """
 
 import hashlib
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import UsageError
 
 ALPHA = 0.9  # m4's default migration strength
+# The photographs shipped with the source code, and the list that `fetch-coco` downloads more by.
+CALIB_IMAGES = Path(__file__).resolve().parents[2] / "calibImages"
+COCO_LIST = CALIB_IMAGES / "coco30.json"
 MAX_SAMPLES = 128  # how many samples a run takes from a larger set unless it is told
 # What an exported directory depends on only through its packaging: not part of the fingerprint.
 PACKAGING = {"dev_type", "part_file_size"}

@@ -60,8 +60,9 @@ def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
             for name, info in calibrator.checkpoint.tensors.items()
             if name.startswith(prefix)
         )
+    family = calibrator.family
     for name, info in calibrator.checkpoint.tensors.items():
-        if calibrator.family.block_of(name) is None and not name.endswith(("lm_head.weight", "embed_tokens.weight")):
+        if family.block_of(name) is None and name not in (f"{family.head}.weight", f"{family.embedding}.weight"):
             sizes["outside"] += prod(info.shape) * itemsize
     return sizes
 
@@ -73,7 +74,7 @@ def memory(calibrator: Calibrator) -> int:
     working = 4 * block
     hidden = 0
     for tower in calibrator.family.towers:
-        width = calibrator.checkpoint.tensors[f"{tower.block(0)}{tower.groups[0].source}.weight"].shape[0]
+        width = tower.width(calibrator.checkpoint.config)
         hidden = max(hidden, tokens(calibrator, tower) * width * calibrator.compute_dtype.itemsize)
     return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block)
 

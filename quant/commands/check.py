@@ -85,6 +85,6 @@ def render(findings: list) -> list[str]:
 
 def load_processor(directory: Path) -> None:
     """Raises QuantError when the processor does not load."""
-    from ..inputs.encode import Encoder
+    from ..inputs.encoder import Encoder
 
     Encoder(directory)

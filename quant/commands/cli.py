@@ -8,8 +8,10 @@ import importlib
 import os
 import sys
 
+from ..base.config import CALIB_IMAGES
 from ..base.errors import QuantError
 from ..base.process import at_work
+from ..families import FAMILIES
 
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
@@ -25,6 +27,11 @@ COMMANDS = {
     "report": "one HTML page on an export, to be read offline",
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
+
+IMAGES_DEFAULT = f"default: {CALIB_IMAGES.name}/ of this repository"
+"""For the help of flags that name calibration images."""
+WITH_LIMITS = ", ".join(family.name for family in FAMILIES.values() if family.processing.limits)
+"""For the help of --min_pixels and --max_pixels: the families that have them."""
 
 
 def boolean(word: str) -> bool:

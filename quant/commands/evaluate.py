@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError, UsageError
-from .cli import boolean
+from .cli import WITH_LIMITS, boolean
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import Model
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_pixels",
         type=int,
         metavar="N",
-        help="largest area an image is resized to (local Qwen models; default: the checkpoint's)",
+        help=f"largest area an image is resized to, locally ({WITH_LIMITS}; default: the checkpoint's)",
     )
     verdict = parser.add_argument_group("verdict")
     verdict.add_argument(

@@ -2,6 +2,8 @@
 
 import argparse
 
+from .cli import WITH_LIMITS
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
@@ -17,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--directory", metavar="PATH", help="the export's path on the server (default: EXPORT's)")
     add("--name", metavar="NAME", help="that requests call the model by (default: EXPORT's)")
     add("--port", type=int, metavar="N", help="default: 1025 for MindIE, 8000 for vLLM-Ascend")
-    add("--max_pixels", type=int, metavar="N", help="largest area an image is resized to (Qwen; default: the export's)")
+    add(
+        "--max_pixels",
+        type=int,
+        metavar="N",
+        help=f"largest area an image is resized to ({WITH_LIMITS}; default: the export's)",
+    )
     add("--text_tokens", type=int, default=512, metavar="N", help="longest prompt beside the image (default: 512)")
     add("--max_new_tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
     add("--concurrency", type=int, default=4, metavar="N", help="requests served at a time (default: 4)")
@@ -30,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..base.errors import UsageError
     from ..files.config_json import read_json
-    from ..inputs.sizes import MERGE, PATCH, Measure
+    from ..inputs.sizes import Measure
     from ..servers import handoff, service
     from ..servers.deploy_page import PORTS, Place
     from ..servers.rules import open_directory
@@ -66,10 +73,7 @@ def run(args: argparse.Namespace) -> int:
     )
     warnings = handoff.refuse(export, place, args.world_size)
     measure = Measure(args.export, export.family.prompt, max_pixels=args.max_pixels)
-    largest = measure(PATCH * MERGE, PATCH * MERGE)
-    patches, image_tokens = largest.patches, largest.visual
-    if measure.limits:
-        patches, image_tokens = measure.limits[1] // PATCH**2, measure.limits[1] // (PATCH * MERGE) ** 2
+    patches, image_tokens = measure.largest()
     max_input = image_tokens + args.text_tokens
     load = service.Load(args.world_size, image_tokens, patches, max_input, args.max_new_tokens, args.concurrency)
     npu_memory = args.npu_memory or service.NPU_MEMORY[args.hardware]

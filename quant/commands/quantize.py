@@ -1,13 +1,13 @@
-"""python -m quant quantize, and the scripts quant_qwen2vl.py and quant_llava.py: the same flags, the vendor's names and
-defaults.
-"""
+"""python -m quant quantize, and the scripts of the families: the same flags, the vendor's names and defaults."""
 
 import argparse
 from pathlib import Path
 
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
-from .cli import boolean
+from ..families import FAMILIES, script_of
+from ..families.family import Family
+from .cli import IMAGES_DEFAULT, WITH_LIMITS, boolean
 from .export import add_format, chosen, verdict
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     paths.add_argument(
         "--calib_images",
         metavar="PATH",
-        help='folder of images, or .jsonl of {"image", "prompt"} (default: calibImages/ of this repository)',
+        help='folder of images, or .jsonl of {"image", "prompt"} ' + f"({IMAGES_DEFAULT})",
     )
     paths.add_argument("--part_file_size", type=int, metavar="N", help="largest weight file, GiB (default: 4)")
     paths.add_argument(
@@ -71,14 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("bfloat16", "float16"),
         help=(
-            "of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one, float16 for LLaVA)"
+            "of everything that stays float (default: the checkpoint's; bfloat16 for a float32 one"
+            + "".join(f"; {family.dtype} for {family.name}" for family in FAMILIES.values() if family.dtype)
+            + ")"
         ),
     )
     samples = parser.add_argument_group("calibration samples")
     samples.add_argument(
         "--preset",
         choices=PRESETS,
-        help="prompts and image sizes for a kind of images: ocr for documents (Qwen); other flags take precedence",
+        help=(
+            f"prompts and image sizes for a kind of images: ocr for documents ({WITH_LIMITS}); other flags take"
+            " precedence"
+        ),
     )
     samples.add_argument(
         "--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)"
@@ -93,9 +98,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_pixels",
         type=int,
         metavar="N",
-        help="largest area an image is resized to (Qwen; default: the checkpoint's)",
+        help=f"largest area an image is resized to ({WITH_LIMITS}; default: the checkpoint's)",
     )
-    samples.add_argument("--min_pixels", type=int, metavar="N", help="smallest area (Qwen; default: the checkpoint's)")
+    samples.add_argument(
+        "--min_pixels", type=int, metavar="N", help=f"smallest area ({WITH_LIMITS}; default: the checkpoint's)"
+    )
     samples.add_argument("--seed", type=int, default=0, metavar="N", help="of every choice made at random (default: 0)")
     job = parser.add_argument_group("job")
     job.add_argument(
@@ -144,8 +151,8 @@ def quant_config(args: argparse.Namespace) -> QuantConfig:
     return QuantConfig(**{**PRESETS.get(args.preset, {}), **choices})
 
 
-def run(args: argparse.Namespace, architecture: str | None = None) -> int:
-    """architecture: the one that the calling script is for; None takes any that is supported."""
+def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
+    """wanted: the family that the calling script is for; None takes any that is supported."""
     config = quant_config(args)
     if not args.dry_run and not args.save_directory:
         raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")
@@ -162,10 +169,10 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     with joined(device) as ranks:
         reporter = Reporter(args.quiet, args.log_file) if ranks.rank == 0 else Reporter(quiet=True)
         calibrator = Calibrator(args.model_path, config, args.calib_images, reporter)
-        if architecture and calibrator.family.architecture != architecture:
+        if wanted and calibrator.family is not wanted:
             raise UsageError(
-                f"{args.model_path}: is a {calibrator.family.name} model, this script is for {architecture}; `python -m"
-                " quant quantize` takes both"
+                f"{args.model_path}: is a {calibrator.family.name} model, this script is for {wanted.name}; use"
+                f" {script_of(calibrator.family)}, or `python -m quant quantize`, which takes both"
             )
         if args.dry_run:
             dry_run(calibrator)
@@ -187,10 +194,11 @@ def run(args: argparse.Namespace, architecture: str | None = None) -> int:
     return 0
 
 
-def script(architecture: str, description: str) -> int:
-    """What quant_qwen2vl.py and quant_llava.py do."""
+def script(file: str) -> int:
+    """What the script `file` of a family does: as `python -m quant quantize`, for that family's checkpoints alone."""
     from .cli import guarded
 
-    parser = argparse.ArgumentParser(description=description)
+    wanted = next(family for family in FAMILIES.values() if Path(script_of(family)).name == Path(file).name)
+    parser = argparse.ArgumentParser(description=f"Quantize a {wanted.name} checkpoint to W8A8 for Ascend.")
     add_arguments(parser)
-    return guarded(lambda args: run(args, architecture), parser.parse_args())
+    return guarded(lambda args: run(args, wanted), parser.parse_args())

@@ -3,6 +3,7 @@
 import argparse
 
 from ..base.errors import QuantError
+from .cli import IMAGES_DEFAULT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         metavar="PATH",
-        help="the calibration images, to show them (default: calibImages/ of this repository)",
+        help=f"the calibration images, to show them ({IMAGES_DEFAULT})",
     )
     parser.add_argument(
         "--output", default="report.html", metavar="FILE", help="the report (default: report.html, here)"

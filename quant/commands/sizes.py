@@ -5,7 +5,7 @@ given size.
 import argparse
 import re
 
-from .cli import boolean
+from .cli import WITH_LIMITS, boolean
 
 
 def image_size(words: str) -> tuple[int, int]:
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model_path", metavar="DIR", help="the checkpoint, or what was exported from it; no weights are read")
     add("--image", type=image_size, nargs="+", required=True, metavar="HxW", help="height x width, such as 720x1280")
-    add("--min_pixels", type=int, metavar="N", help="smallest area (Qwen; default: the checkpoint's)")
-    add("--max_pixels", type=int, metavar="N", help="largest area (Qwen; default: the checkpoint's)")
+    add("--min_pixels", type=int, metavar="N", help=f"smallest area ({WITH_LIMITS}; default: the checkpoint's)")
+    add("--max_pixels", type=int, metavar="N", help=f"largest area ({WITH_LIMITS}; default: the checkpoint's)")
     add("--prompt", metavar="TEXT", help="what is asked of the image; its tokens count (default: the family's)")
     add("--max_new_tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
     add(

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.config import QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..verify.verdict import CULPRITS, ENOUGH, THRESHOLDS, decibels
-from .cli import boolean
+from .cli import IMAGES_DEFAULT, WITH_LIMITS, boolean
 
 WIDTH = 80
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--images",
         metavar="PATH",
-        help='folder of images, or .jsonl of {"image", "prompt"} (default: calibImages/ of this repository)',
+        help='folder of images, or .jsonl of {"image", "prompt"} ' + f"({IMAGES_DEFAULT})",
     )
     samples.add_argument(
         "--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)"
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_pixels",
         type=int,
         metavar="N",
-        help="largest area an image is resized to (Qwen; default: the checkpoint's)",
+        help=f"largest area an image is resized to ({WITH_LIMITS}; default: the checkpoint's)",
     )
     samples.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images (default: 0)")
     samples.add_argument(

@@ -24,7 +24,7 @@ from ..families import family_of
 from ..files.checkpoint import Checkpoint
 from ..inputs.samples import prepare
 from ..model.device import compute_dtype, pick_device
-from ..model.paused import Key, Passed, Walk, first, logits
+from ..model.paused import Key, Passed, Walk, first, logits_at
 from ..model.streamed import StreamedModel
 from ..verify import runtime
 from .features import Dump, Writer
@@ -203,11 +203,10 @@ def _dump_outside(
     with model.outside():
         for number, inputs in enumerate(samples):
             keep = torch.tensor([inputs["input_ids"].shape[1] - 1])
-            inputs = {**inputs, "logits_to_keep": keep}
-            values = logits(model, number, inputs, passed)[0, -1]
+            values = logits_at(model, number, inputs, passed, keep)[0, -1]
             caught = catcher.take()
             if number == 0:
-                again = logits(model, number, inputs, passed)[0, -1]
+                again = logits_at(model, number, inputs, passed, keep)[0, -1]
                 _note_repeat(
                     writer, caught | {LOGITS: values.float().cpu()}, catcher.take() | {LOGITS: again.float().cpu()}
                 )

@@ -207,8 +207,7 @@ def describe(layout: dict, plan: Plan) -> dict[str, str]:
     for name in layout:
         linear, _, part = name.rpartition(".")
         entries[name] = "W8A8" if linear in plan.int8_names and part in INT8_PARTS else "FLOAT"
-    head = next(pattern for pattern in plan.family.must_float if pattern.endswith("lm_head"))
-    entries.setdefault(f"{head}.weight", "FLOAT")
+    entries.setdefault(f"{plan.family.head}.weight", "FLOAT")
     return {**METADATA, **entries}
 
 
@@ -223,7 +222,13 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: di
         )
     write_json(directory / DESCRIPTION["ascendV1"], describe(layout, plan))
     vision_int8 = any(name.startswith(plan.family.tower("vision").prefix) for name in plan.int8_names)
-    edited = config_json.edit(checkpoint.config, flat=plan.family.flat_config, dtype=dtype, vision_int8=vision_int8)
+    edited = config_json.edit(
+        checkpoint.config,
+        flat=plan.family.flat_config,
+        dtype=dtype,
+        vision_int8=vision_int8,
+        vocab_size=plan.family.vocab_size(checkpoint.config),
+    )
     write_json(directory / "config.json", edited)
     for file in checkpoint.side_files:
         if file.name != "config.json":

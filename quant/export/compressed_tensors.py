@@ -117,6 +117,6 @@ def ignored(export: Export, family: Family) -> list[str]:
         for name, info in export.tensors.items()
         if name.endswith(".weight") and len(info.shape) == 2 and "embed" not in name and name not in int8
     ]
-    weights = [name for name in weights if not name.endswith("lm_head.weight")]  # HEAD has it
+    weights = [name for name in weights if name != f"{family.head}.weight"]  # HEAD has it
     renamed = [new + name[len(old) :] for name in weights for old, new in family.renames if name.startswith(old)]
     return [*dict.fromkeys(name.removesuffix(".weight") for name in weights + renamed), HEAD]

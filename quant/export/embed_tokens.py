@@ -33,8 +33,7 @@ def embedding(checkpoint: Checkpoint) -> tuple[str, TensorInfo]:
 
     Raises UsageError for an unknown architecture, QuantError when the checkpoint has no such matrix.
     """
-    language = family_of(checkpoint.config, checkpoint.dir).tower("language")
-    name = language.prefix.removesuffix("layers.") + "embed_tokens.weight"
+    name = f"{family_of(checkpoint.config, checkpoint.dir).embedding}.weight"
     if name not in checkpoint.tensors:
         raise QuantError(f"{checkpoint.dir}: tensor {name} is missing; fetch the model again")
     info = checkpoint.tensors[name]

@@ -1,4 +1,6 @@
-"""architecture (config.json's "architectures") -> Family."""
+"""The families there are. A new one is a file in this folder, and its name below and in FAMILIES; docs/add_a_family.md
+walks through one.
+"""
 
 from ..base.errors import UsageError
 from .family import Family
@@ -7,13 +9,22 @@ from .qwen2_5vl import QWEN2_5_VL
 from .qwen2vl import QWEN2_VL
 
 FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_VL, QWEN2_5_VL, LLAVA)}
+"""config.json's "architectures" -> Family."""
 
 
 def family_of(config: dict, where) -> Family:
-    """The family of a checkpoint's config.json. Raises UsageError, listing what is supported, for another architecture."""
+    """The family of a checkpoint's config.json; where: the file or directory that an error names.
+
+    Raises UsageError, listing what is supported, for another architecture.
+    """
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
     if architecture not in FAMILIES:
         supported = ", ".join(f"{family.name} ({name})" for name, family in FAMILIES.items())
         raise UsageError(f"{where}: architecture {architecture} is not supported; supported are {supported}")
     return FAMILIES[architecture]
+
+
+def script_of(family: Family) -> str:
+    """The path, from the top of this repository, of the script that users run for a family."""
+    return f"quant/{family.script}/quant_{family.script}.py"

@@ -1,5 +1,5 @@
-"""The nouns that describe a model family: Group, Tower, Family. A description is data; what is done with it is
-elsewhere.
+"""The nouns that describe a model family: Group, Tower, Processing, Family. A description is data; what is done with it
+is elsewhere, and asks the description instead of comparing names of models.
 
 Names of tensors are those of the hub's checkpoints ("visual.blocks.0.norm1.weight"), never the module names of the
 installed transformers, which change from version to version; `Family.renames` leads from the one to the other.
@@ -43,8 +43,14 @@ class Tower:
     """config.json -> how many of them the model's output depends on."""
     heads: Callable[[dict], tuple[int, int]]
     """config.json -> (query heads, key/value heads)."""
+    width: Callable[[dict], int]
+    """config.json -> channels of the hidden state between the blocks."""
+    mlp: Callable[[dict], int]
+    """config.json -> channels inside a block's MLP."""
     tokens: Callable[[dict, dict], int]
-    """config.json and a sample's inputs -> how many tokens its blocks see; 0 where the sample does not enter the tower."""
+    """config.json and a sample's inputs -> how many tokens its blocks see; 0 where the sample does not enter the
+    tower.
+    """
     inputs: tuple[str, ...] = ("input_ids",)
     """A sample's inputs that enter the tower: each of them that it has does so in a pass of its own."""
     taps: Callable[[dict], tuple[int, ...]] = lambda config: ()
@@ -64,14 +70,53 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class Processing:
+    """How images and a prompt become the model's inputs."""
+
+    processor: str
+    """Class in transformers."""
+    image_token: str
+    """Stands for an image in the text; the processor repeats it once for each image feature."""
+    image_token_id: Callable[[dict], int]
+    """config.json -> its number, as the model knows it."""
+    reserved: tuple[str, ...]
+    """Placeholders that a prompt must not contain."""
+    chat: str
+    """One turn in the documented format, for checkpoints without a chat template; {images} and {prompt} are filled
+    in.
+    """
+    chat_image: str
+    """What {images} holds for each image."""
+    patch: Callable[[dict], int]
+    """config.json -> pixels a side of a patch."""
+    merge: Callable[[dict], int]
+    """config.json -> patches a side of the square that becomes one image feature."""
+    limits: tuple[int, int] | None
+    """The processor's own (min_pixels, max_pixels), within which it brings the area of every image; None: every image
+    is made one size.
+    """
+    from_config: Callable[[dict], dict] = lambda config: {}
+    """config.json -> the processor's arguments that must agree with it."""
+
+
+@dataclass(frozen=True)
 class Family:
-    """What the core needs to know of a model family."""
+    """All that is known of a model family."""
 
     name: str
     architecture: str
     """config.json's "architectures", and the class of that name in transformers."""
+    script: str
+    """The script for this family is quant/{script}/quant_{script}.py."""
+    processing: Processing
     towers: tuple[Tower, ...]
     """In the order in which data flows."""
+    embedding: str
+    """Hub name of the token embedding."""
+    final_norm: str
+    """Hub name of the norm between the last language block and the head."""
+    head: str
+    """Hub name of the language model's head; checkpoints with a tied head have no tensor of it."""
     renames: tuple[tuple[str, str], ...]
     """(hub prefix, module prefix); the first pair whose result names something in the installed transformers' model is
     taken.
@@ -87,9 +132,19 @@ class Family:
     vision_int8_whole: tuple[str, ...]
     """Linears of a vision block that MindIE takes in int8 in every block, or else the whole tower in float."""
     dtype: str | None
-    """What its servers compute in, whatever the checkpoint holds; None: what the checkpoint holds."""
+    """What MindIE hands the vision tower its pixels in, whatever the checkpoint holds, and so the only dtype to export;
+    None: the checkpoint's own.
+    """
     flat_config: bool
     """Whether servers read the language model's keys at the top of config.json; the older of the hub's two layouts."""
+    vocab_size: Callable[[dict], int]
+    """config.json -> rows of the embedding, which MindIE reads at the top of config.json."""
+    mindie_310p: bool
+    """Whether MindIE runs the model on the Atlas 300I Duo (310P)."""
+    mindie_vision_head: int | None
+    """Channels of a vision head, where MindIE's kernel is written for one number of them; None: any."""
+    mindie_transposed: str | None
+    """Linear of a vision block that MindIE, on several NPUs, uses transposed where it is int8; None: none."""
     prompt: str
     """Asked of a calibration image that brings no prompt of its own."""
 
@@ -106,9 +161,9 @@ class Family:
         return None
 
 
-MAX_NUMBER = (
-    1 << 20
-)  # of blocks, heads, pixels a side: far above any model, far below what would take the machine's time or memory
+# Of blocks, heads, channels, pixels a side, words: far above any model, far below what would take the machine's time
+# or memory.
+MAX_NUMBER = 1 << 20
 
 
 def text(config: dict, key: str, default: int | None = None) -> int:

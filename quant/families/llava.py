@@ -5,7 +5,7 @@ carried over unseen.
 """
 
 from ..base.errors import UsageError
-from .family import Family, Group, Tower, text, vision
+from .family import Family, Group, Processing, Tower, text, vision
 
 
 def _vision_blocks_used(config: dict) -> int:
@@ -18,12 +18,38 @@ def _vision_blocks_used(config: dict) -> int:
     return used
 
 
+def _image_token_id(config: dict) -> int:
+    return config.get("image_token_id", config.get("image_token_index", 32000))
+
+
 def _vision_tokens(config: dict, inputs: dict) -> int:
     """Counted by the image tokens in the text, which are one per patch: the pixels themselves may not be at hand."""
     patches = (vision(config, "image_size") // vision(config, "patch_size")) ** 2
-    images = round(int((inputs["input_ids"] == config.get("image_token_index", 32000)).sum()) / patches)
+    images = round(int((inputs["input_ids"] == _image_token_id(config)).sum()) / patches)
     return images * (patches + 1)  # class token
 
+
+def _processor_arguments(config: dict) -> dict:
+    section = config["vision_config"]
+    return {
+        "patch_size": section["patch_size"],
+        "vision_feature_select_strategy": config.get("vision_feature_select_strategy", "default"),
+        "num_additional_image_tokens": int(section.get("model_type") == "clip_vision_model"),  # CLIP's class token
+    }
+
+
+PROCESSING = Processing(
+    processor="LlavaProcessor",
+    image_token="<image>",
+    image_token_id=_image_token_id,
+    reserved=("<image>",),
+    chat="USER: {images}{prompt} ASSISTANT:",
+    chat_image="<image>\n",
+    patch=lambda config: vision(config, "patch_size"),
+    merge=lambda config: 1,
+    limits=None,
+    from_config=_processor_arguments,
+)
 
 VISION = Tower(
     name="vision",
@@ -37,11 +63,13 @@ VISION = Tower(
     blocks=lambda config: vision(config, "num_hidden_layers"),
     used=_vision_blocks_used,
     heads=lambda config: (vision(config, "num_attention_heads"),) * 2,
+    width=lambda config: vision(config, "hidden_size"),
+    mlp=lambda config: vision(config, "intermediate_size"),
     tokens=_vision_tokens,
     inputs=("pixel_values",),
 )
 
-# llava-hf's config.json leaves out what equals LlamaConfig's defaults: hence the 32s.
+# llava-hf's config.json leaves out what equals LlamaConfig's defaults: hence the 32s, 4096, 11008 and 32000.
 LANGUAGE = Tower(
     name="language",
     prefix="language_model.model.layers.",
@@ -54,13 +82,20 @@ LANGUAGE = Tower(
     blocks=lambda config: text(config, "num_hidden_layers", 32),
     used=lambda config: text(config, "num_hidden_layers", 32),
     heads=lambda config: (heads := text(config, "num_attention_heads", 32), text(config, "num_key_value_heads", heads)),
+    width=lambda config: text(config, "hidden_size", 4096),
+    mlp=lambda config: text(config, "intermediate_size", 11008),
     tokens=lambda config, inputs: inputs["input_ids"].numel(),
 )
 
 LLAVA = Family(
     name="LLaVA-1.5",
     architecture="LlavaForConditionalGeneration",
+    script="llava",
+    processing=PROCESSING,
     towers=(VISION, LANGUAGE),
+    embedding="language_model.model.embed_tokens",
+    final_norm="language_model.model.norm",
+    head="language_model.lm_head",
     renames=(
         ("vision_tower.vision_model.", "model.vision_tower.vision_model."),
         ("vision_tower.vision_model.", "model.vision_tower."),  # transformers 5
@@ -80,7 +115,11 @@ LLAVA = Family(
     vision="float",
     vision_int8_refused="MindIE loads LLaVA's vision tower in float and computes silently wrong values from int8",
     vision_int8_whole=(),
-    dtype="float16",  # MindIE feeds LLaVA's vision tower float16
+    dtype="float16",
     flat_config=False,
+    vocab_size=lambda config: text(config, "vocab_size", 32000),
+    mindie_310p=True,
+    mindie_vision_head=None,
+    mindie_transposed=None,
     prompt="Describe this image in detail.",
 )

@@ -7,11 +7,14 @@ work. The decoder is Qwen2-VL's. MindIE's ViT takes attn.qkv of every block in i
 attn.proj and gate/up may be either, down_proj must be float.
 """
 
-from .family import Family, Group, Tower, vision
-from .qwen2vl import GRIDS, LANGUAGE
+from dataclasses import replace
 
-# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and
-# 16.
+from .family import Family, Group, Tower, text, vision
+from .qwen2vl import GRIDS, LANGUAGE
+from .qwen2vl import PROCESSING as QWEN2_VL_PROCESSING
+
+# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
+# 3584 (which no published size has) and 3420.
 VISION = Tower(
     name="vision",
     prefix="visual.blocks.",
@@ -24,6 +27,8 @@ VISION = Tower(
     blocks=lambda config: vision(config, "depth", 32),
     used=lambda config: vision(config, "depth", 32),
     heads=lambda config: (vision(config, "num_heads", 16),) * 2,
+    width=lambda config: vision(config, "hidden_size", 3584),
+    mlp=lambda config: vision(config, "intermediate_size", 3420),
     tokens=lambda config, inputs: sum(int(inputs[name].prod(-1).sum()) for name in GRIDS if name in inputs),
     inputs=("pixel_values", "pixel_values_videos"),
 )
@@ -31,7 +36,12 @@ VISION = Tower(
 QWEN2_5_VL = Family(
     name="Qwen2.5-VL",
     architecture="Qwen2_5_VLForConditionalGeneration",
+    script="qwen2_5vl",
+    processing=replace(QWEN2_VL_PROCESSING, processor="Qwen2_5_VLProcessor"),
     towers=(VISION, LANGUAGE),
+    embedding="model.embed_tokens",
+    final_norm="model.norm",
+    head="lm_head",
     renames=(("visual.", "model.visual."), ("model.", "model.language_model."), ("lm_head.", "lm_head.")),
     must_float={
         "lm_head": "servers load the head in float",
@@ -45,5 +55,9 @@ QWEN2_5_VL = Family(
     vision_int8_whole=("attn.qkv",),
     dtype=None,
     flat_config=True,
+    vocab_size=lambda config: text(config, "vocab_size", 152064),
+    mindie_310p=True,
+    mindie_vision_head=None,
+    mindie_transposed=None,
     prompt="Describe this image in detail.",
 )

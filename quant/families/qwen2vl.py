@@ -4,12 +4,27 @@ MindIE's ViT takes attn.qkv, attn.proj and mlp.fc1 of every block in int8 or non
 float there.
 """
 
-from .family import Family, Group, Tower, text, vision
+from .family import Family, Group, Processing, Tower, text, vision
 
 GRIDS = ("image_grid_thw", "video_grid_thw")  # [images, 3]: patches along time, height, width
 
-# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32 and
-# 16.
+PROCESSING = Processing(
+    processor="Qwen2VLProcessor",
+    image_token="<|image_pad|>",
+    image_token_id=lambda config: config.get("image_token_id", 151655),
+    reserved=("<|image_pad|>", "<|video_pad|>"),
+    chat=(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n{images}{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    chat_image="<|vision_start|><|image_pad|><|vision_end|>",
+    patch=lambda config: vision(config, "patch_size", 14),
+    merge=lambda config: vision(config, "spatial_merge_size", 2),
+    limits=(56 * 56, 28 * 28 * 1280),
+)
+
+# Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
+# 1280 and 4. (hidden_size is the width behind the merger here, the language model's.)
 VISION = Tower(
     name="vision",
     prefix="visual.blocks.",
@@ -22,6 +37,8 @@ VISION = Tower(
     blocks=lambda config: vision(config, "depth", 32),
     used=lambda config: vision(config, "depth", 32),
     heads=lambda config: (vision(config, "num_heads", 16),) * 2,
+    width=lambda config: vision(config, "embed_dim", 1280),
+    mlp=lambda config: vision(config, "embed_dim", 1280) * vision(config, "mlp_ratio", 4),
     tokens=lambda config, inputs: sum(int(inputs[name].prod(-1).sum()) for name in GRIDS if name in inputs),
     inputs=("pixel_values", "pixel_values_videos"),
 )
@@ -38,13 +55,20 @@ LANGUAGE = Tower(
     blocks=lambda config: text(config, "num_hidden_layers"),
     used=lambda config: text(config, "num_hidden_layers"),
     heads=lambda config: (text(config, "num_attention_heads"), text(config, "num_key_value_heads")),
+    width=lambda config: text(config, "hidden_size"),
+    mlp=lambda config: text(config, "intermediate_size"),
     tokens=lambda config, inputs: inputs["input_ids"].numel(),
 )
 
 QWEN2_VL = Family(
     name="Qwen2-VL",
     architecture="Qwen2VLForConditionalGeneration",
+    script="qwen2vl",
+    processing=PROCESSING,
     towers=(VISION, LANGUAGE),
+    embedding="model.embed_tokens",
+    final_norm="model.norm",
+    head="lm_head",
     renames=(("visual.", "model.visual."), ("model.", "model.language_model."), ("lm_head.", "lm_head.")),
     must_float={
         "lm_head": "servers load the head in float",
@@ -59,5 +83,9 @@ QWEN2_VL = Family(
     vision_int8_whole=("attn.qkv", "attn.proj", "mlp.fc1"),
     dtype=None,
     flat_config=True,
+    vocab_size=lambda config: text(config, "vocab_size", 152064),
+    mindie_310p=False,
+    mindie_vision_head=80,  # padded to 128
+    mindie_transposed="attn.proj",
     prompt="Describe this image in detail.",
 )

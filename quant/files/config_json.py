@@ -41,9 +41,9 @@ def dtype_name(config: dict) -> str:
     return next((config[key] for key in DTYPE_KEYS if config.get(key)), "float32")
 
 
-def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: bool) -> dict:
+def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: bool, vocab_size: int) -> dict:
     """A new dict. flat: lift the language model's keys to the top; vision_int8: MindIE's switch for its int8 vision
-    tower.
+    tower; vocab_size: for a config.json that does not say it at the top, where MindIE looks.
     """
     edited = copy.deepcopy(config)
     text = edited.get("text_config", {})
@@ -53,8 +53,7 @@ def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: b
             edited.setdefault(key, value)
         edited["model_type"] = config["model_type"]
         _old_rope(edited)
-    if "vocab_size" not in edited:
-        edited["vocab_size"] = text.get("vocab_size", 32000)  # LlamaConfig's default, which llava-hf leaves out
+    edited.setdefault("vocab_size", vocab_size)
     for key in DTYPE_KEYS:
         if key in edited or key == "torch_dtype":
             edited[key] = str(dtype).removeprefix("torch.")

@@ -14,14 +14,13 @@ import os
 import re
 import urllib.error
 import urllib.request
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from ..base.errors import QuantError, UsageError
-from .images import one_line, open_image
+from ..base.config import COCO_LIST
+from ..base.errors import QuantError, UsageError, one_line
+from .images import open_image
 
-COCO30 = Path(__file__).resolve().parents[2] / "calibImages" / "coco30.json"
 LICENCES = {4: ("CC BY 2.0", "https://creativecommons.org/licenses/by/2.0/")}  # COCO's number -> name, text
 TIMEOUT = 30  # seconds without an answer
 CHUNK = 1 << 16  # bytes
@@ -29,7 +28,7 @@ CHUNK = 1 << 16  # bytes
 
 def fetch_coco(
     target_dir: Path,
-    list_file: Path = COCO30,
+    list_file: Path = COCO_LIST,
     base_url: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
@@ -63,22 +62,6 @@ def fetch_coco(
         raise QuantError(f"{target}: cannot be written: {error.strerror}") from None
     report(f"{len(rows)} photographs in {target} ({fetched} fetched now), their sources in {target / 'SOURCES.json'}")
     return [target / row["file_name"] for row in rows]
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """The flags of `python -m quant fetch-coco`."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("coco30"), metavar="DIR", help="folder to fill (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--list", type=Path, default=COCO30, metavar="FILE", help="what to fetch (default: calibImages/coco30.json)"
-    )
-    parser.add_argument("--base_url", metavar="URL", help="a mirror that has the files under URL/ (default: as listed)")
-
-
-def run(args: Namespace) -> None:
-    """Carry out `python -m quant fetch-coco`; QuantError as in fetch_coco."""
-    fetch_coco(args.out, args.list, args.base_url, report=print)
 
 
 def _read_list(file: Path) -> list[dict]:

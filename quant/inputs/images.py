@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import textwrap
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..base.errors import QuantError, UsageError
+from ..base.errors import QuantError, UsageError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the content, whatever the name says
@@ -253,9 +252,3 @@ def inside(root: Path, name: str) -> Path:
 def _reasons(notices: list[str]) -> str:
     shown = "; ".join(notices[:3])
     return f": {shown}" + (f"; and {len(notices) - 3} more" if len(notices) > 3 else "") if notices else ": it is empty"
-
-
-def one_line(error: BaseException) -> str:
-    """A library's error within a one-line message; with its class where its text says little (KeyError: 'x')."""
-    text = textwrap.shorten(str(error), 300, placeholder=" ...")
-    return text if " " in text else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,16 +1,17 @@
 """What a checkpoint's processor files may say, before transformers acts on it: sizes of files, and numbers that become
 time and memory.
 
-    file        at most MAX_JSON bytes, of which 64 KB are usual and a tokenizer's 35 MB the most
-    pixels      image_mean, image_std: 3 numbers each up to 1000; those of image_std, and rescale_factor, above a millionth
-    patches     patch_size, merge_size, temporal_patch_size as config.json's vision_config has them, else at most MAX_PATCH
-    size, crop_size, pad_size                     at most MAX_SIDE a side; Qwen's size is an area, of which encode.py takes care
-    area        of the resized image, at most MAX_AREA pixels: 24 bytes a pixel for Qwen, and 85,598 visual tokens
+    file     at most MAX_JSON bytes, of which 64 KB are usual and a tokenizer's 35 MB the most
+    pixels   image_mean, image_std: 3 numbers each up to 1000; those of image_std, and rescale_factor, above a millionth
+    patches  patch_size, merge_size, temporal_patch_size: as in config.json's vision_config, else at most MAX_PATCH
+    sides    size, crop_size, pad_size: at most MAX_SIDE; where size is an area, processor.py checks it
+    area     of the resized image, at most MAX_AREA pixels: 24 bytes a pixel in float32 patches, 85,598 image tokens
 
 The limits lie far above any model and far below a machine's memory. What is wrong in other ways is for transformers to
 refuse.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..base.errors import QuantError
@@ -45,7 +46,7 @@ def check_files(directory: Path) -> None:
 
 
 def image_processor(directory: Path) -> tuple[Path, dict]:
-    """(file, what it says of the image processor). Raises QuantError when no file does."""
+    """(file, the image processor's settings in it). Raises QuantError when no file does."""
     for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
         content = optional_json(directory / name)
         found = content.get(key) if key else content
@@ -65,13 +66,13 @@ def optional_json(file: Path) -> dict:
     return read_json(file) if file.is_file() else {}
 
 
-def check_image_processor(file: Path, said: dict, config: dict) -> None:
-    """said: image_processor's; config: config.json. Raises QuantError, with both numbers, for what the top of this file
-    excludes.
+def check_image_processor(file: Path, settings: dict, config: dict) -> None:
+    """settings: image_processor's; config: config.json. Raises QuantError, with both numbers, for what the top of this
+    file excludes.
     """
     vision = config.get("vision_config")
     for key, name in FROM_CONFIG.items():
-        if (value := said.get(key)) is not None:
+        if (value := settings.get(key)) is not None:
             expected = vision.get(name) if isinstance(vision, dict) else None
             _check(file, key, value, 1, MAX_PATCH)
             if expected is not None and value != expected:
@@ -80,44 +81,46 @@ def check_image_processor(file: Path, said: dict, config: dict) -> None:
                     f" {FETCH}"
                 )
     for key, low in (("image_mean", -HIGH), ("image_std", LOW)):
-        if not _numbers(value := said.get(key), 3, low):
+        if not _numbers(value := settings.get(key), 3, low):
             raise QuantError(f"{file}: {key} is {value!r:.60}, 3 numbers from {low} to {HIGH} were expected; {FETCH}")
-    factor = said.get("rescale_factor")
+    factor = settings.get("rescale_factor")
     if not _numbers(factor if factor is None else [factor], 1, LOW):
         raise QuantError(
             f"{file}: rescale_factor is {factor!r:.40}, a number from {LOW} to {HIGH} was expected; {FETCH}"
         )
-    if (resample := said.get("resample")) is not None:
+    if (resample := settings.get("resample")) is not None:
         _check(file, "resample", resample, 0, 5)  # Pillow's filters
     for key in SWITCHES:
-        if not isinstance(said.get(key, False), bool | None):
-            raise QuantError(f"{file}: {key} is {said[key]!r:.40}, true or false was expected; {FETCH}")
+        if not isinstance(settings.get(key, False), bool | None):
+            raise QuantError(f"{file}: {key} is {settings[key]!r:.40}, true or false was expected; {FETCH}")
 
 
-def check_sides(file: Path, said: dict, keys: tuple[str, ...] = SIZES) -> None:
+def check_sides(file: Path, settings: dict, keys: Iterable[str] = SIZES) -> None:
     """Raises QuantError for one of `keys` with a number that is no side of an image."""
     for key in keys:
-        value = said.get(key)
+        value = settings.get(key)
         for edge, number in value.items() if isinstance(value, dict) else [("", value)]:
             if number is not None:
                 _check(file, f"{key} {edge}".strip(), number, 1, MAX_SIDE)
 
 
 def check_arguments(file: Path, arguments: dict) -> None:
-    """The same for what LLaVA's processor counts image tokens with."""
-    if "patch_size" in arguments:
-        _check(file, "patch_size", arguments["patch_size"], 1, MAX_PATCH)
-        _check(file, "num_additional_image_tokens", arguments["num_additional_image_tokens"], 0, MAX_PATCH)
+    """The same for what a processor counts image tokens with, where it takes that as an argument."""
+    for key, low in (("patch_size", 1), ("num_additional_image_tokens", 0)):
+        if key in arguments:
+            _check(file, key, arguments[key], low, MAX_PATCH)
 
 
-def area(width: int, height: int, said: dict, limits: tuple[int, int] | None) -> int:
-    """About how many pixels an image has at its largest on the way through the processor. limits: as Encoder has them."""
+def largest_area(width: int, height: int, settings: dict, limits: tuple[int, int] | None) -> int:
+    """About how many pixels an image of these sides has at its largest on the way through the processor. limits: of the
+    area, None where every image is made one size.
+    """
     areas = [width * height]
     if limits:
-        if said.get("do_resize") is not False:
+        if settings.get("do_resize") is not False:
             areas = [min(max(width * height, limits[0]), limits[1])]
-    elif said.get("do_resize") is not False:
-        size = said.get("size")
+    elif settings.get("do_resize") is not False:
+        size = settings.get("size")
         edge = size if type(size) is int else size.get("shortest_edge") if isinstance(size, dict) else None
         if edge:
             areas.append(edge * edge * max(width, height) // min(width, height))

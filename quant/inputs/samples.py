@@ -4,9 +4,9 @@ caller prepared.
 Samples are in canonical order, that of their content's hash: nothing that follows depends on file names or on the order
 of a list.
 
-The pixels are what takes memory: 24 bytes a pixel for Qwen, next to which token ids are nothing. Of several processes
-each encodes all samples, one after the other, to know how many tokens they have, keeps all but the pixels, and encodes
-again those that are its own: its memory is that of its share and one sample more.
+The pixels are what takes memory: up to 24 bytes a pixel of the image, as float32 patches, next to which token ids are
+nothing. Of several processes each encodes all samples, one after the other, to know how many tokens they have, keeps
+all but the pixels, and encodes again those that are its own: its memory is that of its share and one sample more.
 """
 
 import hashlib
@@ -16,14 +16,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base.config import MAX_SAMPLES, QuantConfig
+from ..base.config import CALIB_IMAGES, MAX_SAMPLES, QuantConfig
 from ..base.errors import UsageError
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from .encode import Encoder
+from .encoder import Encoder
 from .images import choose, load_samples
-
-CALIB_IMAGES = Path(__file__).resolve().parents[2] / "calibImages"
 
 
 @dataclass

@@ -1,16 +1,17 @@
 """What an image becomes on its way into the model: the numbers that a deployment's fixed shapes and sequence length
 follow from.
 
-Qwen's processors bring the area of an image into [min_pixels, max_pixels], keep its proportions, and make both sides
-multiples of m = patch_size * merge_size = 28 pixels, since a visual token is made of 2 x 2 patches of 14 x 14 pixels:
+Where a family has limits, its processor brings the area of an image into [min_pixels, max_pixels], keeps its
+proportions, and makes both sides multiples of m = patch * merge pixels, since a visual token is made of merge x merge
+patches of patch x patch pixels (2 and 14 for Qwen's):
 
     h', w' = m round(h / m), m round(w / m)                                          if that area is within the limits
            = max(m, m floor(h / (b m))), the same for w, b = sqrt(h w / max_pixels)   if it is above
            = m ceil(h b / m), m ceil(w b / m), b = sqrt(min_pixels / (h w))           if it is below
-    patches = h' w' / 14^2      visual tokens = h' w' / m^2      input = visual tokens + tokens of chat template and prompt
+    patches = h' w' / patch^2    visual tokens = h' w' / m^2    input = visual tokens + those of template and prompt
 
-LLaVA makes every image one size. There, and for the text, the checkpoint's own processor is asked. Left out: video,
-several images in one request (each adds its visual tokens and two more).
+Other families (LLaVA) make every image one size. There, and for the text, the checkpoint's own processor is asked. Left
+out: video, several images in one request (each adds its visual tokens and two more).
 """
 
 import math
@@ -20,12 +21,10 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.errors import QuantError
-from ..families.family import vision
 from ..files.config_json import read_json
-from .encode import Encoder
+from .encoder import Encoder
 
 STEEPEST = 200  # times as long as wide; beyond it the processors refuse an image
-PATCH, MERGE = 14, 2  # what Qwen's configurations mean when they leave it out
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,10 @@ class Sizes:
 
 
 def resize(height: int, width: int, multiple: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) after Qwen's resize. Raises QuantError for an image more than STEEPEST times as long as wide."""
+    """(height, width) in pixels as a processor with limits makes it.
+
+    Raises QuantError for an image more than STEEPEST times as long as wide.
+    """
     if max(height, width) > STEEPEST * min(height, width):
         raise QuantError(
             f"an image of {height}x{width}: one side is over {STEEPEST} times the other, the processor refuses it;"
@@ -69,7 +71,7 @@ class Measure:
     """Sizes for the checkpoint or export in `directory`, of which config.json, tokenizer and processor files are read.
 
     limits: (min_pixels, max_pixels) in force, the checkpoint's own where none are given; None where every image becomes
-    one size. Raises what Encoder raises.
+    one size. text: tokens of chat template and prompt. Raises what Encoder raises.
     """
 
     def __init__(
@@ -82,20 +84,28 @@ class Measure:
         trust_remote_code: bool = False,
     ):
         encoder = Encoder(directory, min_pixels=min_pixels, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
-        self.config, described = read_json(Path(directory) / "config.json"), encoder.describe()
-        self.limits = (described["min_pixels"], described["max_pixels"]) if "min_pixels" in described else None
-        self._blank = encoder(Image.new("RGB", (PATCH * MERGE, PATCH * MERGE)), prompt)
-        self._blank_visual = int((self._blank["input_ids"] == encoder.image_token_id).sum())
-        self.text = self._blank["input_ids"].numel() - self._blank_visual
+        config, processing = read_json(Path(directory) / "config.json"), encoder.family.processing
+        self.limits, self._patch, self._merge = encoder.limits, processing.patch(config), processing.merge(config)
+        blank = encoder(Image.new("RGB", (self._patch * self._merge,) * 2), prompt)
+        self._blank_pixels = blank["pixel_values"].shape
+        self._blank_visual = int((blank["input_ids"] == encoder.image_token_id).sum())
+        self.text = blank["input_ids"].numel() - self._blank_visual
 
     def __call__(self, height: int, width: int) -> Sizes:
         """Raises QuantError for an image that the processor would refuse."""
-        pixels = self._blank["pixel_values"]
         if self.limits is None:
-            resized, patch = tuple(pixels.shape[-2:]), vision(self.config, "patch_size")
-            patches = resized[0] // patch * (resized[1] // patch)
-            return Sizes((height, width), resized, patches, tuple(pixels.shape), self._blank_visual, self.text)
-        patch, merge = vision(self.config, "patch_size", PATCH), vision(self.config, "spatial_merge_size", MERGE)
-        resized = resize(height, width, patch * merge, *self.limits)
-        patches = resized[0] // patch * (resized[1] // patch)
-        return Sizes((height, width), resized, patches, (patches, pixels.shape[1]), patches // merge**2, self.text)
+            resized = self._blank_pixels[-2:]
+            patches = resized[0] // self._patch * (resized[1] // self._patch)
+            pixels = tuple(self._blank_pixels)
+            return Sizes((height, width), tuple(resized), patches, pixels, self._blank_visual, self.text)
+        resized = resize(height, width, self._patch * self._merge, *self.limits)
+        patches = resized[0] // self._patch * (resized[1] // self._patch)
+        pixels = (patches, self._blank_pixels[1])
+        return Sizes((height, width), resized, patches, pixels, patches // self._merge**2, self.text)
+
+    def largest(self) -> tuple[int, int]:
+        """(patches, visual tokens) that no image exceeds."""
+        if self.limits is None:
+            one = self(self._patch, self._patch)
+            return one.patches, one.visual
+        return self.limits[1] // self._patch**2, self.limits[1] // (self._patch * self._merge) ** 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Quantize a LLaVA-1.5 checkpoint to W8A8 for Ascend.  python quant_llava.py --model_path SRC --save_directory OUT --anti_method m4"""
+"""LLaVA-1.5 to W8A8 for Ascend.  python quant_llava.py --model_path SRC --save_directory OUT --anti_method m4"""
 
 import sys
 from pathlib import Path
@@ -9,4 +9,4 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])  # run by its path, from 
 from quant.commands.quantize import script  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(script("LlavaForConditionalGeneration", __doc__))
+    sys.exit(script(__file__))

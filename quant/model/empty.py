@@ -9,7 +9,8 @@ from math import prod
 import torch
 from torch import nn
 
-from ..base.errors import QuantError, UsageError
+from ..base import transformers_api
+from ..base.errors import QuantError, one_line
 from ..base.process import no_holes
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
@@ -18,31 +19,30 @@ from ..files.checkpoint import Checkpoint
 def empty_model(
     checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The family's transformers class on the meta device; buffers are real, since no checkpoint holds them."""
+    """The family's transformers class, its parameters of `dtype` on the meta device; buffers are real, since no
+    checkpoint holds them.
+
+    Raises UsageError for a transformers that is too old, too new or without that class, QuantError for a config.json
+    that it cannot build a model from, or that describes far more than the weights hold.
+    """
     import transformers
     from accelerate import init_empty_weights
 
-    if not (4, 57) <= tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (6, 0):
-        raise UsageError(
-            f"transformers {transformers.__version__} is installed; 4.57 or a later one below 6 is needed: pip install"
-            " 'transformers>=4.57,<6'"
-        )
+    transformers_api.check_version()
     try:
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code
         )
-        build = getattr(transformers, family.architecture)._from_config
         with torch.device("meta"):
-            _refuse_absurd(build(config, dtype=dtype), checkpoint)
+            _refuse_absurd(transformers_api.build_model(family.architecture, config, dtype), checkpoint)
         with no_holes(), init_empty_weights(include_buffers=False):  # every weight is allocated for a moment
-            model = build(config, dtype=dtype)
+            model = transformers_api.build_model(family.architecture, config, dtype)
     except QuantError:
         raise
     except Exception as err:  # of any kind: transformers reads an untrusted file
-        line = (str(err).strip().splitlines() or [type(err).__name__])[0]
         raise QuantError(
             f"{checkpoint.dir / 'config.json'}: transformers {transformers.__version__} cannot build the model from it"
-            f" ({line})"
+            f" ({one_line(err)})"
         ) from None
     return model.eval()
 

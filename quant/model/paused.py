@@ -32,6 +32,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from ..base import transformers_api
 from ..base.errors import QuantError
 from ..families.family import Tower
 from .streamed import StreamedModel
@@ -262,13 +263,21 @@ class Forward:
         return (hidden,) if self.model.answers_tuple.get(tower.name) else hidden
 
 
-def logits(
-    model: StreamedModel, number: int, inputs: dict[str, Tensor], passed: dict[str, dict[Key, Passed]]
+def logits_at(
+    model: StreamedModel,
+    number: int,
+    inputs: dict[str, Tensor],
+    passed: dict[str, dict[Key, Passed]],
+    positions: Tensor,
 ) -> Tensor:
-    """[1, tokens, vocabulary] of sample `number`, from what its passes through every tower left, by tower name. Call
-    inside model.outside().
+    """[1, P, vocabulary] of sample `number` at the positions, int64 [P] ascending, from what its passes through every
+    tower left, by tower name. Call inside model.outside().
     """
-    return Forward(model, passed, None, (number, 0)).run(inputs).logits
+
+    def forward(given: dict[str, Tensor]) -> Tensor:
+        return Forward(model, passed, None, (number, 0)).run(given).logits
+
+    return transformers_api.logits_at(forward, inputs, positions)
 
 
 def twin(model: StreamedModel, block_forward) -> nn.Module:

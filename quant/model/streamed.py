@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..base import transformers_api
 from ..base.errors import QuantError
 from ..families.family import Family, Tower
 from ..files.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ class StreamedModel:
     ):
         self.checkpoint, self.family, self.dtype, self.device = checkpoint, family, dtype, torch.device(device)
         self.model = empty_model(checkpoint, family, dtype, trust_remote_code)
+        self.head = transformers_api.head_name(self.model)
         for module in self.model.modules():  # the parameters are on meta and stay there; the buffers are real
             module._buffers.update(
                 {name: buffer.to(self.device) for name, buffer in module._buffers.items() if buffer is not None}
@@ -65,7 +67,7 @@ class StreamedModel:
         tied = {
             name
             for name, parameter in self.model.named_parameters(remove_duplicate=False)
-            if name.startswith("lm_head.")
+            if name.startswith(f"{self.head}.")
         } - set(names.values())
         missing = [name for name, _ in self.model.named_parameters() if name not in set(names.values()) | tied]
         if missing:
@@ -168,8 +170,8 @@ class StreamedModel:
 
     def tie_head(self) -> None:
         """A checkpoint without a head shares the embedding's weight."""
-        if "lm_head.weight" not in self.names.values():
-            self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
+        if f"{self.head}.weight" not in self.names.values():
+            transformers_api.tie_head(self.model)
 
     @contextmanager
     def replaced(self, linears: list) -> Iterator[None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..base.config import CALIB_IMAGES
 from ..base.errors import QuantError, UsageError
 from ..evaluate.local_model import files_digest
 from ..export import ascend
@@ -21,7 +22,6 @@ from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import read_json
 from ..inputs.images import load_samples, open_image
-from ..inputs.samples import CALIB_IMAGES
 
 THUMBNAIL = (160, 120)  # pixels an image is made to fit
 MOST_THUMBNAILS = 128

@@ -1,9 +1,12 @@
 """What a served model takes of an NPU's memory, from the headers of an export and the requests it is to answer.
 
-    weights      language tower, embedding and head / world_size + vision tower, which MindIE keeps whole on every NPU when it is int8
-    KV cache     2 (K and V) x 2 bytes x layers x KV heads per NPU x head size, a token;  x concurrency x (longest input + longest answer)
-    activations  of one prefill: the larger of the vision tower on the largest image and the language tower on the longest input, 2 bytes
-                 a number: residual, q, k, v and both sides of the MLP; in attention MindIE pads vision heads of 80 channels to 128
+    weights      language tower, embedding and head / world_size + vision tower, which MindIE keeps whole on every NPU
+                 when it is int8
+    KV cache     2 (K and V) x 2 bytes x layers x KV heads per NPU x head size, a token; x concurrency x (longest input
+                 + longest answer)
+    activations  of one prefill: the larger of the vision tower on the largest image and the language tower on the
+                 longest input, 2 bytes a number: residual, q, k, v and both sides of the MLP; in attention MindIE pads
+                 vision heads of 80 channels to 128
 
 KV heads per NPU = max(1, KV heads / world_size): a head is not split. Servers hand out a fraction of the memory, 0.8 by
 MindIE's default, 0.9 by vLLM's. These are estimates for choosing a configuration; what a server prints at its start is
@@ -15,7 +18,7 @@ Left out: prefix caches, several images in one request, graphs that are captured
 from dataclasses import dataclass
 
 from ..base.errors import QuantError
-from ..families.family import text, vision
+from ..families.family import Tower, text
 from .rules import Directory
 
 NPU_MEMORY = {
@@ -68,30 +71,28 @@ class Demand:
 def demand(export: Directory, load: Load) -> Demand:
     """Raises QuantError when config.json lacks a size."""
     config, eyes, language = export.config, export.family.tower("vision"), export.family.tower("language")
-    root = language.prefix.removesuffix("layers.")
     sizes = {name: entry.nbytes for name, entry in export.tensors.items()}
-    shared = sum(size for name, size in sizes.items() if name.startswith((root, f"{export.head}.")))
+    family = export.family
+    split = (language.prefix, f"{family.embedding}.", f"{family.final_norm}.", f"{export.head}.")
+    shared = sum(size for name, size in sizes.items() if name.startswith(split))
     weights = shared // load.world_size + sum(sizes.values()) - shared
 
-    width, (heads, kv_heads) = text(config, "hidden_size", 4096), language.heads(config)
+    width, (heads, kv_heads) = language.width(config), language.heads(config)
     head_size = text(config, "head_dim", width // heads)
     kept = max(1, kv_heads // load.world_size)
     per_token = 2 * 2 * language.blocks(config) * kept * head_size
     kv_cache = per_token * load.concurrency * load.max_sequence
 
-    mlp = text(config, "intermediate_size", 11008)
+    mlp = language.mlp(config)
     prefill = load.max_input * (2 * width + (heads * head_size + 2 * kv_heads * head_size + 2 * mlp) // load.world_size)
-    seen = load.patches * _vision_numbers(config, eyes.heads(config)[0])
+    seen = load.patches * _numbers_of_a_patch(config, eyes)
     return Demand(weights, kv_cache, 2 * max(prefill, seen))
 
 
-def _vision_numbers(config: dict, heads: int) -> int:
+def _numbers_of_a_patch(config: dict, tower: Tower) -> int:
     """Numbers that the vision tower holds of a patch at a time."""
-    width = config.get("vision_config", {}).get("embed_dim") or vision(
-        config, "hidden_size", 1280
-    )  # Qwen2.5-VL's default
-    mlp = config["vision_config"].get("intermediate_size") or int(width * vision(config, "mlp_ratio", 4))
-    return 2 * width + 3 * heads * max(PADDED_HEAD, width // heads) + 2 * mlp
+    width, heads = tower.width(config), tower.heads(config)[0]
+    return 2 * width + 3 * heads * max(PADDED_HEAD, width // heads) + 2 * tower.mlp(config)
 
 
 def fits(server: str, demand_: Demand, load: Load, npu_memory: float) -> None:

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from ..arithmetic.int8 import quantize_input
 from ..arithmetic.product import int8_matmul
+from ..base import transformers_api
 from ..base.errors import QuantError
 from ..export import ascend
 from ..export.ascend import Export, deq_dtype
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from ..inputs.encode import Encoder
+from ..inputs.encoder import Encoder
 from ..model.device import compute_dtype, pick_device
 from ..model.streamed import StreamedModel
 
@@ -133,7 +134,7 @@ def load(
     """An export of either layout -> (transformers' model with Int8Linear in the place of the int8 linears, its
     Encoder).
 
-    model.generate(**encoder(image, prompt)) works. device: "cpu", "cuda" or "npu". The whole model is in memory, the
+    model.generate(**encoder(image, prompt)) works, and is greedy. device: "cpu", "cuda" or "npu". The whole model is in memory, the
     int8 linears at one byte a weight. Raises UsageError when it is no export, QuantError when it is a damaged one.
     """
     export = ascend.read(directory)
@@ -167,29 +168,16 @@ def _whole(source: Checkpoint | Export, int8_names: set[str], device: str, trust
     skeleton.model.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: (args[0].clone(memory_format=torch.contiguous_format),)
     )
-    _set_generation(skeleton.model, source.dir)
+    if settings := transformers_api.greedy_generation(source.dir):
+        skeleton.model.generation_config = settings
     return skeleton
-
-
-def _set_generation(model: nn.Module, directory: Path) -> None:
-    """generation_config.json, which says among others where an answer ends."""
-    import transformers
-
-    if (directory / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
 
 
 def greedy(model: nn.Module, inputs: dict[str, Tensor], tokens: int) -> Tensor:
     """The next `tokens` greedy tokens after one sample's inputs, int64 [<= tokens]; fewer where the model ends its
-    answer.
+    answer. model: of load() or load_float(), whose settings are greedy.
     """
-    sampling = {
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-    }  # generation_config.json may set them, and generate() warns of it
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     with torch.inference_mode():
-        return model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **sampling)[
-            0, inputs["input_ids"].shape[1] :
-        ].cpu()
+        answer = model.generate(**inputs, max_new_tokens=tokens)
+    return answer[0, inputs["input_ids"].shape[1] :].cpu()

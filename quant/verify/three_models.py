@@ -26,7 +26,7 @@ from ..families.family import Family, Tower
 from ..files.checkpoint import Checkpoint
 from ..model.device import compute_dtype
 from ..model.parallel import background_thread
-from ..model.paused import Kept, Key, Passed, Walk, first, logits
+from ..model.paused import Kept, Key, Passed, Walk, first, logits_at
 from ..model.streamed import StreamedModel
 from .folding import check_block
 from .linear import Relation
@@ -204,7 +204,7 @@ class ThreeModels:
                 continue
             with model.outside():
                 kept[name] = [
-                    logits(model, number, {**inputs, "logits_to_keep": keep}, self.passed[name])[0].cpu()
+                    logits_at(model, number, inputs, self.passed[name], keep)[0].cpu()
                     for number, (inputs, keep) in enumerate(zip(self.inputs, positions))
                 ]
         for number in range(len(self.inputs)):

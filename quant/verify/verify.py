@@ -32,7 +32,7 @@ from ..export.recipe import VERSION
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from ..inputs.encode import Encoder
+from ..inputs.encoder import Encoder
 from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, pick_device
 from . import runtime

@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 
-from ...families.family import text
 from .directory import Directory, Target
 from .finding import Finding
 
 MINDIE_WORLD_SIZES = (1, 2, 4, 8)
-NOT_ON_310P = ("Qwen2VLForConditionalGeneration",)
-TRANSPOSED_PROJ = ("Qwen2VLForConditionalGeneration",)  # MindIE's int8 vision towers that are wrong on several NPUs
 
 
 def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
@@ -25,8 +22,8 @@ def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def hardware(directory: Directory, target: Target) -> Iterator[Finding]:
-    """MindIE runs Qwen2-VL on the Atlas 800 A2 and A3, not on the Atlas 300I Duo."""
-    if target.hardware == "310p" and directory.family.architecture in NOT_ON_310P:
+    """MindIE runs all models on the Atlas 800 A2 and A3, not all of them (Qwen2-VL) on the Atlas 300I Duo."""
+    if target.hardware == "310p" and not directory.family.mindie_310p:
         yield Finding(
             "--hardware 310p",
             f"{directory.family.name} is not among the models that MindIE runs on the Atlas 300I Duo",
@@ -41,7 +38,7 @@ def world_size(directory: Directory, target: Target) -> Iterator[Finding]:
         return
     vision, language = directory.family.tower("vision"), directory.family.tower("language")
     heads, kv_heads = language.heads(directory.config)
-    divided = {"num_attention_heads": heads, "intermediate_size": text(directory.config, "intermediate_size", 11008)}
+    divided = {"num_attention_heads": heads, "intermediate_size": language.mlp(directory.config)}
     divided["vision heads"] = vision.heads(directory.config)[0]
     uneven = [f"{name} {number}" for name, number in divided.items() if number % target.world_size]
     if kv_heads % target.world_size and target.world_size % kv_heads:
@@ -81,14 +78,15 @@ def _divides(size: int, divided: dict[str, int], kv_heads: int) -> bool:
 
 
 def vision_tensor_parallel(directory: Directory, target: Target) -> Iterator[Finding]:
-    """A fault of MindIE: on several NPUs it pads the int8 attn.proj of Qwen2-VL's vision tower as if it were
-    transposed.
+    """A fault of MindIE: on several NPUs it pads an int8 linear of the vision tower (Qwen2-VL's attn.proj) as if it
+    were transposed.
     """
-    if target.world_size > 1 and directory.family.architecture in TRANSPOSED_PROJ and directory.vision_int8:
+    transposed = directory.family.mindie_transposed
+    if target.world_size > 1 and transposed and directory.vision_int8:
         yield Finding(
             f"--world_size {target.world_size}",
             "with an int8 vision tower",
-            {"mindie": "uses attn.proj of the vision tower transposed: wrong output without an error"},
+            {"mindie": f"uses {transposed} of the vision tower transposed: wrong output without an error"},
             "quantize again with --vision float for this number of NPUs, or use --world_size 1",
             level="warning",
         )

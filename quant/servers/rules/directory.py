@@ -101,8 +101,7 @@ class Directory:
             )
             parts = {part for part in inside if part.rpartition(".")[2] not in STATIC[1:]}
             names |= {tower.block(index) + part for index in range(tower.blocks(self.config)) for part in parts}
-        root = self.family.tower("language").prefix.removesuffix("layers.")
-        return names | {f"{root}embed_tokens.weight", f"{root}norm.weight"}
+        return names | {f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight"}
 
     # -- linears
 
@@ -168,7 +167,7 @@ class Directory:
     @property
     def head(self) -> str:
         """The hub name of the language model's head."""
-        return next(pattern for pattern in self.family.must_float if pattern.endswith("lm_head"))
+        return self.family.head
 
     # -- dtype and values
 

@@ -12,8 +12,6 @@ from .finding import Finding, missing
 
 QUANTIZE = {"W8A8": "w8a8", "W8A8_DYNAMIC": "w8a8_dynamic", "W8A8_MIX": "w8a8_pdmix"}
 """Type of the int8 linears -> MindIE's name for it in config.json."""
-HEAD_DIM = {"Qwen2VLForConditionalGeneration": 80}  # of MindIE's vision kernel, which pads 80 channels to 128
-FLOAT16_VISION = ("LlavaForConditionalGeneration",)  # MindIE hands these vision towers float16 pixels
 ROPE = ("rope_theta", "rope_scaling")
 
 
@@ -46,9 +44,8 @@ def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
         pattern = match(directory.family.must_float, name)
         if pattern is None:
             continue
-        head = pattern.endswith("lm_head")
         effects = {"mindie": "takes the codes for float values: wrong output without an error"}
-        if head:
+        if name == directory.head:
             effects["vllm-ascend"] = "NotImplementedError or wrong output: its head is float"
         yield Finding(
             directory.where(f"{name}.weight"),
@@ -121,31 +118,30 @@ def vision_switch(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def vision_shape(directory: Directory, target: Target) -> Iterator[Finding]:
-    """MindIE's Qwen2-VL vision kernel is written for heads of 80 channels."""
-    wanted, vision = HEAD_DIM.get(directory.family.architecture), directory.config.get("vision_config", {})
-    if (
-        wanted
-        and vision.get("embed_dim")
-        and vision.get("num_heads")
-        and vision["embed_dim"] // vision["num_heads"] != wanted
-    ):
+    """MindIE's vision kernel for Qwen2-VL is written for heads of 80 channels."""
+    wanted, tower = directory.family.mindie_vision_head, directory.family.tower("vision")
+    if wanted is None:
+        return
+    width, heads = tower.width(directory.config), tower.heads(directory.config)[0]
+    if width // heads != wanted:
         yield Finding(
             "config.json: vision_config",
-            f"embed_dim {vision['embed_dim']} over num_heads {vision['num_heads']} makes heads of "
-            f"{vision['embed_dim'] // vision['num_heads']} channels, {wanted} is what the kernel takes",
-            {"mindie": "RuntimeError: shape is invalid for input, where the heads are padded from 80 to 128 channels"},
+            f"a width of {width} over {heads} heads makes heads of {width // heads} channels, {wanted} is what the"
+            " kernel takes",
+            {"mindie": f"RuntimeError: shape is invalid for input, padding heads of {wanted} to 128 channels"},
             "this model does not run on MindIE; use vLLM-Ascend",
         )
 
 
 def vision_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
-    """MindIE hands LLaVA's vision tower float16 pixels: its weights must be float16."""
-    if directory.family.architecture in FLOAT16_VISION and directory.configured_dtype == "bfloat16":
+    """MindIE hands some vision towers (LLaVA's) pixels of one dtype whatever the model's is: weights must be of it."""
+    wanted, says = directory.family.dtype, directory.configured_dtype
+    if wanted and says in ("float16", "bfloat16") and says != wanted:
         yield Finding(
             "config.json: torch_dtype",
-            f"is bfloat16; MindIE feeds {directory.family.name}'s vision tower float16 pixels",
+            f"is {says}; MindIE feeds {directory.family.name}'s vision tower {wanted} pixels",
             {"mindie": "RuntimeError: expected mat1 and mat2 to have the same dtype"},
-            "quantize again with --dtype float16",
+            f"quantize again with --dtype {wanted}",
         )
 
 
@@ -187,11 +183,12 @@ def tied_head(directory: Directory, target: Target) -> Iterator[Finding]:
     tied = directory.config.get(
         "tie_word_embeddings", directory.config.get("text_config", {}).get("tie_word_embeddings", False)
     )
-    if f"{directory.head}.weight" not in directory.tensors and not tied:
+    head = f"{directory.head}.weight"
+    if head not in directory.tensors and not tied:
         yield Finding(
-            f"{directory.head}.weight",
+            head,
             "is missing, and config.json does not say tie_word_embeddings: true",
-            missing(f"{directory.head}.weight"),
+            missing(head),
             "copy the export again, or take tie_word_embeddings over from the source's config.json",
         )
 
@@ -279,8 +276,8 @@ def vocab_size(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def flat_config(directory: Directory, target: Target) -> Iterator[Finding]:
-    """The hub's older layout for Qwen: the language model's keys at the top, rope_theta and rope_scaling in place of
-    rope_parameters.
+    """The older of the hub's layouts (Qwen's): the language model's keys at the top, rope_theta and rope_scaling in
+    place of rope_parameters.
     """
     if not directory.family.flat_config:
         return

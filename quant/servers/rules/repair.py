@@ -87,7 +87,11 @@ def configure(opened: Directory) -> dict:
     dtype = opened.float_dtype if opened.float_dtype in ("float16", "bfloat16") else opened.configured_dtype
     static = any(opened.kind(name) != "W8A8_DYNAMIC" for name in opened.vision_int8)
     config = config_json.edit(
-        opened.config, flat=opened.family.flat_config, dtype=dtype or "bfloat16", vision_int8=static
+        opened.config,
+        flat=opened.family.flat_config,
+        dtype=dtype or "bfloat16",
+        vision_int8=static,
+        vocab_size=opened.family.vocab_size(opened.config),
     )
     kinds = {opened.kind(name) for name in opened.int8}
     config.pop("quantize")

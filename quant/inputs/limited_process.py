@@ -1,11 +1,11 @@
-"""A stranger's code in a child process that gets neither long nor much memory: what a chat template or a tokenizer file
-asks for.
+"""A job in a child process with limits on its time and memory: for what a stranger's chat template or tokenizer file
+asks to be done.
 
 Jinja's sandbox keeps a template from files and from Python, not from time and memory: it ends one range() at 100,000
 numbers, but neither two loops inside each other, nor 'x' * 10**10, nor the comparison of two lists that hold each other
 50 times over. The last runs in C, where no signal handler and no exception ends it; what the Rust of a tokenizer cannot
-allocate ends the process. Hence a fork, which has all imports done (some milliseconds), and SIGKILL. It is no sandbox:
-it can read what this process can read.
+allocate ends the process. Hence a fork, which has all imports done (some milliseconds), and SIGKILL. It guards time
+and memory only: the job can read what this process can read.
 """
 
 import os
@@ -20,25 +20,26 @@ from typing import NoReturn
 
 from ..base.errors import QuantError
 
-SECONDS, MEMORY, TEXT = 20, 1 << 30, 1 << 20  # wall time; bytes beyond what this process has; bytes of the answer
+SECONDS = 20  # of wall time
+MEMORY = 1 << 30  # bytes beyond what this process has
+MAX_ANSWER = 1 << 20  # bytes
 
 
-class Failed(Exception):
-    """The job raised this itself, within its limits: one line."""
+class JobFailed(Exception):
+    """The job raised an error itself, within its limits: one line with its class and text."""
 
 
-def confined(job: Callable[[], str], seconds: float | None = None) -> str:
-    """job() in a fork of this process; its answer. seconds: None for SECONDS.
+def run_with_limits(job: Callable[[], str], seconds: float | None = None) -> str:
+    """job() in a fork of this process; its answer, at most MAX_ANSWER bytes. seconds: wall time, None for SECONDS.
 
-    Raises QuantError, without a file's name, when it takes more than it may, and Failed with the text of what it
+    Raises QuantError, without a file's name, when it takes more than it may, and JobFailed with the text of what it
     raised.
     """
     seconds = SECONDS if seconds is None else seconds
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # Python 3.12's, of threads beside a fork: the child waits for none of them
+        # Python 3.12's, of threads beside a fork: the child waits for none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         _answer(job, writing, seconds)
@@ -53,18 +54,18 @@ def confined(job: Callable[[], str], seconds: float | None = None) -> str:
         raise QuantError(f"took more than {seconds:g} s")
     if not answer:
         raise QuantError(f"took more than {MEMORY >> 20} MiB, or crashed")
-    if len(answer) > TEXT:
-        raise QuantError(f"gave more than {TEXT} bytes of text")
+    if len(answer) > MAX_ANSWER:
+        raise QuantError(f"gave more than {MAX_ANSWER} bytes of text")
     text = answer[1:].decode("utf-8", "surrogatepass")
     if answer[:1] != b"+":
-        raise Failed(text)
+        raise JobFailed(text)
     return text
 
 
 def _read(handle: int, seconds: float) -> bytes | None:
     """What comes out of a pipe before it ends or holds too much; None when the time is over first."""
     data, deadline = b"", time.monotonic() + seconds
-    while len(data) <= TEXT:
+    while len(data) <= MAX_ANSWER:
         if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return None
         piece = os.read(handle, 1 << 16)

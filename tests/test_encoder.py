@@ -1,4 +1,4 @@
-"""encode: inputs as the checkpoint's own processor makes them, in every transformers version; faults in one line."""
+"""Encoder: inputs as the checkpoint's own processor makes them, in every transformers version; faults in one line."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from quant.base.errors import QuantError, UsageError
-from quant.inputs.encode import Encoder
+from quant.inputs.encoder import Encoder
 from quant.inputs.images import load_samples
 
 FAMILIES = list(tiny.FAMILIES)
@@ -183,6 +183,33 @@ def test_processor_config_goes_before_what_config_says(copy):
         assert encoder.describe()["filled_from_config"] == filled
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_without_an_image(copy, family):
+    """The turn without the image's place: by the checkpoint's template, and the same by the family's own format."""
+    from transformers import AutoModelForImageTextToText
+
+    directory = copy(family)
+    encoder = Encoder(directory)
+    inputs = encoder(None, PROMPT)
+    assert not [name for name in inputs if "pixel" in name or "grid" in name]
+    assert image_tokens(encoder, inputs) == 0
+    text = f"USER: {PROMPT} ASSISTANT:"
+    if family != "llava":
+        text = CHATML.replace("<|vision_start|>{image}<|vision_end|>", "").format(prompt=PROMPT)
+    assert inputs["input_ids"].tolist() == [encoder.tokenizer(text)["input_ids"]]
+    with_image = encoder(picture(56, 56), PROMPT)  # the one text does not stand for the other
+    assert image_tokens(encoder, with_image) > 0
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert bool(model(**inputs).logits.isfinite().all())
+    (directory / "chat_template.json").unlink()
+    edit(directory / "tokenizer_config.json", chat_template=None)
+    built_in = Encoder(directory)
+    assert built_in.describe()["chat_template"] == "built in"
+    assert torch.equal(built_in(None, PROMPT)["input_ids"], inputs["input_ids"])
+    refused("the prompt contains", QuantError, encoder, None, encoder.family.processing.image_token)
+
+
 def test_describe_and_decode(checkpoints):
     for family in FAMILIES:
         encoder = Encoder(checkpoints[family])
@@ -326,6 +353,6 @@ def test_prompts_and_images_that_cannot_be_encoded(checkpoints, tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, quant.encode, quant.images; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, quant.inputs.encoder, quant.inputs.images; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -1,0 +1,168 @@
+"""What is used here of transformers that is not its documented interface, or that differs between 4.57 and 5.x.
+
+An upgrade that changes one of these breaks it in this module alone, and the test of the function in
+tests/test_transformers_api.py says which. What is documented and the same in all versions (AutoConfig, generate,
+get_input_embeddings) is called where it is needed.
+
+transformers is imported inside the functions: it takes seconds, and --help does without. The functions for tokenizer
+and processors work with 4.46, too, which the vendor's library needs.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import QuantError, UsageError, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+    from transformers import GenerationConfig
+
+FIRST, BELOW = (4, 57), (6, 0)  # versions whose models this project runs
+# What only sampling looks at in generation_config.json. Left set, it is warned of at every greedy answer.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def check_version() -> None:
+    """Raises UsageError when the installed transformers is older or newer than this project knows."""
+    import transformers
+
+    if not FIRST <= _version() < BELOW:
+        raise UsageError(
+            f"transformers {transformers.__version__} is installed; {FIRST[0]}.{FIRST[1]} or a later one below"
+            f" {BELOW[0]} is needed: pip install 'transformers>={FIRST[0]}.{FIRST[1]},<{BELOW[0]}'"
+        )
+
+
+def _version() -> tuple[int, int]:
+    import transformers
+
+    major, minor = transformers.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _class(name: str) -> type:
+    """A class that a family names. Raises UsageError when the installed transformers does not have it yet."""
+    import transformers
+
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise UsageError(f"transformers {transformers.__version__} has no {name}: pip install --upgrade transformers")
+    return found
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def build_model(architecture: str, config, dtype: "torch.dtype") -> "nn.Module":
+    """The class `architecture` with freshly made parameters, on the device that torch makes tensors on.
+
+    config: transformers' own, of AutoConfig. dtype: of the parameters; 4.57 makes those of a part of the model with a
+    configuration of its own in the dtype that is written there, so what is put in their place must bring its dtype.
+    The documented AutoModel...from_config chooses the class itself. Raises UsageError when there is no such class, and
+    whatever transformers does about the config.
+    """
+    return _class(architecture)._from_config(config, dtype=dtype)
+
+
+def head_name(model: "nn.Module") -> str:
+    """The module name of the language model's head, such as "lm_head"."""
+    head = model.get_output_embeddings()
+    return next(name for name, module in model.named_modules(remove_duplicate=False) if module is head)
+
+
+def tie_head(model: "nn.Module") -> None:
+    """Let the head share the embedding's weight as it is now; transformers' own tie_weights does as config.json says,
+    not as the checkpoint is.
+    """
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+
+
+def logits_at(forward: "Callable[[dict], Tensor]", inputs: dict, positions: "Tensor") -> "Tensor":
+    """Logits [1, P, vocabulary] at the positions, int64 [P] in ascending order, of inputs of T tokens.
+
+    forward: a model's inputs -> its logits. It is told to compute no others, which saves the head's work; a class that
+    does not know the argument (4.57's Qwen2-VL) takes no notice and computes all.
+    """
+    logits = forward({**inputs, "logits_to_keep": positions})
+    return logits if logits.shape[1] == positions.numel() else logits[:, positions]
+
+
+def greedy_generation(directory: Path) -> "GenerationConfig | None":
+    """The settings in generation_config.json, which say among others where an answer ends, but greedy: nothing is
+    sampled, and what only sampling looks at is unset. None without that file, for what models do by themselves is
+    greedy.
+
+    Raises QuantError when it cannot be used.
+    """
+    import transformers
+
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        known = vars(transformers.GenerationConfig())
+        unset = {name: None for name in SAMPLING if name in known}
+        return transformers.GenerationConfig.from_pretrained(
+            str(directory), local_files_only=True, do_sample=False, **unset
+        )
+    except Exception as error:  # OSError, ValueError, TypeError and more: transformers reads an untrusted file
+        raise QuantError(f"{file}: transformers {transformers.__version__}: {one_line(error)}") from None
+
+
+# -- tokenizer and processors ------------------------------------------------------------------------------------------
+
+
+def read_tokenizer(directory: Path, trust_remote_code: bool):
+    """The tokenizer in `directory`. Raises whatever transformers does, of damaged files what is no Exception, too."""
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(
+        str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
+def read_image_processor(directory: Path, trust_remote_code: bool, **settings):
+    """The image processor in `directory`, the one that computes with Pillow and numpy: the torchvision one's pixels
+    differ. settings: take precedence over its file. Raises whatever transformers does.
+    """
+    # Under its short name, transformers.AutoImageProcessor, it could not be had without torchvision until 5.17.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    backend = {"backend": "pil"} if _version() >= (5, 0) else {"use_fast": False}
+    return AutoImageProcessor.from_pretrained(
+        str(directory), local_files_only=True, trust_remote_code=trust_remote_code, **backend, **settings
+    )
+
+
+def make_processor(name: str, image_processor, tokenizer, **arguments):
+    """A processor of class `name` for images and text, without a video processor, which would want torchvision: the
+    class's own check of its parts lets an absent one pass.
+
+    Raises UsageError when there is no such class, and whatever transformers does about the arguments.
+    """
+    whole = _class(name)
+
+    class ImagesOnly(whole):  # type: ignore[misc, valid-type]
+        def check_argument_for_proper_class(self, argument_name, argument):
+            if argument is not None:
+                return super().check_argument_for_proper_class(argument_name, argument)
+
+    return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, **arguments)
+
+
+def process(processor, images: "list[Image.Image]", text: str, add_special_tokens: bool) -> "dict[str, Tensor]":
+    """RGB images (none: [] will do) and the text with their placeholders -> the model's inputs, batch 1.
+
+    Raises whatever the processor does.
+    """
+    # Without its layout 4.x takes an image that is 1 or 3 pixels high for one with the channels first.
+    pixels = {"images": images, "input_data_format": "channels_last"} if images else {}
+    return dict(processor(text=[text], return_tensors="pt", add_special_tokens=add_special_tokens, **pixels))
+
+
+def asks_for_remote_code(error: BaseException) -> bool:
+    """Whether transformers refused to run code that a checkpoint brings."""
+    return "trust_remote_code" in str(error)

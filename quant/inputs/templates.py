@@ -1,0 +1,102 @@
+"""Prompt -> the text of one turn of a chat, by the checkpoint's chat template or its family's documented format.
+
+A template is a program, in Jinja, that a stranger wrote. It runs, and the tokenizer first sees its text, in a child
+process with limits (limited_process.py); only then is the text used here.
+
+Left out: several turns, system prompts of the user's own.
+"""
+
+from pathlib import Path
+
+from ..base.errors import QuantError, one_line
+from ..families.family import Processing
+from .limited_process import MAX_ANSWER, JobFailed, run_with_limits
+from .processor_files import optional_json
+
+
+class ChatTemplate:
+    """The chat template of the checkpoint in `directory`. source: the file that it is from, or "built in" for the
+    family's own format, with the reason where a template is there but cannot be used.
+
+    The first of chat_template.jinja, chat_template.json and tokenizer_config.json counts that makes one placeholder of
+    one image: one that has no place for an image (a language model's, left over) is passed over.
+    Raises QuantError for a file that cannot be read, and for a template that takes more than it may.
+    """
+
+    def __init__(self, directory: Path, tokenizer, processing: Processing):
+        self._directory, self._tokenizer, self._processing = directory, tokenizer, processing
+        self._texts: dict[tuple, str] = {}
+        self._template, self.source = self._choose()
+
+    def render(self, prompt: str, images: int) -> str:
+        """The turn that asks `prompt` about so many images, up to where the answer begins.
+
+        Raises QuantError when template or tokenizer fail, or take more than they may.
+        """
+        try:
+            return self._render(self._template, prompt, images)
+        except (JobFailed, QuantError) as error:
+            raise QuantError(f"{self._directory}: chat template or tokenizer: {error}") from None
+
+    def adds_special_tokens(self, text: str) -> bool:
+        """Whether the tokenizer is to add what it puts before a text (<s>): a template may have written it itself."""
+        bos = self._tokenizer.bos_token
+        return not (bos and text.startswith(bos))
+
+    def _choose(self) -> tuple[str | None, str]:
+        """-> (template, its source); None stands for the family's own format."""
+        passed_over = []
+        for source, template in self._found():
+            try:
+                count = self._render(template, "x", 1).count(self._processing.image_token)
+            except JobFailed:  # Jinja errors: a language model's template fails on content that is a list
+                count = 0
+            except QuantError as error:
+                raise QuantError(
+                    f"{self._directory / source}: its chat template {error}; without it the family's own format is used"
+                ) from None
+            if count == 1:
+                return template, source
+            passed_over.append(source)
+        return None, "built in" + (f" (no place for an image in {', '.join(passed_over)})" if passed_over else "")
+
+    def _found(self) -> list[tuple[str, str]]:
+        """(file, template) of each that there is."""
+        jinja = self._directory / "chat_template.jinja"
+        own = self._tokenizer.chat_template
+        try:
+            text = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
+        except (OSError, ValueError) as error:
+            raise QuantError(f"{jinja}: {one_line(error)}") from None
+        found = [
+            (jinja.name, text),
+            ("chat_template.json", optional_json(self._directory / "chat_template.json").get("chat_template")),
+            ("tokenizer_config.json", own.get("default") if isinstance(own, dict) else own),
+        ]
+        return [(source, template) for source, template in found if template and isinstance(template, str)]
+
+    def _render(self, template: str | None, prompt: str, images: int) -> str:
+        """Raises JobFailed when template or tokenizer do, QuantError when they take more than they may."""
+
+        def job() -> str:
+            text = self._fill(template, prompt, images)
+            if len(text) <= MAX_ANSWER:
+                self._tokenizer(text, add_special_tokens=self.adds_special_tokens(text))
+            return text
+
+        key = template, prompt, images
+        if key not in self._texts:
+            self._texts[key] = run_with_limits(job)
+        return self._texts[key]
+
+    def _fill(self, template: str | None, prompt: str, images: int) -> str:
+        if template is None:
+            shown = self._processing.chat_image * images
+            return self._processing.chat.replace("{images}", shown).replace("{prompt}", prompt)
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        return self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )

@@ -1,0 +1,253 @@
+"""Each function of base/transformers_api.py against the installed transformers: a failure here says what an upgrade
+changed. They run with 5.x and, by `make test-compat`, with 4.57.
+"""
+
+import inspect
+import json
+import logging
+import warnings
+
+import pytest
+import tiny
+import torch
+import transformers
+from PIL import Image
+
+from quant.base import transformers_api
+from quant.base.errors import QuantError, UsageError
+from quant.families import FAMILIES
+
+DIRECTORIES = dict(zip(FAMILIES, tiny.FAMILIES))  # architecture -> the tiny checkpoint's name
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """architecture -> a tiny checkpoint."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {architecture: tiny.make(root / name, name, dtype="float32") for architecture, name in DIRECTORIES.items()}
+
+
+@pytest.fixture
+def model(checkpoints, request):
+    architecture = request.param
+    config = transformers.AutoConfig.from_pretrained(checkpoints[architecture])
+    return transformers_api.build_model(architecture, config, torch.float32).eval()
+
+
+def each_model(test):
+    return pytest.mark.parametrize("model", FAMILIES, indirect=True)(test)
+
+
+# ---- models
+
+
+@pytest.mark.parametrize(
+    "version, taken", [("4.56.2", False), ("4.57.0", True), ("5.99.1.dev0", True), ("6.0.0", False)]
+)
+def test_check_version(monkeypatch, version, taken):
+    transformers_api.check_version()  # the installed one
+    monkeypatch.setattr("transformers.__version__", version)
+    if taken:
+        transformers_api.check_version()
+    else:
+        with pytest.raises(UsageError, match=rf"transformers {version} is installed; 4\.57 or .* below 6 is needed"):
+            transformers_api.check_version()
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_build_model(checkpoints, architecture):
+    """Of the class and the dtype asked for, whatever config.json says (float32 here), on the device that is current;
+    buffers, which no checkpoint holds, are not rounded to it.
+    """
+    config = transformers.AutoConfig.from_pretrained(checkpoints[architecture])
+    with torch.device("meta"):
+        model = transformers_api.build_model(architecture, config, torch.bfloat16)
+    assert type(model) is getattr(transformers, architecture)
+    assert {value.device.type for value in model.parameters()} == {"meta"}
+    inherited = set() if transformers.__version__ >= "5" else {torch.float32}  # of a part with its own configuration
+    assert {torch.bfloat16} <= {value.dtype for value in model.parameters()} <= {torch.bfloat16} | inherited
+    assert {value.dtype for value in model.buffers() if value.is_floating_point()} <= {torch.float32}
+
+
+def test_a_class_that_is_not_there_yet(checkpoints):
+    config = transformers.AutoConfig.from_pretrained(next(iter(checkpoints.values())))
+    with pytest.raises(
+        UsageError, match=rf"transformers {transformers.__version__} has no TomorrowForAll: pip install"
+    ):
+        transformers_api.build_model("TomorrowForAll", config, torch.float32)
+
+
+@each_model
+def test_head_name(model):
+    head = model.get_submodule(transformers_api.head_name(model))
+    assert isinstance(head, torch.nn.Linear) and head.out_features == model.get_input_embeddings().num_embeddings
+
+
+@each_model
+def test_tie_head(model):
+    embedding, head = model.get_input_embeddings(), model.get_submodule(transformers_api.head_name(model))
+    assert head.weight is not embedding.weight
+    transformers_api.tie_head(model)
+    assert head.weight is embedding.weight
+
+
+@each_model
+@torch.no_grad()
+def test_logits_at(model):
+    """Of the positions that were asked for; and computed at no others, but by the one class that cannot."""
+    ids, computed = torch.arange(5, 15)[None], []
+
+    def forward(inputs):
+        logits = model(**inputs).logits
+        computed.append(logits.shape[1])
+        return logits
+
+    some, every = torch.tensor([2, 7, 9]), torch.arange(10)
+    kept, whole = (transformers_api.logits_at(forward, {"input_ids": ids}, positions) for positions in (some, every))
+    assert kept.shape == (1, 3, whole.shape[2]) and whole.shape[1] == 10
+    assert torch.allclose(kept, whole[:, some], atol=1e-5)
+    cannot = transformers.__version__ < "5" and type(model).__name__ == "Qwen2VLForConditionalGeneration"
+    assert computed == [10 if cannot else 3, 10]
+
+
+SAMPLING = {
+    "temperature": 0.01,
+    "top_k": 1,
+    "top_p": 0.001,
+    "min_p": 0.1,
+    "typical_p": 0.5,
+    "epsilon_cutoff": 0.001,
+    "eta_cutoff": 0.001,
+}
+
+
+def write_settings(directory, **settings):
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+
+
+def test_greedy_generation_keeps_what_is_not_sampling(tmp_path):
+    assert transformers_api.greedy_generation(tmp_path) is None
+    write_settings(tmp_path, do_sample=True, eos_token_id=[7, 9], repetition_penalty=1.05, **SAMPLING)
+    settings = transformers_api.greedy_generation(tmp_path)
+    assert settings.do_sample is False and settings.eos_token_id == [7, 9] and settings.repetition_penalty == 1.05
+    assert all(getattr(settings, name) is None for name in SAMPLING)
+
+
+@each_model
+def test_greedy_generation_is_greedy_and_says_nothing(model, tmp_path, caplog):
+    write_settings(tmp_path, do_sample=True, **{**SAMPLING, "temperature": 50.0, "top_k": 0, "top_p": 1.0})
+    model.generation_config = transformers_api.greedy_generation(tmp_path)
+    ids, expected = torch.arange(5, 15)[None], []
+    for _ in range(4):
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([ids, torch.tensor([expected], dtype=torch.long)], 1)).logits
+        expected.append(int(logits[0, -1].argmax()))
+    logging.getLogger("transformers").propagate = True  # to caplog; transformers' own handler aside
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("error")
+        answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4)
+    assert answer[0, 10:].tolist() == expected
+    assert not [record for record in caplog.records if "flag" in record.message or "do_sample" in record.message]
+
+
+def test_every_setting_of_sampling_is_unset():
+    """By transformers' own word: what its check of the settings calls "only used in sample-based generation"."""
+    checks = inspect.getsource(transformers.GenerationConfig.validate)
+    named = {name for name in vars(transformers.GenerationConfig()) if f'minor_issues["{name}"] = greedy' in checks}
+    assert named and named <= set(transformers_api.SAMPLING)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"do_sample": ', '{"max_new_tokens": -3}'])
+def test_settings_that_cannot_be_used(tmp_path, content):
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(QuantError, match=r"generation_config\.json: transformers ") as caught:
+        transformers_api.greedy_generation(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# ---- tokenizer and processors
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_read_tokenizer(checkpoints, architecture):
+    """Everything that the chat template's part asks of it."""
+    tokenizer = transformers_api.read_tokenizer(checkpoints[architecture], False)
+    ids = tokenizer("describe this image", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "describe this image"
+    assert (
+        hasattr(tokenizer, "bos_token") and hasattr(tokenizer, "unk_token_id") and hasattr(tokenizer, "chat_template")
+    )
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_read_image_processor(checkpoints, architecture):
+    """The one on Pillow, though the checkpoint names the one on torchvision; what is given goes before its file."""
+    directory = checkpoints[architecture]
+    file = directory / "preprocessor_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "image_processor_type": f"{said['image_processor_type']}Fast"}))
+    try:
+        processor = transformers_api.read_image_processor(directory, False, image_mean=[0.1, 0.2, 0.3])
+    finally:
+        file.write_text(json.dumps(said))
+    assert "Fast" not in type(processor).__name__ and list(processor.image_mean) == [0.1, 0.2, 0.3]
+    assert "torchvision" not in inspect.getsource(inspect.getmodule(type(processor)))
+
+
+def parts(checkpoints, architecture):
+    directory, processing = checkpoints[architecture], FAMILIES[architecture].processing
+    tokenizer = transformers_api.read_tokenizer(directory, False)
+    arguments = processing.from_config(json.loads((directory / "config.json").read_text()))
+    return transformers_api.read_image_processor(directory, False), tokenizer, processing, arguments
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_make_processor(checkpoints, architecture):
+    """The class asked for, without a video processor, and still particular about the parts that are there."""
+    images, tokenizer, processing, arguments = parts(checkpoints, architecture)
+    processor = transformers_api.make_processor(processing.processor, images, tokenizer, **arguments)
+    assert isinstance(processor, getattr(transformers, processing.processor))
+    assert processor.image_processor is images and processor.tokenizer is tokenizer
+    assert getattr(processor, "video_processor", None) is None
+    with pytest.raises(TypeError):
+        transformers_api.make_processor(processing.processor, "no image processor", tokenizer, **arguments)
+    with pytest.raises(UsageError, match="has no TomorrowProcessor"):
+        transformers_api.make_processor("TomorrowProcessor", images, tokenizer)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_process(checkpoints, architecture, count):
+    """Any number of images, one placeholder each; a picture 3 pixels high is not taken for three channels."""
+    images, tokenizer, processing, arguments = parts(checkpoints, architecture)
+    processor = transformers_api.make_processor(processing.processor, images, tokenizer, **arguments)
+    pictures = [Image.new("RGB", size, "red") for size in ((90, 3), (60, 60))[:count]]
+    inputs = transformers_api.process(processor, pictures, processing.chat_image * count + "hi", False)
+    assert {"input_ids", "attention_mask"} <= inputs.keys() and ("pixel_values" in inputs) == bool(count)
+    assert all(isinstance(value, torch.Tensor) for value in inputs.values())
+    token = tokenizer.convert_tokens_to_ids(processing.image_token)
+    assert (inputs["input_ids"] == token).any() == bool(count)
+    if "image_grid_thw" in inputs:
+        rows, columns = inputs["image_grid_thw"][0, 1:].tolist()
+        assert len(inputs["image_grid_thw"]) == count and rows < columns
+
+
+def test_asks_for_remote_code(checkpoints, tmp_path):
+    config = json.loads((next(iter(checkpoints.values())) / "preprocessor_config.json").read_text())
+    config |= {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("class Own:\n    pass\n")
+    with pytest.raises(Exception) as caught:
+        transformers_api.read_image_processor(tmp_path, False)
+    assert transformers_api.asks_for_remote_code(caught.value)
+    assert not transformers_api.asks_for_remote_code(OSError("no such file"))
+
+
+def test_every_function_is_tested_here():
+    functions = {
+        name
+        for name, value in vars(transformers_api).items()
+        if inspect.isfunction(value) and value.__module__ == transformers_api.__name__ and not name.startswith("_")
+    }
+    tests = " ".join(name for name in globals() if name.startswith("test_"))
+    assert [name for name in sorted(functions) if f"test_{name}" not in tests] == []
