@@ -12,7 +12,7 @@ __all__ = ["Calibrator", "QuantConfig", "QuantError", "UsageError"]
 
 def __getattr__(name: str):
     if name == "Calibrator":  # on first use: it imports torch
-        from .calibrate.calibrator import Calibrator
+        from .library import Calibrator
 
         return Calibrator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

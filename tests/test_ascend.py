@@ -1,5 +1,6 @@
 """The export on disk: every name, shape, dtype and byte."""
 
+import copy
 import json
 import stat
 
@@ -184,6 +185,68 @@ def test_config_saved_by_a_newer_transformers_becomes_flat(made):
         assert flat[key] == original[key], key
     assert flat["rope_scaling"]["mrope_section"] == original["rope_scaling"]["mrope_section"]
     assert "text_config" not in flat and "rope_parameters" not in flat and flat["torch_dtype"] == "bfloat16"
+
+
+SECTIONS = {"mrope_section": [8, 12, 12]}
+ROPES = {  # rope_parameters but for rope_theta, as transformers 5 writes it -> rope_scaling, as servers read it
+    "plain": ({"rope_type": "default", "type": "mrope", **SECTIONS}, {"type": "mrope", **SECTIONS}),
+    "plain with one name": ({"rope_type": "default", **SECTIONS}, {"type": "mrope", **SECTIONS}),
+    "none": ({"rope_type": "default"}, None),
+} | {
+    kind: ({"rope_type": kind, **factors, **SECTIONS}, {"type": kind, "rope_type": kind, **factors, **SECTIONS})
+    for kind, factors in {
+        "yarn": {"factor": 4.0, "original_max_position_embeddings": 32768, "beta_fast": 32.0},
+        "linear": {"factor": 2.0},
+        "dynamic": {"factor": 2.0},
+        "longrope": {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0], "original_max_position_embeddings": 4096},
+        "llama3": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    }.items()
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "nested"])
+def test_rope_settings_keep_every_key(made, kind, flat):
+    """YaRN taken for plain positions is another model, and no server would say so."""
+    rope, scaling = ROPES[kind]
+    nested = nested_by_transformers_5(json.loads((made("qwen2_vl")[0] / "config.json").read_text()))
+    nested["text_config"]["rope_parameters"] = {**rope, "rope_theta": 5e5}
+    edited = ascend.config_json.edit(nested, flat=flat, dtype=torch.bfloat16, vision_int8=True)
+    language = edited if flat else edited["text_config"]
+    assert language["rope_theta"] == 5e5 and "rope_parameters" not in language
+    assert language.get("rope_scaling") == scaling
+
+
+@pytest.mark.parametrize("kind", ["plain", "yarn", "linear", "dynamic"])
+def test_transformers_reads_the_rope_settings_as_they_were(made, kind):
+    import transformers
+
+    def settings(config: dict) -> dict:
+        text = transformers.Qwen2VLConfig(**copy.deepcopy(config)).get_text_config()
+        found = getattr(text, "rope_parameters", None) or {**text.rope_scaling, "rope_theta": text.rope_theta}
+        return {key: value for key, value in found.items() if key != "type"}
+
+    nested = nested_by_transformers_5(json.loads((made("qwen2_vl")[0] / "config.json").read_text()))
+    nested["text_config"]["rope_parameters"] = {**ROPES[kind][0], "rope_theta": 5e5}
+    flat = ascend.config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True)
+    wanted = {key: value for key, value in nested["text_config"]["rope_parameters"].items() if key != "type"}
+    assert settings(flat) == wanted
+
+
+def test_rope_settings_in_the_hubs_own_layout_stay_as_they_are(made):
+    config = json.loads((made("qwen2_vl")[0] / "config.json").read_text())
+    for scaling in ({"type": "mrope", **SECTIONS}, {"type": "yarn", "factor": 4.0, **SECTIONS}):
+        config["rope_scaling"] = scaling
+        edited = ascend.config_json.edit(config, flat=True, dtype=torch.bfloat16, vision_int8=True)
+        assert edited["rope_scaling"] == scaling and edited["rope_theta"] == config["rope_theta"]
+        both = {**config, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1.0}}
+        edited = ascend.config_json.edit(both, flat=True, dtype=torch.bfloat16, vision_int8=True)
+        assert edited["rope_scaling"] == scaling and edited["rope_theta"] == config["rope_theta"]
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])

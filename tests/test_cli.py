@@ -14,6 +14,7 @@ import safetensors.torch
 import tiny
 import torch
 
+from quant import Calibrator
 from quant.commands import quantize
 from quant.commands.cli import main
 
@@ -315,6 +316,30 @@ def test_outputs_that_cannot_be(world, capsys, tmp_path):
     )
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["empty", "absent"])
+def test_an_output_that_is_a_symbolic_link(world, capsys, tmp_path, monkeypatch, there):
+    """The last step could not put a directory in its place: said before any work, with the place to name instead."""
+    place, link = tmp_path / "disk" / "place", tmp_path / "results" / "link"
+    (place if there else place.parent).mkdir(parents=True)
+    link.parent.mkdir()
+    link.symlink_to(place)
+    worked = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Calibrator, "prepare", lambda self: worked.append(self))
+        assert world.run(**{"--save_directory": link}) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == f"error: {link}: is a symbolic link to {place}; name that directory itself"
+    assert not worked and os.listdir(link.parent) == ["link"] and (os.listdir(place) == [] if there else True)
+    # The way out: the same job there, which is then found through the link as well.
+    assert world.run(**{"--save_directory": place}) == 0
+    assert (link / "quant_model_description.json").is_file()
+    # The other commands that write a directory.
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere")
+    assert main(["export", str(place), str(link)]) == 2 and main(["check", str(place), "--fix", str(link)]) == 2
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_no_usable_image(world, capsys, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -424,7 +449,9 @@ def test_defaults_are_those_that_the_readme_states():
     parser = argparse.ArgumentParser()
     quantize.add_arguments(parser)
     args = parser.parse_args(["--model_path", "x"])
-    assert (args.anti_method, args.act_method, args.w_bit, args.a_bit, args.trust_remote_code, args.mindie_format) == (
+    config = quantize.quant_config(args)
+    chosen = (config.anti_method, config.act_method, config.w_bit, config.a_bit, config.trust_remote_code)
+    assert (*chosen, args.mindie_format) == (
         "m2",
         1,
         8,

@@ -256,7 +256,9 @@ def test_code_in_the_checkpoint_is_not_run(tmp_path):
         file.write_text(json.dumps(content))
     (source / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR.")
     try:
-        Calibrator(source, QuantConfig(dev_type="cpu"), tiny.make_images(tmp_path / "images", 1)).run(tmp_path)
+        Calibrator(
+            source, QuantConfig(anti_method="none", dev_type="cpu"), tiny.make_images(tmp_path / "images", 1)
+        ).run(tmp_path)
     except QuantError as err:
         assert "trust_remote_code" in str(err)
     assert not mark.exists()

@@ -46,7 +46,7 @@ class QuantConfig(BaseModel):
     """msmodelslim: the vendor's library does the arithmetic, for users who want its numbers and for comparing."""
     w_bit: int = 8
     a_bit: int = 8
-    anti_method: Literal["m2", "m4", "none"] = "none"
+    anti_method: Literal["m2", "m4", "none"] = "m2"
     act_method: Literal[1, 2, 3] = 1
     """Range of the activations: 1 min-max, 2 histogram (clipped where the expected output error is least), 3 the better
     of both.
@@ -65,7 +65,7 @@ class QuantConfig(BaseModel):
     the command line does not offer it.
     """
     dev_type: Literal["npu", "cuda", "cpu"] | None = None
-    """None takes the first of NPU, CUDA, CPU that is there."""
+    """None takes the first of NPU, CUDA, CPU that is there. May be given as device_type, the flag's name."""
     prompt: str | tuple[str, ...] | None = None
     """Asked of every calibration image that brings no prompt of its own; of several, the image chooses. None takes the
     family's.
@@ -79,6 +79,13 @@ class QuantConfig(BaseModel):
     trust_remote_code: bool = False
 
     def __init__(self, **choices):
+        if (device := choices.pop("device_type", None)) is not None:
+            if choices.get("dev_type") not in (None, device):
+                raise UsageError(
+                    f"device_type={device!r} and dev_type={choices['dev_type']!r}: they are two names of one choice;"
+                    " leave one out"
+                )
+            choices["dev_type"] = device
         try:
             super().__init__(**choices)
         except ValidationError as err:

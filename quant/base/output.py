@@ -16,13 +16,19 @@ DIR_MODE, FILE_MODE = 0o750, 0o640  # MindIE refuses wider ones; narrower ones l
 
 
 def check_output(directory: str | Path, source: Path) -> Path:
-    """Raises UsageError unless `directory` is absent or empty, outside the source, and can be made."""
+    """Raises UsageError unless `directory` is absent or empty, no symbolic link, outside the source, and can be made.
+
+    A link is refused here because a directory cannot take its place at the end of the job, and because MindIE's service
+    refuses to read through one.
+    """
     directory, source = Path(directory).absolute(), source.resolve()
     resolved = directory.resolve()
     if resolved == source or source in resolved.parents or resolved in source.parents:
         raise UsageError(
             f"{directory}: overlaps the source {source}, which is never written to; choose a place outside it"
         )
+    if directory.is_symlink():
+        raise UsageError(f"{directory}: is a symbolic link to {resolved}; name that directory itself")
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory}: is a file; --save_directory names a directory that is empty or not there yet")
     if directory.is_dir() and any(directory.iterdir()):

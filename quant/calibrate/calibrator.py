@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arithmetic.product import product_on
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
@@ -253,7 +254,9 @@ class Calibrator:
     def _write_records(self, work: Path) -> None:
         ascend.write_json(work / RECIPE, recipe(self))
         memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
-        log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "blocks": self.blocks}
+        multiplied = product_on(self.device).name if self.config.engine == "native" else None
+        log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "int8_product": multiplied}
+        log["blocks"] = self.blocks
         replace_file(work / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
         for name in (RECIPE, RUN_LOG):
             (work / name).chmod(FILE_MODE)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..arithmetic.product import FAST, product_on
 from ..base.console import duration, size
 from ..export.plan import Plan
 from ..families.family import Tower
@@ -98,6 +99,9 @@ def summary(calibrator: Calibrator, target: Path) -> None:
         f"layers   {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float; {int8 / total:.1%}"
         " of the multiply-adds in int8"
     )
+    product = product_on(calibrator.device)
+    if product.name != FAST and calibrator.config.engine == "native":
+        say(f"product  of int8 by {product.name}: {product.why}")
     say(f"size     {size(calibrator.checkpoint.nbytes)} -> {size(written)}")
     card = peak_on_card(calibrator.device)
     say(

@@ -11,6 +11,11 @@ from .cli import IMAGES_DEFAULT, WITH_LIMITS, boolean
 from .export import add_format, chosen, verdict
 
 
+def default(choice: str):
+    """What QuantConfig takes where nothing is asked for; the flags have no defaults of their own."""
+    return QuantConfig.model_fields[choice].default
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     paths = parser.add_argument_group("input and output")
@@ -27,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help='folder of images, or .jsonl of {"image", "prompt"} ' + f"({IMAGES_DEFAULT})",
     )
-    paths.add_argument("--part_file_size", type=int, metavar="N", help="largest weight file, GiB (default: 4)")
+    paths.add_argument(
+        "--part_file_size",
+        type=int,
+        metavar="N",
+        help=f"largest weight file, GiB (default: {default('part_file_size')})",
+    )
     paths.add_argument(
         "--mindie_format",
         action="store_true",
@@ -41,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--anti_method",
         choices=("m2", "m4", "none"),
-        default="m2",
-        help="outlier suppression: m2 Outlier Suppression+, m4 iterative smooth (default: m2)",
+        help=(f"outlier suppression: m2 Outlier Suppression+, m4 iterative smooth (default: {default('anti_method')})"),
     )
     method.add_argument(
         "--alpha", type=float, metavar="A", help=f"m4's migration strength, between 0 and 1 (default: {ALPHA})"
@@ -51,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--act_method",
         type=int,
         choices=(1, 2, 3),
-        default=1,
-        help="activation range: 1 min-max, 2 histogram, 3 the better of both (default: 1)",
+        help=f"activation range: 1 min-max, 2 histogram, 3 the better of both (default: {default('act_method')})",
     )
     method.add_argument(
         "--disable_names",
@@ -63,10 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--vision", choices=("int8", "float"), help="the vision tower (default: what the family's servers load)"
     )
-    method.add_argument("--w_bit", type=int, default=8, metavar="8", help="bits of the weights; 8 is what servers load")
-    method.add_argument(
-        "--a_bit", type=int, default=8, metavar="8", help="bits of the activations; 8 is what servers load"
-    )
+    method.add_argument("--w_bit", type=int, metavar="8", help="bits of the weights; 8 is what servers load")
+    method.add_argument("--a_bit", type=int, metavar="8", help="bits of the activations; 8 is what servers load")
     method.add_argument(
         "--dtype",
         choices=("bfloat16", "float16"),
@@ -103,7 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--min_pixels", type=int, metavar="N", help=f"smallest area ({WITH_LIMITS}; default: the checkpoint's)"
     )
-    samples.add_argument("--seed", type=int, default=0, metavar="N", help="of every choice made at random (default: 0)")
+    samples.add_argument(
+        "--seed", type=int, metavar="N", help=f"of every choice made at random (default: {default('seed')})"
+    )
     job = parser.add_argument_group("job")
     job.add_argument(
         "--device_type",
@@ -122,14 +130,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--engine",
         choices=("native", "msmodelslim"),
-        help="msmodelslim: the vendor's library does the arithmetic, if it is installed (default: native)",
+        help=(
+            f"msmodelslim: the vendor's library does the arithmetic, if it is installed (default: {default('engine')})"
+        ),
     )
     job.add_argument(
         "--trust_remote_code",
         type=boolean,
-        default=False,
         metavar="BOOL",
-        help="run code that the checkpoint brings (default: False)",
+        help=f"run code that the checkpoint brings (default: {default('trust_remote_code')})",
     )
     job.add_argument(
         "--resume",
@@ -145,9 +154,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def quant_config(args: argparse.Namespace) -> QuantConfig:
     """The flags as a QuantConfig. Raises UsageError for what it refuses."""
-    choices = {name: getattr(args, name) for name in QuantConfig.model_fields if getattr(args, name, None) is not None}
-    if args.device_type:
-        choices["dev_type"] = args.device_type
+    names = (*QuantConfig.model_fields, "device_type")
+    choices = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     return QuantConfig(**{**PRESETS.get(args.preset, {}), **choices})
 
 

@@ -150,7 +150,9 @@ def _config(export: Export, save_type: str, act: str) -> dict:
 
 
 def _settings(export: Export) -> dict:
-    """The block as the run had it; an export without a recipe is not ours, and brings its own or gets the defaults."""
+    """The block as the run had it; an export without a recipe is not ours, and brings its own, or gets one that claims no
+    smoothing.
+    """
     if (export.dir / RECIPE).is_file():
         return settings(QuantConfig(**read_json(export.dir / RECIPE).get("config", {})))
-    return export.config.get("quantization_config") or settings(QuantConfig())
+    return export.config.get("quantization_config") or settings(QuantConfig(anti_method="none"))

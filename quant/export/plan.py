@@ -91,7 +91,7 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
         if pattern := match(family.must_float, name):
             int8, why = False, family.must_float[pattern]
         elif tower is None:
-            int8, why = False, "outside the blocks"
+            int8, why = False, _unlisted(name, family, checkpoint.config)
         elif tower.name == "vision" and vision == "float":
             int8, why = (
                 False,
@@ -136,6 +136,16 @@ def _linears(checkpoint: Checkpoint, family: Family):
         name = tensor.removesuffix(".weight")
         if name != tensor and len(info.shape) == 2 and name not in in_blocks and "embed" not in name:
             yield name, None, None
+
+
+def _unlisted(name: str, family: Family, config: dict) -> str:
+    """Why a linear that no group of any block lists stays float."""
+    tower, index = family.block_of(name) or (None, 0)
+    if tower is None:
+        return "outside the blocks"
+    if index >= tower.blocks(config):
+        return f"in a block beyond the {tower.blocks(config)} that config.json counts"
+    return "in a block, but in no group of the family's description"
 
 
 def _refuse_half_groups(plan: Plan) -> None:

@@ -52,7 +52,7 @@ def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: b
         for key, value in edited.pop("text_config").items():
             edited.setdefault(key, value)
         edited["model_type"] = config["model_type"]
-        _old_rope(edited)
+    _old_rope(edited if flat else text)
     edited.setdefault("vocab_size", vocab_size)
     for key in DTYPE_KEYS:
         if key in edited or key == "torch_dtype":
@@ -64,11 +64,25 @@ def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: b
     return edited
 
 
-def _old_rope(config: dict) -> None:
-    """rope_parameters, as transformers 5 has it -> rope_theta and rope_scaling, as servers read them."""
-    rope = config.pop("rope_parameters", None)
-    if not rope:
+def _old_rope(language: dict) -> None:
+    """rope_parameters, as transformers 5 has it -> rope_theta and rope_scaling, as servers read them: every key of it,
+    for a model with plain positions in the place of YaRN's is another model. What is in the older layout already stays.
+
+    Plain positions have one form there, {"type": "mrope", "mrope_section": ...}; all others are named in `type` and in
+    `rope_type`, since some servers read the one and some the other.
+    """
+    rope = language.pop("rope_parameters", None)
+    if not isinstance(rope, dict):
         return
-    config.setdefault("rope_theta", rope["rope_theta"])
-    if "mrope_section" in rope:
-        config.setdefault("rope_scaling", {"type": "mrope", "mrope_section": rope["mrope_section"]})
+    if "rope_theta" in rope:
+        language.setdefault("rope_theta", rope["rope_theta"])
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    settings = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
+    if kind not in ("default", "mrope"):
+        settings = {"type": kind, "rope_type": kind, **settings}
+    elif "mrope_section" in rope:
+        settings = {"type": "mrope", **settings}
+    elif settings:
+        settings = {"type": "default", "rope_type": "default", **settings}
+    if settings:
+        language.setdefault("rope_scaling", settings)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arithmetic.product import product_on
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter, size
 from ..base.errors import UsageError
@@ -90,6 +91,7 @@ def verify(
     }
     report |= {
         "device": device,
+        "int8_product": product_on(device).name,
         "versions": versions(),
         "thresholds": limits,
         "blocks": [],
