@@ -2,12 +2,13 @@
 what transformers saves; its inputs are made by hand, since what is tested is the model's forward, not a processor.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 
-from quant.families.family import Family, Group, Tower, text, vision
+from quant.families.family import Group, Tower, text, vision
 from quant.families.qwen2vl import QWEN2_VL
 
 IMAGE, VIDEO, START, WIDTH = 90, 91, 92, 64
@@ -29,6 +30,8 @@ VISION = Tower(
     blocks=lambda config: vision(config, "depth"),
     used=lambda config: vision(config, "depth"),
     heads=lambda config: (vision(config, "num_heads"),) * 2,
+    width=lambda config: vision(config, "hidden_size"),
+    mlp=lambda config: vision(config, "intermediate_size"),
     tokens=lambda config, inputs: sum(
         int(inputs[name].prod(-1).sum()) for name in ("image_grid_thw", "video_grid_thw") if name in inputs
     ),
@@ -47,20 +50,22 @@ LANGUAGE = Tower(
     blocks=lambda config: text(config, "num_hidden_layers"),
     used=lambda config: text(config, "num_hidden_layers"),
     heads=lambda config: (text(config, "num_attention_heads"), text(config, "num_key_value_heads")),
+    width=lambda config: text(config, "hidden_size"),
+    mlp=lambda config: text(config, "intermediate_size"),
     tokens=lambda config, inputs: inputs["input_ids"].numel(),
 )
-QWEN3_VL = Family(
-    **{
-        **vars(QWEN2_VL),
-        "name": "Qwen3-VL (of the tests)",
-        "architecture": "Qwen3VLForConditionalGeneration",
-        "towers": (VISION, LANGUAGE),
-        "renames": (("model.", "model."), ("lm_head.", "lm_head.")),
-        "must_float": {"lm_head": "head", "model.visual.merger*": "merger", "model.visual.deepstack*": "merger"},
-        "recipe_float": {},
-        "vision_int8_whole": (),
-        "flat_config": False,
-    }
+QWEN3_VL = replace(
+    QWEN2_VL,
+    name="Qwen3-VL (of the tests)",
+    architecture="Qwen3VLForConditionalGeneration",
+    towers=(VISION, LANGUAGE),
+    embedding="model.language_model.embed_tokens",
+    final_norm="model.language_model.norm",
+    renames=(("model.", "model."), ("lm_head.", "lm_head.")),
+    must_float={"lm_head": "head", "model.visual.merger*": "merger", "model.visual.deepstack*": "merger"},
+    recipe_float={},
+    vision_int8_whole=(),
+    flat_config=False,
 )
 
 
