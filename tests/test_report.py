@@ -16,7 +16,7 @@ from quant import Calibrator, QuantConfig
 from quant.commands.cli import main
 from quant.evaluate.evaluate import Answers, files_digest, summarize
 from quant.evaluate.questions import Question, QuestionSet
-from quant.export.ascend import read
+from quant.export.reader import read
 from quant.report.markup import Markup, el
 from quant.report.plots import linear_axis, spread_axis
 

@@ -3,8 +3,8 @@ order of the work and the disk is the calibrator's.
 
     observe   hidden states of all samples -> Stats per group, and the next block's hidden states    (the one float pass)
     smooth    per group: method.solve(Stats, weights) -> scale, shift -> folded into source and linears
-    round     folded weights and the group's range -> QLinear
-    measure   one sample through the block with its QLinears in place -> signal-to-noise of what the block adds to its input
+    round     folded weights and the group's range -> QuantizedLinear
+    measure   one sample through the block with these in place -> signal-to-noise of what the block adds to its input
 """
 
 import hashlib
@@ -17,12 +17,13 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from ..arithmetic import m2, m4
 from ..arithmetic.fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
-from ..arithmetic.int8 import QLinear, quantize_linear, signal_to_noise
+from ..arithmetic.int8 import signal_to_noise
 from ..arithmetic.ranges import activation_range
+from ..arithmetic.schemes import SCHEMES, QuantizedLinear
 from ..arithmetic.smoothing import Problem, Smoothing, some_outputs
 from ..arithmetic.stats import ROWS, Observer, Stats
+from ..base.choices import METHODS, ROUNDINGS
 from ..base.config import QuantConfig
 from ..base.errors import SourceError
 from ..export.plan import Plan
@@ -31,7 +32,6 @@ from ..model.streamed import Feed, Skeleton
 from ..model.threads import side_by_side
 from .ranks import Ranks
 
-METHODS = {"m2": m2.solve, "m4": m4.solve}
 ORDER = {"up": 0, "value": 1, "norm": 2}  # later groups see the earlier folds
 
 
@@ -54,7 +54,7 @@ class BlockResult:
     smoothing; seconds: by the step of the work (on a card, where work is queued, a step's time may count for the next).
     """
 
-    linears: list[QLinear]
+    linears: list[QuantizedLinear]
     floats: dict[str, Tensor]
     ranges: list[GroupRange]
     snr: float = field(default=float("nan"))
@@ -143,7 +143,13 @@ class BlockQuantizer:
         prefix, per_sample = self.tower.block(index), -(-ROWS // len(self.seeds))
         firsts = {group: prefix + group.linears[0] for group in groups}
         observers = {
-            group: Observer(name, self.skeleton.linear(name).weight.shape[1], per_sample, self.skeleton.device)
+            group: Observer(
+                name,
+                self.skeleton.linear(name).weight.shape[1],
+                per_sample,
+                self.skeleton.device,
+                ROUNDINGS[self.config.w_method].load().needs_moments,
+            )
             for group, name in firsts.items()
         }
         block, this = self.skeleton.block(self.tower, index), threading.local()
@@ -228,8 +234,9 @@ class BlockQuantizer:
             and norms[prefix + group.source].bias is not None
             and all(consumer.bias is not None for consumer in consumers),
             act_method=self.config.act_method,
+            scheme=SCHEMES[self.plan.scheme_of(prefix + group.linears[0])],
         )
-        return METHODS[self.config.anti_method](problem, self.config.alpha)
+        return METHODS[self.config.anti_method].load()(problem, self.config.alpha)
 
     def _fold(self, prefix: str, group: Group, linears: dict, norms: dict, stats: Stats, solution: Smoothing) -> Stats:
         """The statistics of the smoothed input."""
@@ -248,21 +255,26 @@ class BlockQuantizer:
     @timed
     def round(
         self, prefix: str, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]
-    ) -> list[QLinear]:
+    ) -> list[QuantizedLinear]:
         """One scale and offset per group: q, k, v and gate, up read the same tensor, and servers demand the same."""
         rounded = []
         for number, group in enumerate(groups):
             if not self.ranks.owns(number):
                 continue
             members = [linears[prefix + name] for name in group.linears]
-            sampled = (
-                []
-                if self.config.act_method == 1
-                else [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
-            )
-            lo, hi = activation_range(stats[group], sampled, self.config.act_method)
+            scheme, range_ = SCHEMES[self.plan.scheme_of(members[0].name)], None
+            if scheme.needs_range:
+                sampled = (
+                    []
+                    if self.config.act_method == 1
+                    else [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
+                )
+                range_ = activation_range(stats[group], sampled, self.config.act_method)
+            moments = stats[group].moments
+            rounding = ROUNDINGS[self.config.w_method].load()(members[0].name, moments and moments.matrix())
             rounded += [
-                quantize_linear(member.name, member.parts(), member.bias, lo, hi, self.dtype) for member in members
+                scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
+                for member in members
             ]
         if self.ranks.size == 1:
             return rounded
@@ -288,7 +300,7 @@ class BlockQuantizer:
         return floats
 
     @timed
-    def measure(self, index: int, linears: list[QLinear], feed: Feed | None, hidden: Tensor | None) -> float:
+    def measure(self, index: int, linears: list[QuantizedLinear], feed: Feed | None, hidden: Tensor | None) -> float:
         """dB: what the block adds to `hidden` in float, which `feed` has done, against the error of adding it with
         `linears` in place.
         """

@@ -16,11 +16,13 @@ from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..base.output import FILE_MODE, appearing, check_output, check_space, make_work_directory, replace_file
-from ..export import ascend, formats
+from ..export import formats, reader
 from ..export.plan import make_plan
 from ..export.recipe import RECIPE, RUN_LOG, identity, recipe
+from ..export.writer import ExportWriter
 from ..families import family_of
 from ..files.checkpoint import Checkpoint
+from ..files.config_json import write_json
 from ..inputs.samples import prepare
 from ..model.device import compute_dtype, export_dtype, peak_on_card, pick_device
 from ..model.streamed import Skeleton
@@ -92,7 +94,7 @@ class Calibrator:
         if self.ranks.rank > 0:
             TowerRun(*run, None, work, self.reporter, self.ranks).run()
             return
-        writer = ascend.ExportWriter(
+        writer = ExportWriter(
             work.export, self.checkpoint, self.plan, self.export_dtype, part_bytes, self._done(work, skeleton)
         )
         try:
@@ -114,7 +116,7 @@ class Calibrator:
         blocks = [(tower, index) for tower in self.family.towers for index in range(work.state.done.get(tower.name, 0))]
         return [name for tower, index in blocks for name in skeleton.block_tensors(tower, index)]
 
-    def _run_vendor(self, writer: ascend.ExportWriter, work: Work) -> None:
+    def _run_vendor(self, writer: ExportWriter, work: Work) -> None:
         """The vendor's numbers in our layout, in which scales are float32. Nothing is committed: the library does all
         blocks at once.
         """
@@ -135,7 +137,7 @@ class Calibrator:
         work.state = replace(work.state, seconds=time.perf_counter() - start)
 
     def _write_records(self, work: Path) -> None:
-        ascend.write_json(work / RECIPE, recipe(self))
+        write_json(work / RECIPE, recipe(self))
         memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
         log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "blocks": self.blocks}
         replace_file(work / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
@@ -154,12 +156,12 @@ class Calibrator:
                 f"save_type={list(save_type)}: one is needed; two formats in one directory would hold every tensor"
                 " twice"
             )
-        act = formats.resolve(save_type[0], act)
+        act = formats.resolve(save_type[0], act, self.plan.schemes)
         if self._work is None:
             raise UsageError("nothing to save: call run() first")
         directory = check_output(directory, self.checkpoint.dir)
         with appearing(directory, self._work.dir if self._work.keeps else None) as target:
-            formats.write(ascend.read(self._work.export), target, save_type[0], act)
+            formats.write(reader.read(self._work.export), target, save_type[0], act)
 
     def close(self) -> None:
         """Remove the working copy; what was saved stays."""

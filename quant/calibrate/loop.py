@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..base.config import QuantConfig
 from ..base.console import Reporter
-from ..export.ascend import ExportWriter
 from ..export.plan import Plan
+from ..export.writer import ExportWriter
 from ..families.family import Family, Tower
 from ..files import fingerprints
 from ..files.checkpoint import Checkpoint

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from ..export.ascend import export_layout
+from ..export.layout import export_layout
 from ..families.family import Tower
 from .calibrator import Calibrator
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic.schemes import QuantizedLinear
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
-from ..export import ascend
-from ..export.ascend import Export
+from ..export import reader
+from ..export.reader import Export
 from ..families import family_of
 from ..files.checkpoint import Checkpoint
 from ..inputs.samples import prepare
@@ -72,13 +73,9 @@ def dump(
     config: prompt, num_samples, max_pixels, seed, dev_type are used; images: as Calibrator's calib_data. inputs: an
     earlier dump, whose inputs are taken in place of images. modules: globs on hub module names; None takes the blocks
     and what stands outside of them. Raises UsageError for a pattern that matches nothing, and as Checkpoint,
-    ascend.read and Skeleton do.
+    reader.read and Skeleton do.
     """
-    source = (
-        ascend.read(model_path)
-        if any((Path(model_path) / name).is_file() for name in ascend.DESCRIPTION.values())
-        else Checkpoint(model_path)
-    )
+    source = reader.read(model_path) if reader.is_export(model_path) else Checkpoint(model_path)
     family, device = family_of(source.config, source.dir), pick_device(config.dev_type)
     names, samples = _samples(source, family, config, images, inputs, reporter)
     skeleton = Skeleton(source, family, compute_dtype(source.dtype, device), device, config.trust_remote_code)
@@ -179,13 +176,13 @@ def _choose(skeleton: Skeleton, patterns: list[str] | None) -> dict[str, nn.Modu
 
 def _load_block(
     skeleton: Skeleton, source: Checkpoint | Export, tensors: list[str], int8: set[str]
-) -> list[runtime.Int8Linear]:
+) -> list[QuantizedLinear]:
     """Load a block; its int8 linears are returned."""
     for tensor in tensors:
         if tensor.rpartition(".")[0] not in int8:
             skeleton.set(tensor, source.load(tensor))
     names = [tensor.removesuffix(".weight") for tensor in tensors if tensor.removesuffix(".weight") in int8]
-    return [runtime.Int8Linear.load(source, name).to(skeleton.device) for name in names]
+    return [source.linear(name).to(skeleton.device) for name in names]
 
 
 def _dump_outside(

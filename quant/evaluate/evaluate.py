@@ -36,7 +36,7 @@ class LocalModel:
     """directory: a float checkpoint, or with int8=True an export, which computes as the server would. Loaded with the
     first question.
 
-    Raises UsageError or QuantError as Checkpoint and ascend.read do.
+    Raises UsageError or QuantError as Checkpoint and reader.read do.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class LocalModel:
         device: str | None = None,
         trust_remote_code: bool = False,
     ):
-        from ..export import ascend
+        from ..export import reader
         from ..files.checkpoint import Checkpoint
         from ..model.device import pick_device
 
-        source = ascend.read(directory) if int8 else Checkpoint(directory)
+        source = reader.read(directory) if int8 else Checkpoint(directory)
         self.directory, self.int8, self.max_new_tokens = source.dir, int8, max_new_tokens
         self.max_pixels, self.device, self.trust_remote_code = max_pixels, pick_device(device), trust_remote_code
         self.loaded = None

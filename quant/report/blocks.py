@@ -226,16 +226,22 @@ def layers(facts: Facts) -> Markup:
     )
 
 
+def _kind(layer: Layer) -> str:
+    if not layer.int8:
+        return "float"
+    return "int8 dynamic" if layer.why == "W8A8_DYNAMIC" else "int8"
+
+
 def layer_table(entries: list[Layer]) -> Markup:
     head = ["Linear", "Shape", "Type", "Why float", "Input scale", "Offset", "Weight scales"]
     rows = [
         [
             el("code", layer.name),
             f"{layer.shape[0]} × {layer.shape[1]}",
-            el("span", "int8" if layer.int8 else "float", class_=f"chip {'int8' if layer.int8 else 'float'}"),
+            el("span", _kind(layer), class_=f"chip {'int8' if layer.int8 else 'float'}"),
             "" if layer.int8 else layer.why,
-            number(layer.input_scale) if layer.int8 else "",
-            layer.input_offset if layer.int8 else "",
+            number(layer.input_scale) if layer.input_scale is not None else "",
+            layer.input_offset if layer.input_offset is not None else "",
             span(layer.weights) if layer.int8 else "",
         ]
         for layer in entries

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.fold import share_heads, spread_heads
+from ..arithmetic.schemes import unpack_deq_scale
 from ..families.family import Group, Tower
 from .fit import Pair, identify
 from .linear import FACTOR, LinearAudit, Relation
-from .runtime import unpack_deq_scale
 from .tensors import Finding, difference, where
 
 NOISE = 6.0  # how many standard deviations of its fit a factor may be off, beside FACTOR

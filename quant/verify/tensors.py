@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..export.ascend import INT8_PARTS, Export
+from ..export.reader import Export
 from ..files.checkpoint import Checkpoint
-from .runtime import expected_parts
 
 # Of config.json: what an export changes, and what says nothing of the computation.
 MAY_DIFFER = {
@@ -37,13 +36,14 @@ class Finding:
 
 def check_format(checkpoint: Checkpoint, export: Export) -> list[Finding]:
     """Every tensor that is missing, unknown, or not of the shape and dtype that a server reads; from headers alone."""
-    findings, int8, known = [], set(export.linear_names), set()
+    findings, known = [], set()
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     for name, info in checkpoint.tensors.items():
         owner, _, leaf = name.rpartition(".")
         expected = {name: ((export.dtype if info.dtype.is_floating_point else info.dtype,), info.shape)}
-        if leaf == "weight" and owner in int8:
-            expected = {f"{owner}.{part}": rule for part, rule in expected_parts(*info.shape, export.dtype).items()}
+        if leaf == "weight" and owner in export.words:
+            stored = export.scheme(owner).stored(*info.shape, export.dtype)
+            expected = {f"{owner}.{part}": rule for part, rule in stored.items()}
         for tensor, (dtypes, shape) in expected.items():
             known.add(tensor)
             if problem := _wrong(export, tensor, dtypes, shape, shapes):
@@ -51,7 +51,7 @@ def check_format(checkpoint: Checkpoint, export: Export) -> list[Finding]:
                 if tensor == f"{owner}.weight" and problem.startswith(
                     "has shape"
                 ):  # its scales and biases then have another shape too
-                    known.update(f"{owner}.{part}" for part in (*INT8_PARTS, "bias"))
+                    known.update([*export.parts(name), f"{owner}.bias"])
                     break
     for tensor in export.tensors:
         if tensor not in known:
@@ -145,12 +145,3 @@ def where(bad: Tensor, noun: str = "row") -> str:
     if len(found) == 1:
         return f"{noun} {found[0]}"
     return f"{len(found)} of {len(bad)} {noun}s ({', '.join(map(str, found[:3]))}{', ...' if len(found) > 3 else ''})"
-
-
-def parts_of(names: list[str], int8: set[str]) -> list[str]:
-    """Source tensor names -> the names of what the export holds of them."""
-    tensors = []
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        tensors += [f"{owner}.{part}" for part in INT8_PARTS] if leaf == "weight" and owner in int8 else [name]
-    return tensors

@@ -4,7 +4,7 @@ to be:
     float     the source
     rounded   the source with its int8 linears rounded here: folded as the export is (audit_linear.Relation), weights, scales and ranges taken
               anew from the source's weights and from these samples. What W8A8 with this folding costs, whatever the export holds.
-    export    the export, in its own integers (runtime.Int8Linear)
+    export    the export, in its own integers (schemes.py)
 
 Errors of a tensor against the float model's, both averaged over tokens, so that no token with a large norm hides the others:
     snr     -10 log10( mean_t |y'_t - y_t|^2 / |y_t|^2 ), dB                cosine    mean_t cos(y'_t, y_t)
@@ -21,9 +21,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..arithmetic.int8 import ACT_MAX, ACT_MIN, QLinear, quantize_linear
+from ..arithmetic.int8 import ACT_MAX, ACT_MIN
+from ..arithmetic.schemes import QuantizedLinear
 from ..arithmetic.stats import ROWS, Observer, Stats
-from ..export.ascend import Export
+from ..export.reader import Export
 from ..families.family import Family, Tower
 from ..files.checkpoint import Checkpoint
 from ..model.device import compute_dtype
@@ -31,8 +32,8 @@ from ..model.streamed import Feed, Skeleton
 from ..model.threads import beside
 from .folding import BlockAudit
 from .linear import Relation
-from .runtime import READ, Int8Linear, refuse_outside
-from .tensors import Finding, check_outside, parts_of
+from .runtime import refuse_outside
+from .tensors import Finding, check_outside
 
 MODELS = ("rounded", "export")  # those that are measured against the float one
 EQUAL = 1e-20  # least error, relative to the energy, that is told from none
@@ -100,10 +101,10 @@ class Streams:
     def _load(self, tower: Tower, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         names = self.float.block_tensors(tower, index)
         return {name: self.checkpoint.load(name).to(self.float.device) for name in names}, {
-            name: self.export.load(name).to(self.float.device) for name in parts_of(names, self.int8)
+            part: self.export.load(part).to(self.float.device) for name in names for part in self.export.parts(name)
         }
 
-    def _set(self, source: dict[str, Tensor], exported: dict[str, Tensor]) -> dict[str, Int8Linear]:
+    def _set(self, source: dict[str, Tensor], exported: dict[str, Tensor]) -> dict[str, QuantizedLinear]:
         """Put a block into both skeletons; the export's int8 linears are returned."""
         for name, tensor in source.items():
             self.float.set(name, tensor)
@@ -111,7 +112,9 @@ class Streams:
                 self.integer.set(name, exported[name])
         linears = [name.removesuffix(".weight") for name in source if name.removesuffix(".weight") in self.int8]
         return {
-            name: Int8Linear(name, {part: exported[f"{name}.{part}"] for part in READ}, self.export.dtype)
+            name: self.export.scheme(name).read(
+                name, exported.__getitem__, self.export.dtype, f"{name}.bias" in exported
+            )
             for name in linears
         }
 
@@ -122,7 +125,7 @@ class Streams:
         tower: Tower,
         index: int,
         relations: dict[str, Relation],
-        integer: dict[str, Int8Linear],
+        integer: dict[str, QuantizedLinear],
         feeds: dict[str, list[Feed] | None],
     ) -> dict:
         """Advances all three models past a block and measures it."""
@@ -136,7 +139,7 @@ class Streams:
             watches |= dict.fromkeys(names, Watch(names[0], relations, integer, -(-ROWS // len(self.inputs))))
         self._observe(tower, index, set(watches.values()), feeds["float"])
         rounded = {
-            name: rounded_linear(name, self.float, relations[name], watch.stats(), self.export.dtype)
+            name: rounded_linear(name, self.float, relations[name], watch.stats(), self.export)
             for name, watch in watches.items()
         }
         if feeds["rounded"] is not None:
@@ -170,7 +173,7 @@ class Streams:
                 hook.remove()
 
     def _linear(
-        self, name: str, relation: Relation, rounded: "RoundedLinear", integer: Int8Linear, watch: "Watch"
+        self, name: str, relation: Relation, rounded: "RoundedLinear", integer: QuantizedLinear, watch: "Watch"
     ) -> dict:
         """A linear alone, on rows of the float model's activations."""
         module, stats = self.float.linear(name), watch.stats()
@@ -212,27 +215,23 @@ class Streams:
             yield number, {name: logits[number] for name, logits in kept.items()}
 
 
-def rounded_linear(
-    name: str, skeleton: Skeleton, relation: Relation, stats: Stats, dtype: torch.dtype
-) -> "RoundedLinear":
-    """The source's linear, rounded as an export for servers of `dtype` would have to be, on the range that was seen."""
+def rounded_linear(name: str, skeleton: Skeleton, relation: Relation, stats: Stats, export: Export) -> "RoundedLinear":
+    """The source's linear, rounded as such an export would have to be, on the range that was seen."""
     module = skeleton.linear(name)
     weight, bias = module.weight.data.float(), None if module.bias is None else module.bias.data.float()
     shift = torch.zeros_like(relation.column) if relation.shift is None else relation.shift
     if relation.shift is not None:
         bias = weight @ shift if bias is None else bias + weight @ shift
     smoothed = stats.smoothed(relation.column, shift)
-    return RoundedLinear(
-        quantize_linear(name, weight * relation.column, bias, smoothed.lo.min(), smoothed.hi.max(), dtype),
-        relation.column,
-        shift,
-    )
+    range_ = smoothed.lo.min(), smoothed.hi.max()
+    linear = export.scheme(name).quantize(name, weight * relation.column, bias, range_, export.dtype)
+    return RoundedLinear(linear, relation.column, shift)
 
 
 class RoundedLinear:
-    """A QLinear that folds its input itself, so that it stands in the model that was not folded."""
+    """A QuantizedLinear that folds its input itself, so that it stands in the model that was not folded."""
 
-    def __init__(self, linear: QLinear, column: Tensor, shift: Tensor):
+    def __init__(self, linear: QuantizedLinear, column: Tensor, shift: Tensor):
         self.name, self.linear, self.column, self.shift = linear.name, linear, column, shift
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -245,7 +244,9 @@ class Watch(Observer):
     linear would clip in all that follow.
     """
 
-    def __init__(self, name: str, relations: dict[str, Relation], integer: dict[str, Int8Linear], rows_per_sample: int):
+    def __init__(
+        self, name: str, relations: dict[str, Relation], integer: dict[str, QuantizedLinear], rows_per_sample: int
+    ):
         column = relations[name].column
         super().__init__(name, len(column), rows_per_sample, column.device)
         self.relation, self.linear, self.clipped, self.values = relations[name], integer[name], 0, 0

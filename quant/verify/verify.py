@@ -23,8 +23,8 @@ from torch import Tensor
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter, size
 from ..base.errors import UsageError
-from ..export import ascend
-from ..export.ascend import Export
+from ..export import reader
+from ..export.reader import Export
 from ..export.recipe import VERSION
 from ..families import family_of
 from ..families.family import Family
@@ -33,7 +33,7 @@ from ..inputs.encode import Encoder
 from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, pick_device
 from . import runtime
-from .tensors import Finding, check_config, check_format, check_side_files, parts_of
+from .tensors import Finding, check_config, check_format, check_side_files
 from .three_models import MODELS, Streams, audit_block, unread
 from .verdict import SCHEMA, THRESHOLDS, conclude
 
@@ -62,13 +62,15 @@ def verify(
     """
     start = time.perf_counter()
     limits = {name: value for name, (value, _) in THRESHOLDS.items()} | (thresholds or {})
-    checkpoint, export = Checkpoint(model_path), ascend.read(quantized)
+    checkpoint, export = Checkpoint(model_path), reader.read(quantized)
     family = family_of(checkpoint.config, checkpoint.dir)
     if family_of(export.config, export.dir) is not family:
         raise UsageError(
             f"{export.dir}: is a {export.config['architectures'][0]}, {checkpoint.dir} a {family.architecture}; one"
             " must be made from the other"
         )
+    if dynamic := [name for name, word in export.words.items() if word == "W8A8_DYNAMIC"]:
+        raise UsageError(f"{export.dir}: {dynamic[0]} is W8A8_DYNAMIC; verify compares static W8A8, evaluate runs both")
     device = pick_device(config.dev_type)
     report = {
         "schema": SCHEMA,
@@ -138,7 +140,7 @@ def audit_values(checkpoint: Checkpoint, export: Export, family: Family, spoiled
             names = [name for name in checkpoint.tensors if name.startswith(tower.block(index))]
             if not any(name.startswith(tower.block(index)) for name in spoiled):
                 source = {name: checkpoint.load(name) for name in names}
-                exported = {name: export.load(name) for name in parts_of(names, int8)}
+                exported = {part: export.load(part) for name in names for part in export.parts(name)}
                 findings += audit_block(checkpoint, family, tower, index, source, exported, int8).findings
     return findings + unread(checkpoint, export, family, spoiled)
 
