@@ -39,13 +39,14 @@ SAVE_TYPES = {
 
 
 def resolve(save_type: str, act: str | None, words: Collection[str] = ("W8A8",)) -> str:
-    """`act`, or what it is for None: the format's default; AS_IS in the Ascend format where linears are dynamic.
+    """`act`, or what it is for None or AS_IS: the format's default; AS_IS in the Ascend format where linears are dynamic.
 
     words: the types of the linears that are to be written. Raises UsageError for a format, or an act, that there is not,
     and for one that needs what dynamic linears do not have.
     """
     if save_type not in SAVE_TYPES:
         raise UsageError(f"save_type {save_type}: there are {', '.join(SAVE_TYPES)}")
+    act = None if act == AS_IS else act
     if act is not None and act not in SAVE_TYPES[save_type]:
         raise UsageError(f"--act {act}: {save_type} has {' and '.join(SAVE_TYPES[save_type])}")
     if "W8A8_DYNAMIC" not in words:
