@@ -11,7 +11,9 @@ import torch
 
 from quant import Calibrator, QuantConfig
 from quant.base.errors import QuantError, UsageError
-from quant.export import ascend
+from quant.export import reader
+from quant.export.writer import ExportWriter, to_dtype
+from quant.files import config_json
 from quant.files.safetensors_io import SafetensorsWriter, read_header, read_tensor
 
 
@@ -117,11 +119,11 @@ def test_linears_that_read_one_tensor_share_its_scale(made, family):
 def test_read_gives_what_was_written(made, tmp_path):
     for dtype in ("bfloat16", "float16"):
         _, out, calibrator = made("qwen2_vl", dtype)
-        export = ascend.read(out)
+        export = reader.read(out)
         assert set(export.linear_names) == calibrator.plan.int8_names and export.dtype == getattr(torch, dtype)
         tensors = loaded(out)
         for name in export.linear_names:
-            written = ascend.linear_tensors(export.linear(name), export.dtype)
+            written = export.linear(name).tensors()
             assert written.keys() == {key for key in tensors if key.rpartition(".")[0] == name}
             for key, tensor in written.items():
                 assert tensor.dtype == tensors[key].dtype and torch.equal(tensor, tensors[key]), key
@@ -180,7 +182,7 @@ def test_config_saved_by_a_newer_transformers_becomes_flat(made):
     original = json.loads((source / "config.json").read_text())
     nested = nested_by_transformers_5(original)
     assert "hidden_size" not in nested and "rope_theta" not in nested
-    flat = ascend.config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True, vocab_size=7)
+    flat = config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True, vocab_size=7)
     for key in original.keys() - {"rope_scaling", "torch_dtype", "vision_config"}:
         assert flat[key] == original[key], key
     assert flat["rope_scaling"]["mrope_section"] == original["rope_scaling"]["mrope_section"]
@@ -216,7 +218,7 @@ def test_rope_settings_keep_every_key(made, kind, flat):
     rope, scaling = ROPES[kind]
     nested = nested_by_transformers_5(json.loads((made("qwen2_vl")[0] / "config.json").read_text()))
     nested["text_config"]["rope_parameters"] = {**rope, "rope_theta": 5e5}
-    edited = ascend.config_json.edit(nested, flat=flat, dtype=torch.bfloat16, vision_int8=True)
+    edited = config_json.edit(nested, flat=flat, dtype=torch.bfloat16, vision_int8=True, vocab_size=7)
     language = edited if flat else edited["text_config"]
     assert language["rope_theta"] == 5e5 and "rope_parameters" not in language
     assert language.get("rope_scaling") == scaling
@@ -233,7 +235,7 @@ def test_transformers_reads_the_rope_settings_as_they_were(made, kind):
 
     nested = nested_by_transformers_5(json.loads((made("qwen2_vl")[0] / "config.json").read_text()))
     nested["text_config"]["rope_parameters"] = {**ROPES[kind][0], "rope_theta": 5e5}
-    flat = ascend.config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True)
+    flat = config_json.edit(nested, flat=True, dtype=torch.bfloat16, vision_int8=True, vocab_size=7)
     wanted = {key: value for key, value in nested["text_config"]["rope_parameters"].items() if key != "type"}
     assert settings(flat) == wanted
 
@@ -242,10 +244,10 @@ def test_rope_settings_in_the_hubs_own_layout_stay_as_they_are(made):
     config = json.loads((made("qwen2_vl")[0] / "config.json").read_text())
     for scaling in ({"type": "mrope", **SECTIONS}, {"type": "yarn", "factor": 4.0, **SECTIONS}):
         config["rope_scaling"] = scaling
-        edited = ascend.config_json.edit(config, flat=True, dtype=torch.bfloat16, vision_int8=True)
+        edited = config_json.edit(config, flat=True, dtype=torch.bfloat16, vision_int8=True, vocab_size=7)
         assert edited["rope_scaling"] == scaling and edited["rope_theta"] == config["rope_theta"]
         both = {**config, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1.0}}
-        edited = ascend.config_json.edit(both, flat=True, dtype=torch.bfloat16, vision_int8=True)
+        edited = config_json.edit(both, flat=True, dtype=torch.bfloat16, vision_int8=True, vocab_size=7)
         assert edited["rope_scaling"] == scaling and edited["rope_theta"] == config["rope_theta"]
 
 
@@ -294,13 +296,13 @@ def test_mindie_layout_holds_the_same_tensors(made, tmp_path):
     config = json.loads((tmp_path / "mindie" / "config.json").read_text())
     assert config["quantization_config"]["anti_method"] == "m4" and config["quantization_config"]["act_method"] == 1
     assert config["quantize"] == config["vision_config"]["quantize"] == "w8a8"
-    assert ascend.read(tmp_path / "mindie").kind == "mindie"
-    assert ascend.read(out).kind == "ascendV1" and "quantization_config" not in ascend.read(out).config
+    assert reader.read(tmp_path / "mindie").kind == "mindie"
+    assert reader.read(out).kind == "ascendV1" and "quantization_config" not in reader.read(out).config
 
 
 def test_large_exports_are_sharded_with_an_index(made, tmp_path, monkeypatch):
     source, out, calibrator = made("qwen2_vl")
-    writer = ascend.ExportWriter(tmp_path / "s", calibrator.checkpoint, calibrator.plan, torch.bfloat16, 900_000)
+    writer = ExportWriter(tmp_path / "s", calibrator.checkpoint, calibrator.plan, torch.bfloat16, 900_000)
     whole = loaded(out)
     for name in reversed(list(writer.layout)):  # any order will do
         writer.put(name, whole[name])
@@ -351,7 +353,7 @@ def test_writer_refuses_what_was_not_announced(tmp_path):
 
 def test_float16_overflow_is_named():
     with pytest.raises(QuantError, match=r"norm\.weight reaches 1e\+05, float16 ends at 65504; use --dtype bfloat16"):
-        ascend.to_dtype("norm.weight", torch.tensor([1e5]), torch.float16)
+        to_dtype("norm.weight", torch.tensor([1e5]), torch.float16)
 
 
 def test_two_layouts_in_one_directory_are_refused(made, tmp_path):

@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from quant import Calibrator, QuantConfig, UsageError
-from quant.export import ascend
+from quant.arithmetic.schemes import StaticLinear
+from quant.export import reader
 from quant.inputs.encoder import Encoder
 from quant.inputs.images import open_image
 
@@ -75,27 +76,25 @@ def test_every_image_counts(tmp_path):
 @pytest.mark.parametrize("method", ["m2", "m4"])
 def test_folding_leaves_the_float_model_as_it_was(tmp_path, monkeypatch, family, vision, method):
     """Rounding taken out: with int8 replaced by exact float weights, what is exported is the source's own function."""
-    from quant.calibrate import block
-
     source, images = tiny.make(tmp_path / "src", family, dtype="float32"), tiny.make_images(tmp_path / "images", 2)
     kept = {}
 
-    def keep(name, weight, bias, lo, hi, dtype):
+    def keep(cls, name, weight, bias, *rest):
         weight = torch.cat(list(weight))
         kept[f"{name}.weight"] = weight  # the last call is the smoothed one
         if bias is not None:
             kept[f"{name}.bias"] = bias.clone()
-        return original(name, weight, bias, lo, hi, dtype)
+        return original(cls, name, weight, bias, *rest)
 
-    original = block.quantize_linear
-    monkeypatch.setattr(block, "quantize_linear", keep)
+    original = StaticLinear.quantize.__func__
+    monkeypatch.setattr(StaticLinear, "quantize", classmethod(keep))
     calibrator = export(source, tmp_path / "out", images, anti_method=method, vision=vision, dtype="float32")
     before = safetensors.torch.load_file(source / "model.safetensors")
     after = {
         **{
-            name: ascend.read(tmp_path / "out").load(name)
+            name: reader.read(tmp_path / "out").load(name)
             for name in before
-            if name in ascend.read(tmp_path / "out").tensors
+            if name in reader.read(tmp_path / "out").tensors
         },
         **kept,
     }
@@ -132,7 +131,7 @@ def test_smoothing_pays_on_outliers(tmp_path, family):
 def test_plain_rounding_changes_no_float(tmp_path):
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
     calibrator = export(source, tmp_path / "out", images, anti_method="none")
-    before, read = safetensors.torch.load_file(source / "model.safetensors"), ascend.read(tmp_path / "out")
+    before, read = safetensors.torch.load_file(source / "model.safetensors"), reader.read(tmp_path / "out")
     for name, tensor in before.items():
         if name.removesuffix(".weight") not in calibrator.plan.int8_names:
             assert torch.equal(read.load(name), tensor), name
@@ -165,7 +164,7 @@ def test_source_is_never_touched(tmp_path):
 def test_disable_names_replace_the_recipe(tmp_path):
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
     calibrator = export(source, tmp_path / "out", images, anti_method="m4", disable_names=("model.layers.1.*",))
-    int8 = set(ascend.read(tmp_path / "out").linear_names)
+    int8 = set(reader.read(tmp_path / "out").linear_names)
     assert "model.layers.0.mlp.down_proj" in int8 and not any(name.startswith("model.layers.1.") for name in int8)
     assert "lm_head" not in int8 and "visual.blocks.0.mlp.fc2" not in int8
     # down_proj is int8, so up -> down is a group that is smoothed, in the order up, value, norm.
@@ -173,7 +172,7 @@ def test_disable_names_replace_the_recipe(tmp_path):
     floats = safetensors.torch.load_file(source / "model.safetensors")
     for name in ("input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "mlp.down_proj"):
         assert torch.equal(
-            ascend.read(tmp_path / "out").load(f"model.layers.1.{name}.weight"), floats[f"model.layers.1.{name}.weight"]
+            reader.read(tmp_path / "out").load(f"model.layers.1.{name}.weight"), floats[f"model.layers.1.{name}.weight"]
         )
 
 
@@ -190,7 +189,7 @@ def test_a_float_source_of_a_fold_is_exported_folded(tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     before, after = (
         safetensors.torch.load_file(source / "model.safetensors")[name].float(),
-        ascend.read(tmp_path / "out").load(name).float(),
+        reader.read(tmp_path / "out").load(name).float(),
     )
     ratio = before / after
     assert after.dtype == torch.float32 and not torch.equal(before, after)
@@ -200,7 +199,7 @@ def test_a_float_source_of_a_fold_is_exported_folded(tmp_path):
 def test_vision_float(tmp_path):
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
     export(source, tmp_path / "out", images, anti_method="m2", vision="float")
-    assert all(name.startswith("model.layers") for name in ascend.read(tmp_path / "out").linear_names)
+    assert all(name.startswith("model.layers") for name in reader.read(tmp_path / "out").linear_names)
 
 
 def test_recipe_says_what_was_done(tmp_path):

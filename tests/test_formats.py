@@ -14,16 +14,16 @@ import transformers
 from exports import DESCRIPTION, WEIGHTS, Exports, copy
 from safetensors.torch import load_file, save_file
 
+from quant.arithmetic.schemes import QuantizedLinear
 from quant.base.config import QuantConfig
 from quant.base.errors import UsageError
 from quant.calibrate.calibrator import Calibrator
 from quant.commands.cli import main
-from quant.export import ascend, formats
+from quant.export import formats, reader
 from quant.families import family_of
 from quant.inputs.images import open_image
 from quant.servers.rules import check
 from quant.verify import runtime
-from quant.verify.runtime import Int8Linear
 
 FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl")
 CHOICES = [(save_type, act) for save_type, acts in formats.SAVE_TYPES.items() for act in acts]
@@ -82,7 +82,7 @@ def test_mix_is_the_same_tensors_under_another_type(exports, tmp_path, family):
     before, after = (json.loads((directory / DESCRIPTION).read_text()) for directory in (static, out))
     assert after == {name: "W8A8_MIX" if kind == "W8A8" else kind for name, kind in before.items()}
     assert check(out, ["vllm-ascend"]) == []
-    assert ascend.read(out).linear_names == ascend.read(static).linear_names
+    assert reader.read(out).linear_names == reader.read(static).linear_names
 
 
 def test_what_mindie_says_to_them(exports, tmp_path):
@@ -122,8 +122,8 @@ def symmetric_scale(linear) -> torch.Tensor:
 def emulated(directory: Path, act: str) -> torch.nn.Module:
     """The Ascend export as a float model: its int8 linears compute what compressed-tensors promises, in float32."""
     model, _ = runtime.load(directory)
-    export = ascend.read(directory)
-    for module in [module for module in model.modules() if isinstance(module, Int8Linear)]:
+    export = reader.read(directory)
+    for module in [module for module in model.modules() if isinstance(module, QuantizedLinear)]:
         linear = export.linear(module.name)
         weight = linear.weight.float() * linear.weight_scale
         rounded = per_token if act == "dynamic" else per_tensor(symmetric_scale(linear))
@@ -141,11 +141,11 @@ def test_transformers_computes_from_compressed_tensors_what_the_export_says(expo
     out = formats.export(static, tmp_path / "out", "compressed-tensors", act)
     int8, encoder = runtime.load(static)
     inputs = encoder(open_image(next(exports.images.iterdir())), "What is this?")
-    architecture = getattr(transformers, family_of(ascend.read(static).config, static).architecture)
+    architecture = getattr(transformers, family_of(reader.read(static).config, static).architecture)
     loaded, report = architecture.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
     quantized = [name for name, module in loaded.named_modules() if hasattr(module, "quantization_scheme")]
-    assert len(quantized) == len(ascend.read(static).linear_names)
+    assert len(quantized) == len(reader.read(static).linear_names)
     with torch.inference_mode():
         got = loaded.eval()(**inputs, use_cache=False).logits
         promised = emulated(static, act)(**inputs, use_cache=False).logits
@@ -165,7 +165,7 @@ def test_compressed_tensors_in_the_models_own_dtype(exports, tmp_path, family):
         out = formats.export(static, tmp_path / act, "compressed-tensors", act)
         config, tensors = json.loads((out / "config.json").read_text()), load_file(out / "model.safetensors")
         assert "quantize" not in config and "quantize" not in config["vision_config"]
-        export = ascend.read(static)
+        export = reader.read(static)
         for name in export.linear_names:
             assert torch.equal(tensors[f"{name}.weight"], export.load(f"{name}.weight"))
             assert torch.equal(tensors[f"{name}.weight_scale"], export.load(f"{name}.weight_scale"))

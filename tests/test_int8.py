@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.arithmetic import int8, product
+from quant.arithmetic.schemes import StaticLinear
 from quant.base.errors import QuantError
 
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
@@ -79,7 +80,7 @@ def test_linear_computes_what_the_server_computes(dtype, with_bias):
     generator = torch.Generator().manual_seed(3)
     weight, x = torch.randn(16, 32, generator=generator), torch.randn(9, 32, generator=generator).to(dtype)
     bias = torch.randn(16, generator=generator) if with_bias else None
-    linear = int8.quantize_linear("l", weight, bias, x.min(), x.max(), dtype)
+    linear = StaticLinear.quantize("l", weight, bias, (x.min(), x.max()), dtype)
     # The server's formula in int64 and float64, from the exported numbers alone.
     scale, offset = linear.input_scale.double(), linear.input_offset.double()
     codes = torch.clamp(torch.round(x.float() / linear.input_scale + linear.input_offset), -128, 127).long()
@@ -102,8 +103,8 @@ def test_bias_over_a_row_of_all_but_zeros_is_refused():
     with pytest.raises(
         QuantError, match=r"block\.fc: quant_bias of output channel 1 .* int32 holds 2147483647; keep the layer float"
     ):
-        int8.quantize_linear(
-            "block.fc", weight, torch.tensor([0.0, 5.0]), torch.tensor(-1e-3), torch.tensor(1e-3), torch.float32
+        StaticLinear.quantize(
+            "block.fc", weight, torch.tensor([0.0, 5.0]), (torch.tensor(-1e-3), torch.tensor(1e-3)), torch.float32
         )
 
 
@@ -113,11 +114,11 @@ def test_nan_and_inf_are_named(bad):
     damaged = weight.clone()
     damaged[1, 2] = bad
     with pytest.raises(QuantError, match=r"l\.weight holds NaN or Inf"):
-        int8.quantize_linear("l", damaged, None, -ok, ok, torch.float32)
+        StaticLinear.quantize("l", damaged, None, (-ok, ok), torch.float32)
     with pytest.raises(QuantError, match=r"l\.bias holds NaN or Inf"):
-        int8.quantize_linear("l", weight, torch.tensor([0.0, bad]), -ok, ok, torch.float32)
+        StaticLinear.quantize("l", weight, torch.tensor([0.0, bad]), (-ok, ok), torch.float32)
     with pytest.raises(QuantError, match=r"the input of l holds NaN or Inf"):
-        int8.quantize_linear("l", weight, None, -ok, torch.tensor(bad), torch.float32)
+        StaticLinear.quantize("l", weight, None, (-ok, torch.tensor(bad)), torch.float32)
 
 
 def test_zero_channel_gets_zero_codes():

@@ -12,7 +12,7 @@ import torch
 
 from quant import Calibrator, QuantConfig
 from quant.arithmetic.stats import Observer
-from quant.export import ascend
+from quant.export import reader
 from quant.model.parallel import background_thread, in_parallel
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path, family):
             exports.append(
                 b"".join(file.read_bytes() for file in sorted((tmp_path / f"out{threads}").glob("*.safetensors")))
             )
-            assert ascend.read(tmp_path / f"out{threads}").tensors
+            assert reader.read(tmp_path / f"out{threads}").tensors
     finally:
         torch.set_num_threads(before)
     assert exports[0] == exports[1] == exports[2]

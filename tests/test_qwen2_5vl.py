@@ -21,11 +21,10 @@ from torch import nn
 
 from bench import hub_config, hub_tensors
 from quant import Calibrator, QuantConfig
-from quant.arithmetic.int8 import quantize_linear
+from quant.arithmetic.schemes import StaticLinear
 from quant.base.errors import UsageError
-from quant.calibrate import block
 from quant.commands import quantize
-from quant.export import ascend
+from quant.export import reader
 from quant.export.plan import make_plan
 from quant.families import script_of
 from quant.families.qwen2_5vl import QWEN2_5_VL
@@ -175,14 +174,16 @@ def test_folding_leaves_the_model_as_it_was(source, images, tmp_path, method, mo
     """
     folded = {}
 
-    def catch(name, weight, bias, *rest):
+    original = StaticLinear.quantize.__func__
+
+    def catch(cls, name, weight, bias, *rest):
         weight = torch.cat(list(weight))
         folded[f"{name}.weight"], folded[f"{name}.bias"] = weight, bias
-        return quantize_linear(name, weight, bias, *rest)
+        return original(cls, name, weight, bias, *rest)
 
-    monkeypatch.setattr(block, "quantize_linear", catch)
+    monkeypatch.setattr(StaticLinear, "quantize", classmethod(catch))
     Calibrator(source, QuantConfig(anti_method=method, dtype="float32"), images).run(tmp_path).save(tmp_path / "out")
-    export, checkpoint = ascend.read(tmp_path / "out"), Checkpoint(source)
+    export, checkpoint = reader.read(tmp_path / "out"), Checkpoint(source)
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
     inputs = prepare(images, checkpoint, QWEN2_5_VL, QuantConfig()).inputs
     expected = [model(**sample).logits for sample in inputs]
@@ -204,7 +205,7 @@ def test_folding_leaves_the_model_as_it_was(source, images, tmp_path, method, mo
 def test_export_is_what_both_servers_demand(source, images, tmp_path):
     config = QuantConfig(anti_method="m2", dtype="bfloat16", min_pixels=56 * 56, max_pixels=84 * 84)
     Calibrator(source, config, images).run(tmp_path).save(tmp_path / "out")
-    export = ascend.read(tmp_path / "out")
+    export = reader.read(tmp_path / "out")
     kinds = {
         name.split(".", 3)[3]: kind for name, kind in export.description.items() if name.startswith("visual.blocks.1.")
     }

@@ -17,7 +17,7 @@ from quant.commands.cli import main
 from quant.evaluate.evaluate import Answers, summarize
 from quant.evaluate.local_model import files_digest
 from quant.evaluate.questions import Question, QuestionSet
-from quant.export.ascend import read
+from quant.export.reader import read
 from quant.report.axes import linear_axis, spread_axis
 from quant.report.markup import Markup, el
 

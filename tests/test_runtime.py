@@ -7,12 +7,12 @@ import tiny
 import torch
 import transformers
 
-from quant.arithmetic.int8 import quantize_linear
+from quant.arithmetic.schemes import QuantizedLinear, StaticLinear, pack_deq_scale, unpack_deq_scale
 from quant.base.errors import QuantError
-from quant.export import ascend
+from quant.export import reader
 from quant.inputs.images import open_image
 from quant.verify import runtime
-from quant.verify.runtime import Int8Linear, greedy, load, load_float, unpack_deq_scale
+from quant.verify.runtime import greedy, load, load_float
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FAMILIES = [("qwen2_vl", "bfloat16"), ("llava", "float16")]
@@ -25,11 +25,18 @@ def parts(rng, outputs: int, inputs: int, dtype: torch.dtype, extreme: bool) -> 
     deq = torch.from_numpy(rng.uniform(1e-6, 1e-3, outputs).astype(np.float32))
     return {
         "weight": torch.from_numpy(codes.astype(np.int8)),
+        "weight_scale": torch.full((outputs, 1), torch.nan),  # in no formula of the server
+        "weight_offset": torch.zeros(outputs, 1),
         "input_scale": torch.tensor([0.037]).to(dtype).float(),
         "input_offset": torch.tensor([-128.0 if extreme else 17.0]),
         "quant_bias": torch.from_numpy(rng.integers(-largest, largest, outputs).astype(np.int32)),
-        "deq_scale": ascend.pack_deq_scale(deq, dtype),
+        "deq_scale": pack_deq_scale(deq, dtype),
     }
+
+
+def static(stored: dict[str, torch.Tensor], dtype: torch.dtype) -> StaticLinear:
+    named = {f"linear.{part}": tensor for part, tensor in stored.items()}
+    return StaticLinear.read("linear", named.__getitem__, dtype, has_bias=False)
 
 
 def by_hand(stored: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -55,13 +62,13 @@ def test_integers_are_exact(dtype, extreme, tokens, outputs, inputs):
     if extreme:  # beyond the codes on both sides, ties, and zero
         x[:, ::4], x[:, 1::4], x[:, 2::4] = 1e4, -1e4, stored["input_scale"] * 2.5
     x = x.to(kind)
-    assert torch.equal(Int8Linear("linear", stored, kind)(x), by_hand(stored, x))
+    assert torch.equal(static(stored, kind)(x), by_hand(stored, x))
 
 
 def test_any_number_of_leading_dimensions_and_float32_activations():
     stored = parts(np.random.default_rng(0), 8, 16, torch.float16, False)
     x = torch.randn(2, 3, 5, 16)
-    y = Int8Linear("linear", stored, torch.float16)(x)
+    y = static(stored, torch.float16)(x)
     assert y.dtype == torch.float32 and y.shape == (2, 3, 5, 8)
     # A float16 server sees the activation, and leaves the result, in float16.
     assert torch.equal(y.reshape(-1, 8), by_hand(stored, x.half().reshape(-1, 16)).float())
@@ -73,11 +80,8 @@ def test_computes_what_was_quantized():
     """
     torch.manual_seed(0)
     weight, bias, x = torch.randn(32, 64), torch.randn(32), torch.randn(100, 64) * 2 + 1
-    linear = quantize_linear("linear", weight, bias, x.min(), x.max(), torch.bfloat16)
-    stored = {
-        name.removeprefix("linear."): tensor for name, tensor in ascend.linear_tensors(linear, torch.float16).items()
-    }
-    y = Int8Linear("linear", stored, torch.float32)(x)
+    stored = StaticLinear.quantize("linear", weight, bias, (x.min(), x.max()), torch.float32).tensors()
+    y = StaticLinear.read("linear", stored.__getitem__, torch.float32)(x)
     expected = torch.nn.functional.linear(x, weight, bias)
     assert (y - expected).norm() < 0.012 * expected.norm()
     assert not torch.allclose(y, expected, rtol=1e-3)
@@ -86,7 +90,7 @@ def test_computes_what_was_quantized():
 def test_deq_scale_round_trip():
     deq = torch.tensor([1e-30, 2.5e-7, 1.0, 3e38])
     for dtype in DTYPES.values():
-        assert torch.equal(unpack_deq_scale(ascend.pack_deq_scale(deq, dtype)), deq)
+        assert torch.equal(unpack_deq_scale(pack_deq_scale(deq, dtype)), deq)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +113,8 @@ def test_both_layouts_run_and_generate(made, family, dtype):
         answers.append(greedy(model, inputs, 6))
     assert torch.isfinite(logits[0]).all() and torch.equal(*logits)
     assert len(answers[0]) <= 6 and torch.equal(*answers)
-    int8 = [module for module in model.modules() if isinstance(module, Int8Linear)]
-    assert {module.name for module in int8} == set(ascend.read(made(family, dtype)).linear_names)
+    int8 = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    assert {module.name for module in int8} == set(reader.read(made(family, dtype)).linear_names)
 
     float_model, _ = load_float(made.source(family, dtype))
     expected = float_model(**inputs).logits
@@ -138,7 +142,7 @@ def test_only_what_a_server_reads_is_read(made, tmp_path):
     directory = exports.copy(made("qwen2_vl"), tmp_path / "out")
 
     def change(tensors):
-        for name in ascend.read(directory).linear_names:
+        for name in reader.read(directory).linear_names:
             tensors[f"{name}.weight_scale"] = tensors[f"{name}.weight_scale"] * 7
             if f"{name}.bias" in tensors:
                 tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + 1

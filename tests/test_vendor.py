@@ -23,6 +23,9 @@ def installed(monkeypatch, transformers: str | None) -> None:
         ("4.44.2", "cpu", {}, "4.45 to 4.47, 4.44.2 is installed"),
         ("4.46.0", "cuda", {}, "npu, not cuda; add --device_type cpu"),
         ("4.46.0", "cpu", {"anti_method": "m4", "alpha": 0.5}, "--alpha 0.5: .* leave it out"),
+        ("4.46.0", "cpu", {"scheme": "W8A8_DYNAMIC"}, "--scheme W8A8_DYNAMIC: .* leave it out"),
+        ("4.46.0", "cpu", {"dynamic_names": ("*.o_proj",)}, "--dynamic_names: .* leave it out"),
+        ("4.46.0", "cpu", {"w_method": "gptq"}, "--w_method gptq: .* leave it out"),
     ],
 )
 def test_refused_in_one_line(monkeypatch, transformers, device, choices, message):

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import exports
 import numpy as np
@@ -13,11 +12,11 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant.arithmetic.int8 import quantize_linear
+from quant.arithmetic.schemes import StaticLinear, pack_deq_scale, unpack_deq_scale
 from quant.base.config import QuantConfig
 from quant.calibrate.calibrator import Calibrator
 from quant.commands.cli import main
-from quant.export import ascend
+from quant.export import reader
 from quant.families import family_of
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.images import open_image
@@ -27,7 +26,7 @@ from quant.verify.three_models import ThreeModels
 from quant.verify.verify import check_format, check_values, compared_positions, follow, verify
 
 QWEN, LLAVA = ("qwen2_vl", "bfloat16"), ("llava", "float16")
-PARTS = ascend.INT8_PARTS
+PARTS = StaticLinear.parts
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def made(tmp_path_factory):
 
 def damage(source, directory) -> dict[str, str]:
     """Damaged tensor -> problem."""
-    checkpoint, export = Checkpoint(source), ascend.read(directory)
+    checkpoint, export = Checkpoint(source), reader.read(directory)
     found = check_format(checkpoint, export)
     family = family_of(checkpoint.config, source)
     found += check_values(checkpoint, export, family, {entry.tensor for entry in found})
@@ -51,9 +50,9 @@ def times(name: str, index, factor: float):
     def change(tensors):
         tensor = tensors[name].clone()
         if tensor.dtype == torch.int64:  # deq_scale of a float16 model
-            value = runtime.unpack_deq_scale(tensor).clone()
+            value = unpack_deq_scale(tensor).clone()
             value[index] *= factor
-            tensor = ascend.pack_deq_scale(value, torch.float16)
+            tensor = pack_deq_scale(value, torch.float16)
         else:
             tensor[index] = (tensor[index].double() * factor).to(tensor.dtype)
         tensors[name] = tensor
@@ -85,9 +84,7 @@ def other_dtype(name: str):
     def change(tensors):
         tensor = tensors[name]
         tensors[name] = (
-            runtime.unpack_deq_scale(tensor)
-            if tensor.dtype == torch.int64
-            else ascend.pack_deq_scale(tensor, torch.float16)
+            unpack_deq_scale(tensor) if tensor.dtype == torch.int64 else pack_deq_scale(tensor, torch.float16)
         )
 
     return change
@@ -316,7 +313,7 @@ def test_channels_that_rounding_erases_are_no_damage(tmp_path):
     Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu"), tiny.make_images(tmp_path / "images", 1)).run(
         tmp_path
     ).save(tmp_path / "out")
-    codes = ascend.read(tmp_path / "out").load("model.layers.0.mlp.gate_proj.weight")
+    codes = reader.read(tmp_path / "out").load("model.layers.0.mlp.gate_proj.weight")
     assert (codes[:, [40, 77]] == 0).float().mean() > 0.9
     assert damage(source, tmp_path / "out") == {}
 
@@ -348,7 +345,7 @@ def test_scales_that_are_no_numbers_are_named(made, tmp_path):
 @torch.inference_mode()
 def test_streamed_equals_whole_models(made, family, dtype):
     """Block after block, the float model and the export give what the whole models give, bit for bit."""
-    checkpoint, export = Checkpoint(made.source(family, dtype)), ascend.read(made(family, dtype))
+    checkpoint, export = Checkpoint(made.source(family, dtype)), reader.read(made(family, dtype))
     (float_model, encoder), (int8_model, _) = runtime.load_float(checkpoint.dir), runtime.load(export.dir)
     described = family_of(checkpoint.config, checkpoint.dir)
     inputs = encoder(open_image(next(made.images.iterdir())), described.prompt)
@@ -473,15 +470,9 @@ def test_ranges_too_narrow_for_the_images_are_the_calibrations_fault(made, tmp_p
         for name in (f"{ATTN}q_proj", f"{ATTN}k_proj", f"{ATTN}v_proj"):
             scale, offset = tensors[f"{name}.input_scale"] / 10, tensors[f"{name}.input_offset"]
             weight = tensors[f"{name}.weight"].float() * tensors[f"{name}.weight_scale"]
-            linear = quantize_linear(
-                name,
-                weight,
-                tensors[f"{name}.bias"].float(),
-                (-128 - offset[0]) * scale[0],
-                (127 - offset[0]) * scale[0],
-                torch.bfloat16,
-            )
-            tensors.update(ascend.linear_tensors(linear, torch.bfloat16))
+            range_ = (-128 - offset[0]) * scale[0], (127 - offset[0]) * scale[0]
+            linear = StaticLinear.quantize(name, weight, tensors[f"{name}.bias"].float(), range_, torch.bfloat16)
+            tensors.update(linear.tensors())
 
     exports.edit_tensors(directory, change)
     assert run(made, directory, QWEN, "--json", tmp_path / "v.json") == 1
@@ -493,14 +484,14 @@ def test_ranges_too_narrow_for_the_images_are_the_calibrations_fault(made, tmp_p
 
 def test_a_wrong_reading_is_not_blamed_on_the_quantization(made, tmp_path, monkeypatch, capsys):
     """The tensors are right; what computes with them takes the scales of the rows in another order."""
-    forward = runtime.Int8Linear.forward
+    right = StaticLinear.read.__func__
 
-    def confused(self, x):
-        return forward(
-            SimpleNamespace(dtype=self.dtype, **{**self._buffers, "deq_scale": self.deq_scale.flip(0) * 2}), x
-        )
+    def confused(cls, *arguments):
+        linear = right(cls, *arguments)
+        linear.deq_scale = linear.deq_scale.flip(0) * 2
+        return linear
 
-    monkeypatch.setattr(runtime.Int8Linear, "forward", confused)
+    monkeypatch.setattr(StaticLinear, "read", classmethod(confused))
     assert run(made, made(*QWEN), QWEN, "--json", tmp_path / "v.json") == 1
     report = json.loads((tmp_path / "v.json").read_text())
     assert report["findings"] == [] and report["verdict"]["cause"] == "reading"
@@ -561,10 +552,8 @@ def test_int8_outside_the_blocks_is_refused(made, tmp_path, capsys):
 
     def change(tensors):
         name, one = "visual.merger.mlp.2", torch.tensor(1.0)
-        linear = quantize_linear(
-            name, tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float(), -one, one, torch.bfloat16
-        )
-        tensors.update(ascend.linear_tensors(linear, torch.bfloat16))
+        weight, bias = (tensors[f"{name}.{part}"].float() for part in ("weight", "bias"))
+        tensors.update(StaticLinear.quantize(name, weight, bias, (-one, one), torch.bfloat16).tensors())
 
     exports.edit_tensors(directory, change)
     exports.edit_json(
@@ -578,7 +567,7 @@ def test_half_a_group_in_int8_is_measured(made, tmp_path):
     """No server takes it (check says so), but verify must not stumble over it."""
     directory = exports.copy(made(*LLAVA), tmp_path / "out")
     name, source = f"{CATTN}q_proj", Checkpoint(made.source(*LLAVA))
-    tensors = ascend.read(directory)
+    tensors = reader.read(directory)
     scale = source.load(f"{C}input_layernorm.weight").float() / tensors.load(f"{C}input_layernorm.weight").float()
 
     def change(stored):

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..base.errors import QuantError
+
 PART = 1 << 20  # numbers of a weight that are in float32 at a time: 4 MB, what a processor's cache holds
 
 
@@ -85,6 +87,8 @@ class FoldedNorm:
     def absorb(self, scale: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Divide the output by `scale` after subtracting `shift`; float32 [C]. Returns the scale and shift that the
         rounding left, which the consumers must take. A shift needs a bias: never call with one on an RMSNorm.
+
+        Raises QuantError where the new bias does not fit the dtype.
         """
         before = self.weight
         after = (before / scale).to(self.dtype).float()
@@ -96,7 +100,13 @@ class FoldedNorm:
         if self.bias is None:
             return left, None
         bias = self.bias
-        self.bias = ((bias - (0 if shift is None else shift)) / left).to(self.dtype).float()
+        exact = (bias - (0 if shift is None else shift)) / left
+        self.bias = exact.to(self.dtype).float()
+        if torch.isfinite(exact).all() and not torch.isfinite(self.bias).all():
+            raise QuantError(
+                f"{self.name}.bias reaches {exact.abs().max().item():.3g} by smoothing,"
+                f" {str(self.dtype).removeprefix('torch.')} ends at {torch.finfo(self.dtype).max:.5g}; use --dtype bfloat16"
+            )
         return left, bias - left * self.bias
 
 

@@ -19,4 +19,5 @@ def solve(problem: Problem, alpha: float | None = None) -> Smoothing:
     largest = problem.share(torch.maximum(problem.stats.hi, -problem.stats.lo))
     weight = problem.share(problem.column_max)
     scale = largest**alpha / weight ** (1 - alpha)
-    return Smoothing(torch.where((largest > 0) & (weight > 0), scale, 1.0))
+    # Shared once more: torch's powers of equal numbers may differ in the last bit, by their place in a vector.
+    return Smoothing(problem.share(torch.where((largest > 0) & (weight > 0), scale, 1.0)))

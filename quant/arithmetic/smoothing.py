@@ -1,11 +1,11 @@
 """What an outlier-suppression method is given and what it answers; the methods themselves are m2.py and m4.py, one
 `solve` each.
 
-The error by which candidates are judged is the group's own: the rows that were kept of its input, X [T, C], through its linears in float
-and through the same linears as they will be exported,
+The error by which candidates are judged is the group's own: the rows that were kept of its input, X [T, C], through its
+linears in float and through the same linears as they will be exported,
     sum_l || X W_l^T - (q_x((X - z) / s) q_w(W_l s)^T + W_l z) ||^2,
-with the quantizers of int8.py and ranges.py. Of large linears OUTPUTS channels, evenly spaced, stand for all; rounding a channel
-does not depend on the others, so each of them is exact.
+with the quantizers of their scheme (schemes.py), and each weight rounded to the nearest code. Of large linears OUTPUTS
+channels, evenly spaced, stand for all; rounding a channel does not depend on the others, so each of them is exact.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .int8 import input_scale_offset, quantize_input, quantize_weight, weight_scale
-from .product import int8_matmul, row_sums
 from .ranges import activation_range
+from .schemes import QuantizedLinear, StaticLinear
 from .stats import Stats
 
 OUTPUTS = 512  # output channels per linear on which a candidate is tried
@@ -41,7 +40,7 @@ class Problem:
     stats: of the input; weight: float32 [O, C], the folded weights of its linears one below the other, of each all or
     OUTPUTS of their rows; column_max: float32 [C], the largest |W_oc| over all rows of all linears; share: [C] -> [C],
     the largest over the columns that must have one scale (grouped-query attention), the identity elsewhere; may_shift:
-    whether the source has a bias that can carry a shift; act_method: ranges.py's.
+    whether the source has a bias that can carry a shift; act_method: ranges.py's; scheme: what the linears become.
     """
 
     stats: Stats
@@ -50,16 +49,15 @@ class Problem:
     share: Callable[[Tensor], Tensor]
     may_shift: bool
     act_method: int
+    scheme: type[QuantizedLinear] = StaticLinear
     _shift: Tensor | None = None
     _product: Tensor | None = None
 
     def error(self, smoothing: Smoothing) -> Tensor:
         """The formula above, a scalar."""
         stats, weight = self.stats.smoothed(smoothing.scale, smoothing.shift), self.weight * smoothing.scale
-        step, offset = input_scale_offset(*activation_range(stats, [weight], self.act_method))
-        q_x, scale = quantize_input(stats.rows, step, offset), weight_scale(weight)
-        q_w = quantize_weight(weight, scale)
-        product = int8_matmul(q_x, q_w).float().sub_(offset * row_sums(q_w)).mul_(step * scale.T)
+        range_ = activation_range(stats, [weight], self.act_method) if self.scheme.needs_range else None
+        product = self.scheme.trial(stats.rows, weight, range_)
         return product.sub_(self._exact(smoothing.shift)).square_().sum()
 
     def _exact(self, shift: Tensor | None) -> Tensor:

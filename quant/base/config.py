@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .choices import METHODS, ROUNDINGS, SCHEMES, known
 from .errors import UsageError
 
 ALPHA = 0.9  # m4's default migration strength
@@ -46,7 +47,8 @@ class QuantConfig(BaseModel):
     """msmodelslim: the vendor's library does the arithmetic, for users who want its numbers and for comparing."""
     w_bit: int = 8
     a_bit: int = 8
-    anti_method: Literal["m2", "m4", "none"] = "m2"
+    anti_method: str = "m2"
+    """Outlier suppression: one of choices.METHODS."""
     act_method: Literal[1, 2, 3] = 1
     """Range of the activations: 1 min-max, 2 histogram (clipped where the expected output error is least), 3 the better
     of both.
@@ -57,6 +59,14 @@ class QuantConfig(BaseModel):
     """Linears to keep float: names or glob patterns. None takes the family's recipe; what servers demand stays float in
     any case.
     """
+    scheme: str = "W8A8"
+    """What int8 linears become: one of choices.SCHEMES."""
+    dynamic_names: tuple[str, ...] = ()
+    """Linears that become W8A8_DYNAMIC whatever `scheme` says, and int8 where only the family's recipe keeps them float:
+    names or glob patterns.
+    """
+    w_method: str = "nearest"
+    """How weights become codes: one of choices.ROUNDINGS."""
     vision: Literal["int8", "float"] | None = None
     """The vision tower's linears. None takes what the family's servers support."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
@@ -104,12 +114,18 @@ class QuantConfig(BaseModel):
             )
         return bits
 
-    @field_validator("disable_names")
+    @field_validator("disable_names", "dynamic_names")
     @classmethod
-    def _no_empty_pattern(cls, names):
+    def _no_empty_pattern(cls, names, info):
         if names and not all(names):
-            raise ValueError("disable_names holds an empty pattern; leave it out")
+            raise ValueError(f"{info.field_name} holds an empty pattern; leave it out")
         return names
+
+    @field_validator("anti_method", "scheme", "w_method")
+    @classmethod
+    def _in_its_table(cls, name: str, info) -> str:
+        tables = {"anti_method": METHODS, "scheme": SCHEMES, "w_method": ROUNDINGS}
+        return known(info.field_name, name, tables[info.field_name])
 
     @model_validator(mode="after")
     def _alpha_belongs_to_m4(self):

@@ -3,9 +3,8 @@ order of the blocks and the disk is calibrator.py's.
 
     observe   hidden states of all samples -> Stats per group, and the block's outputs            (the one float pass)
     smooth    per group: method.solve(Stats, weights) -> scale, shift -> folded into source and linears
-    round     folded weights and the group's range -> QLinear
-    measure   one sample through the block with its QLinears in place -> signal-to-noise of what the block adds to its
-              input
+    round     folded weights and the group's range -> QuantizedLinear
+    measure   one sample through the block with these in place -> signal-to-noise of what the block adds to its input
 """
 
 import hashlib
@@ -18,12 +17,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..arithmetic import m2, m4
 from ..arithmetic.fold import FoldedLinear, FoldedNorm, power_of_two, share_heads, spread_heads
-from ..arithmetic.int8 import QLinear, quantize_linear, signal_to_noise
+from ..arithmetic.int8 import signal_to_noise
 from ..arithmetic.ranges import activation_range
+from ..arithmetic.schemes import SCHEMES, QuantizedLinear
 from ..arithmetic.smoothing import Problem, Smoothing, some_outputs
 from ..arithmetic.stats import ROWS, Observer, Stats
+from ..base.choices import METHODS, ROUNDINGS
 from ..base.config import QuantConfig
 from ..base.errors import SourceError
 from ..export.plan import Plan
@@ -34,7 +34,6 @@ from ..model.streamed import StreamedModel
 from .ranks import Ranks
 from .record import GroupRange, group_range
 
-METHODS = {"m2": m2.solve, "m4": m4.solve}
 ORDER = {"up": 0, "value": 1, "norm": 2}  # later groups see the earlier folds
 
 
@@ -46,7 +45,7 @@ class BlockResult:
     """
 
     outputs: dict[Key, Tensor | tuple]
-    linears: list[QLinear] = field(default_factory=list)
+    linears: list[QuantizedLinear] = field(default_factory=list)
     floats: dict[str, Tensor] = field(default_factory=dict)
     ranges: list[GroupRange] = field(default_factory=list)
     snr: float = float("nan")
@@ -72,6 +71,7 @@ class BlockQuantizer:
         ranks: Ranks | None = None,
     ):
         self.model, self.plan, self.config, self.dtype, self.ranks = model, plan, config, dtype, ranks or Ranks()
+        self.rounding = ROUNDINGS[config.w_method].load()
         self.seconds: dict[str, float] = {}
         self.seeds = [
             int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:8], "big") >> 1 for key in keys
@@ -127,7 +127,8 @@ class BlockQuantizer:
 
         def observer(group: Group) -> Observer:
             name = self.prefix + group.linears[0]
-            return Observer(name, self.model.linear(name).weight.shape[1], per_sample, self.model.device)
+            channels = self.model.linear(name).weight.shape[1]
+            return Observer(name, channels, per_sample, self.model.device, self.rounding.needs_moments)
 
         def watch(observer: Observer):
             linear = self.model.linear(observer.name)
@@ -204,8 +205,9 @@ class BlockQuantizer:
             and norm.bias is not None
             and all(consumer.bias is not None for consumer in consumers),
             act_method=self.config.act_method,
+            scheme=SCHEMES[self.plan.scheme_of(self.prefix + group.linears[0])],
         )
-        return METHODS[self.config.anti_method](problem, self.config.alpha)
+        return METHODS[self.config.anti_method].load()(problem, self.config.alpha)
 
     def _shared(self, group: Group, per_column: Tensor) -> Tensor:
         """[I] -> [I]: one value for the columns that must have one scale, the largest (grouped-query attention)."""
@@ -234,25 +236,32 @@ class BlockQuantizer:
             consumer.scale_columns(scale, shift if consumer.bias is not None else None)
         return stats.smoothed(scale, shift)
 
-    def _round(self, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]) -> list[QLinear]:
+    def _round(
+        self, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]
+    ) -> list[QuantizedLinear]:
         """One scale and offset per group: q, k, v and gate, up read the same tensor, and servers demand the same."""
         with self._timed("round"):
             rounded = []
             for group in (group for number, group in enumerate(groups) if self.ranks.owns(number)):
                 members = [linears[self.prefix + name] for name in group.linears]
-                sampled = (
-                    []
-                    if self.config.act_method == 1
-                    else [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
-                )
-                lo, hi = activation_range(stats[group], sampled, self.config.act_method)
+                scheme, moments = SCHEMES[self.plan.scheme_of(members[0].name)], stats[group].moments
+                range_ = self._range(members, stats[group]) if scheme.needs_range else None
+                rounding = self.rounding(members[0].name, moments and moments.matrix())
                 rounded += [
-                    quantize_linear(member.name, member.parts(), member.bias, lo, hi, self.dtype) for member in members
+                    scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
+                    for member in members
                 ]
             if self.ranks.size == 1:
                 return rounded
             gathered = self.ranks.gather_at_first([linear.to("cpu") for linear in rounded])
             return [linear.to(self.model.device) for theirs in gathered for linear in theirs]
+
+    def _range(self, members: list[FoldedLinear], stats: Stats) -> tuple[Tensor, Tensor]:
+        """(lo, hi) of what these linears read, by the act_method that was chosen."""
+        if self.config.act_method == 1:
+            return activation_range(stats, [], 1)
+        sampled = [member.float(some_outputs(len(member.weight), member.weight.device)) for member in members]
+        return activation_range(stats, sampled, self.config.act_method)
 
     def _changed_floats(self, linears: dict[str, FoldedLinear], norms: dict[str, FoldedNorm]) -> dict[str, Tensor]:
         """What folding changed and int8 does not hold: norms, and the float linears whose rows were divided."""
@@ -271,7 +280,7 @@ class BlockQuantizer:
                 floats[f"{part.name}.bias"] = part.bias
         return floats
 
-    def _measure(self, index: int, linears: list[QLinear], call: Call | None, added: Tensor | None) -> float:
+    def _measure(self, index: int, linears: list[QuantizedLinear], call: Call | None, added: Tensor | None) -> float:
         """dB: what the block adds to its input in float, `added`, against the error of adding it with `linears`."""
         if call is None:
             return float("nan")

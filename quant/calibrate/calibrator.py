@@ -25,13 +25,14 @@ from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..base.output import FILE_MODE, appearing, check_output, check_space, make_work_directory, replace_file
-from ..export import ascend, formats
-from ..export.ascend import ExportWriter
+from ..export import formats, reader
 from ..export.plan import make_plan
 from ..export.recipe import RECIPE, RUN_LOG, identity, recipe
+from ..export.writer import ExportWriter
 from ..families import family_of
 from ..families.family import Tower
 from ..files.checkpoint import Checkpoint
+from ..files.config_json import write_json
 from ..inputs.samples import prepare
 from ..model.device import compute_dtype, export_dtype, peak_on_card, pick_device
 from ..model.paused import Key, Passed, Walk
@@ -252,7 +253,7 @@ class Calibrator:
         work.state = replace(work.state, seconds=time.perf_counter() - start)
 
     def _write_records(self, work: Path) -> None:
-        ascend.write_json(work / RECIPE, recipe(self))
+        write_json(work / RECIPE, recipe(self))
         memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
         multiplied = product_on(self.device).name if self.config.engine == "native" else None
         log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "int8_product": multiplied}
@@ -273,12 +274,12 @@ class Calibrator:
                 f"save_type={list(save_type)}: one is needed; two formats in one directory would hold every tensor"
                 " twice"
             )
-        act = formats.resolve(save_type[0], act)
+        act = formats.resolve(save_type[0], act, self.plan.schemes)
         if self._work is None:
             raise UsageError("nothing to save: call run() first")
         directory = check_output(directory, self.checkpoint.dir)
         with appearing(directory, self._work.dir if self._work.keeps else None) as target:
-            formats.write(ascend.read(self._work.export), target, save_type[0], act)
+            formats.write(reader.read(self._work.export), target, save_type[0], act)
 
     def close(self) -> None:
         """Remove the working copy; what was saved stays."""

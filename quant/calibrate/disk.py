@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 from torch import Tensor
 
 from ..base.errors import QuantError
-from ..export.ascend import ExportWriter
+from ..export.writer import ExportWriter
 from ..families.family import Tower
 from ..files import fingerprints
 from ..model.parallel import background_thread

@@ -17,7 +17,7 @@ import torch
 from ..arithmetic.m2 import STRIDE, THRESHOLDS
 from ..arithmetic.smoothing import OUTPUTS
 from ..arithmetic.stats import ROWS
-from ..export.ascend import export_layout
+from ..export.layout import export_layout
 from ..families.family import Tower
 from .calibrator import Calibrator, peak_memory
 

@@ -102,11 +102,13 @@ class Ranks:
         self._agree()
         with connected():
             for observer in observers:
-                group = (
-                    self.objects if observer.lo.device.type == "cpu" else None
-                )  # a block may be on the CPU in a job on cards
-                distributed.all_reduce(observer.lo, distributed.ReduceOp.MIN, group=group)
-                distributed.all_reduce(observer.hi, distributed.ReduceOp.MAX, group=group)
+                tensors = {distributed.ReduceOp.MIN: observer.lo, distributed.ReduceOp.MAX: observer.hi}
+                if observer.moments is not None:
+                    tensors[distributed.ReduceOp.SUM] = observer.moments  # whole numbers: the order does not matter
+                for operation, tensor in tensors.items():
+                    # A block may be on the CPU in a job on cards.
+                    group = self.objects if tensor.device.type == "cpu" else None
+                    distributed.all_reduce(tensor, operation, group=group)
         everyones = self.gather(mine)
         for position, observer in enumerate(observers):
             parts = [part[position] for part in everyones]

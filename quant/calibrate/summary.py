@@ -121,14 +121,14 @@ def decisions_table(plan: Plan) -> list[str]:
         title, linear, index = (
             ("outside the blocks", decision.name, 0) if block is None else _in_tower(decision.name, *block)
         )
-        rows.setdefault(title, {}).setdefault((linear, decision.shape, decision.int8, decision.why), []).append(index)
-    reasons = list(dict.fromkeys(why for group in rows.values() for _, _, int8, why in group if not int8))
+        rows.setdefault(title, {}).setdefault((linear, decision.shape, decision.scheme, decision.why), []).append(index)
+    reasons = list(dict.fromkeys(why for group in rows.values() for _, _, scheme, why in group if not scheme))
     lines = []
     for title, group in rows.items():
         lines.append(title)
         blocks = max(len(indices) for indices in group.values())
-        for (linear, shape, int8, why), indices in group.items():
-            kind = "int8" if int8 else f"float [{reasons.index(why) + 1}]"
+        for (linear, shape, scheme, why), indices in group.items():
+            kind = {"W8A8": "int8", "W8A8_DYNAMIC": "int8 dynamic"}.get(scheme) or f"float [{reasons.index(why) + 1}]"
             some = "" if len(indices) == blocks else f"  blocks {spans(indices)}"
             lines.append(f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{some}")
     return lines + [f"[{number + 1}] {why}" for number, why in enumerate(reasons)]

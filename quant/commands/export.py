@@ -1,13 +1,13 @@
 """python -m quant export: a finished export in another format, without calibrating again."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ..base.errors import QuantError, UsageError
 
 TARGETS = {("ascendV1", "static"): "all", ("mindie", "static"): "mindie"}
-"""Format and activations -> the servers that it is for; vLLM-Ascend for the rest, and compressed-tensors has rules of
+"""Format and activations -> the servers that it is for; vLLM-Ascend for the rest (dynamic linears among them), and compressed-tensors has rules of
 its own.
 """
 EPILOG = (
@@ -19,7 +19,7 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.epilog = EPILOG
-    parser.add_argument("export", metavar="EXPORT", help="a static W8A8 export, of either Ascend layout")
+    parser.add_argument("export", metavar="EXPORT", help="a W8A8 export, of either Ascend layout")
     parser.add_argument("directory", metavar="OUT", help="where the result goes: empty or not there yet")
     add_format(parser)
 
@@ -36,8 +36,8 @@ def add_format(parser) -> None:
         "--act",
         choices=("static", "dynamic", "mix"),
         help=(
-            "activations: static per tensor, dynamic per token, mix of both by phase (default: static;"
-            " compressed-tensors: dynamic)"
+            "activations: static per tensor, dynamic per token, mix of both by phase (default: static, or as --scheme"
+            " and --dynamic_names say; compressed-tensors: dynamic)"
         ),
     )
     parser.add_argument(
@@ -55,15 +55,17 @@ def run(args: argparse.Namespace) -> int:
     """0. Raises UsageError, QuantError as formats.export and verdict do."""
     from ..export import formats
 
-    save_type, act = chosen(args)
+    save_type, act = chosen(args, ("W8A8",))
     target = formats.export(args.export, args.directory, save_type, act)
     print(f"result   {target}")
     verdict(target, args.target, save_type, act)
     return 0
 
 
-def chosen(args: argparse.Namespace) -> tuple[str, str]:
-    """Format and activations by the flags. Raises UsageError for what does not go together."""
+def chosen(args: argparse.Namespace, words: Collection[str]) -> tuple[str, str]:
+    """Format and activations by the flags, for int8 linears of the types `words`. Raises UsageError for what does not go
+    together.
+    """
     from ..export.formats import resolve
 
     save_type = args.save_type or "ascendV1"
@@ -73,7 +75,7 @@ def chosen(args: argparse.Namespace) -> tuple[str, str]:
         save_type = "mindie"
     if save_type == "compressed-tensors" and args.target:
         raise UsageError(f"--target {args.target}: its rules are those of the Ascend format, not of compressed-tensors")
-    return save_type, resolve(save_type, args.act)
+    return save_type, resolve(save_type, args.act, words)
 
 
 def verdict(directory: Path, target: str | None, save_type: str, act: str, say: Callable[[str], None] = print) -> None:

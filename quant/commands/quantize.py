@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..base.choices import METHODS, ROUNDINGS, SCHEMES, lines
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
 from ..families import FAMILIES, script_of
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("method")
     method.add_argument(
         "--anti_method",
-        choices=("m2", "m4", "none"),
-        help=(f"outlier suppression: m2 Outlier Suppression+, m4 iterative smooth (default: {default('anti_method')})"),
+        choices=METHODS,
+        help=f"outlier suppression; {lines(METHODS)} (default: {default('anti_method')})",
     )
     method.add_argument(
         "--alpha", type=float, metavar="A", help=f"m4's migration strength, between 0 and 1 (default: {ALPHA})"
@@ -61,6 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(1, 2, 3),
         help=f"activation range: 1 min-max, 2 histogram, 3 the better of both (default: {default('act_method')})",
+    )
+    method.add_argument(
+        "--w_method",
+        choices=ROUNDINGS,
+        help=f"rounding of the weights; {lines(ROUNDINGS)} (default: {default('w_method')})",
+    )
+    method.add_argument(
+        "--scheme", choices=SCHEMES, help=f"of int8 linears; {lines(SCHEMES)} (default: {default('scheme')})"
+    )
+    method.add_argument(
+        "--dynamic_names",
+        nargs="+",
+        metavar="PATTERN",
+        help="linears that are W8A8_DYNAMIC beside static ones, names or globs, down_proj of the family's list, too",
     )
     method.add_argument(
         "--disable_names",
@@ -172,7 +187,6 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
     from ..calibrate.summary import dry_run, header, summary
     from ..model.device import pick_device, workers_of
 
-    save_type, act = chosen(args)
     device = pick_device(config.dev_type)
     with joined(device) as ranks:
         reporter = Reporter(args.quiet, args.log_file) if ranks.rank == 0 else Reporter(quiet=True)
@@ -182,6 +196,8 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
                 f"{args.model_path}: is a {calibrator.family.name} model, this script is for {wanted.name}; use"
                 f" {script_of(calibrator.family)}, or `python -m quant quantize`, which takes both"
             )
+        save_type, act = chosen(args, calibrator.plan.schemes)
+        _refuse_target(calibrator.plan, args.target)
         if args.dry_run:
             dry_run(calibrator)
             return 0
@@ -200,6 +216,23 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
                 summary(calibrator, target)
             verdict(target, args.target, save_type, act, reporter.line)
     return 0
+
+
+def _refuse_target(plan, target: str | None) -> None:
+    """Raises UsageError before any work where the server that was named would not load what was asked for."""
+    if target not in ("mindie", "all") or "W8A8_DYNAMIC" not in plan.schemes:
+        return
+    vision = [name for name in plan.words if name.startswith(plan.family.tower("vision").prefix)]
+    if dynamic := [name for name in vision if plan.words[name] == "W8A8_DYNAMIC"]:
+        raise UsageError(
+            f"--target {target}: {dynamic[0]} would be W8A8_DYNAMIC, and MindIE's vision tower takes static W8A8 or float;"
+            " use --vision float, or --target vllm-ascend"
+        )
+    if len(plan.schemes) > 1:
+        raise UsageError(
+            f"--target {target}: MindIE takes one type for all int8 linears, not {' beside '.join(sorted(plan.schemes))};"
+            " use --scheme alone, or --target vllm-ascend"
+        )
 
 
 def script(file: str) -> int:

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic.schemes import QuantizedLinear
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
-from ..export import ascend
-from ..export.ascend import Export
+from ..export import reader
+from ..export.reader import Export
 from ..families import family_of
 from ..files.checkpoint import Checkpoint
 from ..inputs.samples import prepare
@@ -73,13 +74,9 @@ def dump(
     config: prompt, num_samples, max_pixels, seed, dev_type are used; images: as Calibrator's calib_data. inputs: an
     earlier dump, whose inputs are taken in place of images. modules: globs on hub module names; None takes the blocks
     and what stands outside of them. Raises UsageError for a pattern that matches nothing, and as Checkpoint,
-    ascend.read and StreamedModel do.
+    reader.read and StreamedModel do.
     """
-    source = (
-        ascend.read(model_path)
-        if any((Path(model_path) / name).is_file() for name in ascend.DESCRIPTION.values())
-        else Checkpoint(model_path)
-    )
+    source = reader.read(model_path) if reader.is_export(model_path) else Checkpoint(model_path)
     family, device = family_of(source.config, source.dir), pick_device(config.dev_type)
     names, samples = _samples(source, family, config, images, inputs, reporter)
     model = StreamedModel(source, family, compute_dtype(source.dtype, device), device, config.trust_remote_code)
@@ -183,13 +180,13 @@ def _choose(model: StreamedModel, patterns: list[str] | None) -> dict[str, nn.Mo
 
 def _load_block(
     model: StreamedModel, source: Checkpoint | Export, tensors: list[str], int8: set[str]
-) -> list[runtime.Int8Linear]:
+) -> list[QuantizedLinear]:
     """Load a block; its int8 linears are returned."""
     for tensor in tensors:
         if tensor.rpartition(".")[0] not in int8:
             model.set(tensor, source.load(tensor))
     names = [tensor.removesuffix(".weight") for tensor in tensors if tensor.removesuffix(".weight") in int8]
-    return [runtime.Int8Linear.load(source, name).to(model.device) for name in names]
+    return [source.linear(name).to(model.device) for name in names]
 
 
 def _dump_outside(

@@ -12,7 +12,7 @@ from .questions import Question
 if TYPE_CHECKING:  # a run against servers alone does without torch
     from torch import nn
 
-    from ..inputs.encode import Encoder
+    from ..inputs.encoder import Encoder
 
 BULKY = {".safetensors", ".bin", ".pt", ".pth"}
 
@@ -21,7 +21,7 @@ class LocalModel:
     """A model of this machine, loaded with the first question.
 
     directory: a float checkpoint, or with int8=True an export, which computes as the server would. max_pixels: largest
-    area an image is resized to. Raises UsageError or QuantError as Checkpoint and ascend.read do.
+    area an image is resized to. Raises UsageError or QuantError as Checkpoint and reader.read do.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class LocalModel:
         device: str | None = None,
         trust_remote_code: bool = False,
     ):
-        from ..export import ascend
+        from ..export import reader
         from ..files.checkpoint import Checkpoint
         from ..model.device import pick_device
 
-        source: ascend.Export | Checkpoint = ascend.read(directory) if int8 else Checkpoint(directory)
+        source: reader.Export | Checkpoint = reader.read(directory) if int8 else Checkpoint(directory)
         self.directory, self.int8, self.max_new_tokens = source.dir, int8, max_new_tokens
         self.max_pixels, self.device, self.trust_remote_code = max_pixels, pick_device(device), trust_remote_code
         self.loaded: tuple[nn.Module, Encoder] | None = None

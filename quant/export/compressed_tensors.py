@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.int8 import ACT_MAX, ACT_MIN, EPS
+from ..base.errors import QuantError
 from ..base.output import check_space
 from ..families import family_of
 from ..families.family import Family
+from ..files.config_json import write_json
 from ..files.safetensors_io import SafetensorsWriter
-from .ascend import INT8_PARTS, Export, write_json
+from .reader import Export
 
 WEIGHTS, INDEX = "model", "model.safetensors.index.json"
 HEAD = "re:.*lm_head"  # vLLM has it inside the language model
@@ -33,7 +35,7 @@ INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 
 
 def write(export: Export, directory: Path, act: str) -> None:
-    """Weights, index and config.json of a static Ascend export in this format. act: "dynamic" or "static".
+    """Weights, index and config.json of an Ascend export in this format. act: "dynamic", or "static" of a static one.
 
     Raises QuantError when a tensor is missing or the disk is full.
     """
@@ -41,7 +43,7 @@ def write(export: Export, directory: Path, act: str) -> None:
     parts = {
         f"{linear}.{part}"
         for linear in export.linear_names
-        for part in INT8_PARTS
+        for part in export.scheme(linear).parts
         if part not in ("weight", "weight_scale")
     }
     scales = {name for name in parts if act == "static" and name.endswith(".input_scale")}
@@ -81,10 +83,19 @@ def _place(export: Export, name: str, scales: set[str]) -> tuple[torch.dtype, tu
 
 
 def symmetric_scale(export: Export, linear: str) -> Tensor:
-    """[1], in the model's dtype: the symmetric scale that holds the exported range of the linear's input."""
+    """[1], in the model's dtype: the symmetric scale that holds the exported range of the linear's input.
+
+    Raises QuantError where that dtype has no such number.
+    """
     scale, offset = (export.load(f"{linear}.{part}").float() for part in ("input_scale", "input_offset"))
     largest = torch.maximum((ACT_MAX - offset) * scale, (offset - ACT_MIN) * scale)
-    return (largest / ACT_MAX).clamp(min=EPS).to(export.dtype)
+    symmetric = (largest / ACT_MAX).clamp(min=EPS).to(export.dtype)
+    if not torch.isfinite(symmetric).all():
+        raise QuantError(
+            f"{export.dir}: {linear}.input_scale: a symmetric scale for inputs up to {largest.item():.3g} leaves"
+            f" {str(export.dtype).removeprefix('torch.')}; use --act dynamic"
+        )
+    return symmetric
 
 
 def _config(export: Export, family: Family, act: str) -> dict:

@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 
 from ..base.errors import QuantError, UsageError
+from ..base.output import FILE_MODE
 from ..families import family_of
 from ..files.checkpoint import Checkpoint
+from ..files.config_json import write_json
 from ..files.safetensors_io import TensorInfo, read_tensor
-from .ascend import FILE_MODE, to_dtype, write_json
+from .writer import to_dtype
 
 PIECE = 64 * 2**20  # bytes read at a time
 

@@ -1,34 +1,35 @@
-"""From a finished static export to any other format, without calibration: the smoothing is folded in, and codes and
-scales are all there.
+"""From a finished export to any other format, without calibration: the smoothing is folded in, and codes and scales are
+all there.
 
-    save_type           act       of an int8 linear are written
-    ascendV1            static    weight, weight_scale, weight_offset, input_scale, input_offset, quant_bias, deq_scale     W8A8
-    ascendV1            dynamic   weight, weight_scale, weight_offset                                                       W8A8_DYNAMIC
-    ascendV1            mix       the union: per token in prefill, per tensor in decode                                     W8A8_MIX
-    mindie              static    as ascendV1, under the names of older MindIE releases                                     W8A8
-    compressed-tensors  dynamic, static                                                                                     compressed_tensors.py
+    save_type           act       an int8 linear becomes (schemes.py)
+    ascendV1            static    W8A8
+    ascendV1            dynamic   W8A8_DYNAMIC, by leaving out what holds the activations' ranges
+    ascendV1            mix       W8A8_MIX: per token in prefill, per tensor in decode
+    ascendV1            as is     each what it was; for a run that was asked for dynamic linears
+    mindie              static    W8A8, under the names of older MindIE releases
+    compressed-tensors  dynamic, static                                                         compressed_tensors.py
 
-Dynamic activations are rounded by the server, per token and symmetric: x_t ~ s_t q_t, s_t = max |x_t| / 127. The float
-bias is added after the product, so the shift that smoothing folded into it stays right.
-
-Files are gone through tensor by tensor; those that do not change are shared. Left out: from a dynamic export back to a
-static one, whose scales it no longer has.
+Files are gone through tensor by tensor; those that do not change are shared. Left out: from a dynamic linear back to a
+static one, whose scales are not there.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
+from ..arithmetic.schemes import SCHEMES
 from ..base.config import QuantConfig
 from ..base.errors import UsageError
 from ..base.output import FILE_MODE, appearing, check_output, check_space, link_or_copy
-from ..files.config_json import read_json
+from ..files.config_json import read_json, write_json
 from ..files.safetensors_io import SafetensorsWriter, TensorInfo, read_tensor
-from . import ascend, compressed_tensors
-from .ascend import DESCRIPTION, INT8_PARTS, WEIGHTS, Export, write_json
+from . import compressed_tensors
+from .description import DESCRIPTION, MINDIE_NAMES, VERSION, model_type
+from .layout import file_names, weights_stem
+from .reader import Export, read
 from .recipe import RECIPE, settings
 
-KINDS = {"static": "W8A8", "dynamic": "W8A8_DYNAMIC", "mix": "W8A8_MIX"}
-MINDIE_NAMES = {"static": "w8a8", "dynamic": "w8a8_dynamic", "mix": "w8a8_pdmix"}  # config.json's `quantize`
-DYNAMIC_PARTS = INT8_PARTS[:3]
+WORDS = {"static": "W8A8", "dynamic": "W8A8_DYNAMIC", "mix": "W8A8_MIX"}
+AS_IS = "as is"
 SAVE_TYPES = {
     "ascendV1": ("static", "dynamic", "mix"),
     "mindie": ("static",),
@@ -37,24 +38,43 @@ SAVE_TYPES = {
 """Format -> how it can round activations, the default first."""
 
 
-def resolve(save_type: str, act: str | None) -> str:
-    """`act`, or the format's default for None. Raises UsageError for a format, or an act, that there is not."""
+def resolve(save_type: str, act: str | None, words: Collection[str] = ("W8A8",)) -> str:
+    """`act`, or what it is for None or AS_IS: the format's default; AS_IS in the Ascend format where linears are dynamic.
+
+    words: the types of the linears that are to be written. Raises UsageError for a format, or an act, that there is not,
+    and for one that needs what dynamic linears do not have.
+    """
     if save_type not in SAVE_TYPES:
         raise UsageError(f"save_type {save_type}: there are {', '.join(SAVE_TYPES)}")
+    act = None if act == AS_IS else act
     if act is not None and act not in SAVE_TYPES[save_type]:
         raise UsageError(f"--act {act}: {save_type} has {' and '.join(SAVE_TYPES[save_type])}")
-    return act or SAVE_TYPES[save_type][0]
+    if "W8A8_DYNAMIC" not in words:
+        return act or SAVE_TYPES[save_type][0]
+    if act is None and save_type == "ascendV1":
+        return AS_IS
+    act = act or SAVE_TYPES[save_type][0]
+    if act != "dynamic":
+        raise UsageError(
+            f"--save_type {save_type} --act {act}: some linears are W8A8_DYNAMIC; only static W8A8 (and W8A8_MIX, which"
+            " holds it) has the ranges of the activations; --save_type ascendV1 or compressed-tensors takes --act dynamic"
+        )
+    return act
 
 
 def export(source: str | Path, directory: str | Path, save_type: str = "ascendV1", act: str | None = None) -> Path:
-    """Write the static export in `source`, of either Ascend layout, to `directory` in another format; returns the
-    directory.
+    """Write the export in `source`, of either Ascend layout, to `directory` in another format; returns the directory.
 
     `directory` must be absent or empty. Raises UsageError for choices that cannot be carried out or a source that is no
-    static export, QuantError when it is damaged or the disk is full.
+    export, QuantError when it is damaged or the disk is full.
     """
     act = resolve(save_type, act)
-    opened = ascend.read(source)
+    opened = read(source)
+    if act != "dynamic" and (dynamic := [name for name, word in opened.words.items() if word == "W8A8_DYNAMIC"]):
+        raise UsageError(
+            f"{opened.dir}: {dynamic[0]} is W8A8_DYNAMIC; only static W8A8 (and W8A8_MIX, which holds it) has the ranges"
+            f" that {save_type} with --act {act} needs; quantize again, or use --act dynamic"
+        )
     target = check_output(directory, opened.dir)
     with appearing(target) as partial:
         write(opened, partial, save_type, act)
@@ -62,7 +82,7 @@ def export(source: str | Path, directory: str | Path, save_type: str = "ascendV1
 
 
 def write(export: Export, directory: Path, save_type: str, act: str) -> None:
-    """As export(), into a directory that exists and is empty."""
+    """As export(), into a directory that exists and is empty. act: as resolve() has it for the export's linears."""
     if save_type == "compressed-tensors":
         compressed_tensors.write(export, directory, act)
     else:
@@ -87,43 +107,31 @@ def side_files(export: Export) -> list[Path]:
 
 
 def _write_ascend(export: Export, directory: Path, save_type: str, act: str) -> None:
-    int8 = {f"{linear}.{part}": part for linear in export.linear_names for part in INT8_PARTS}
-    kept = {
-        name: info
-        for name, info in export.tensors.items()
-        if act != "dynamic" or int8.get(name, "weight") in DYNAMIC_PARTS
-    }
-    names = _write_weights(export, kept, directory, act)
+    words = {linear: WORDS.get(act, word) for linear, word in export.words.items()}
+    before = {f"{linear}.{part}" for linear in words for part in export.scheme(linear).parts}
+    after = {f"{linear}.{part}": word for linear, word in words.items() for part in SCHEMES[word].parts}
+    kept = {name: info for name, info in export.tensors.items() if name in after or name not in before}
+    word = model_type(words.values())
+    names = _write_weights(export, kept, directory, weights_stem(word))
     if len(set(names.values())) > 1:
         total = sum(info.nbytes for info in kept.values())
-        write_json(
-            directory / f"{_stem(act)}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": names}
-        )
+        index = {"metadata": {"total_size": total}, "weight_map": names}
+        write_json(directory / f"{weights_stem(word)}.safetensors.index.json", index)
     described = {
-        name: KINDS[act] if name in int8 else kind
-        for name, kind in export.description.items()
-        if name in kept or name not in int8
+        name: after.get(name, kind) for name, kind in export.description.items() if name in kept or name not in before
     }
-    write_json(directory / DESCRIPTION[save_type], {**described, **ascend.METADATA, "model_quant_type": KINDS[act]})
-    write_json(directory / "config.json", _config(export, save_type, act))
+    write_json(directory / DESCRIPTION[save_type], {**described, "version": VERSION, "model_quant_type": word})
+    write_json(directory / "config.json", _config(export, save_type, act, word))
 
 
-def _stem(act: str) -> str:
-    return WEIGHTS.removesuffix("w8a8") + KINDS[act].lower()
-
-
-def _write_weights(export: Export, kept: dict[str, TensorInfo], directory: Path, act: str) -> dict[str, str]:
+def _write_weights(export: Export, kept: dict[str, TensorInfo], directory: Path, stem: str) -> dict[str, str]:
     """Tensor name -> file name. The tensors stay in the files that they are in; a file that loses none is shared."""
     files = sorted({info.file for info in export.tensors.values()})
-    if act == "dynamic":
+    if len(kept) < len(export.tensors):
         check_space(directory, sum(info.nbytes for info in kept.values()))
     names = {}
-    for number, file in enumerate(files):
-        target = directory / (
-            f"{_stem(act)}.safetensors"
-            if len(files) == 1
-            else f"{_stem(act)}-{number + 1:05d}-of-{len(files):05d}.safetensors"
-        )
+    for file, name in zip(files, file_names(stem, len(files))):
+        target = directory / name
         inside = {name: info for name, info in kept.items() if info.file == file}
         if all(name in kept for name, info in export.tensors.items() if info.file == file):
             link_or_copy(file, target)
@@ -139,9 +147,9 @@ def _write_weights(export: Export, kept: dict[str, TensorInfo], directory: Path,
     return names
 
 
-def _config(export: Export, save_type: str, act: str) -> dict:
+def _config(export: Export, save_type: str, act: str, word: str) -> dict:
     config = {key: value for key, value in export.config.items() if key != "quantization_config"}
-    config["quantize"] = MINDIE_NAMES[act]
+    config["quantize"] = MINDIE_NAMES[word]
     if act == "dynamic":  # MindIE's vision tower knows static int8 or float
         config["vision_config"] = {key: value for key, value in config["vision_config"].items() if key != "quantize"}
     if save_type == "mindie":

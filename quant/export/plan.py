@@ -1,8 +1,9 @@
-"""What a run will do, decided from config.json and the tensors' names and shapes alone: every linear int8 or float and
-why, every group that will be smoothed. Refuses what no server would load: a pattern that matches nothing, half a group,
-half a vision tower.
+"""What a run will do, decided from config.json and the tensors' names and shapes alone: every linear's scheme, or float
+and why, and every group that will be smoothed. Refuses what no server would load: a pattern that matches nothing, half a
+group, half a vision tower.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,12 +15,18 @@ from ..files.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Decision:
-    """One linear: its hub name without ".weight", weight shape (O, I), whether it becomes int8, and why."""
+    """One linear: its hub name without ".weight", weight shape (O, I), what it becomes (a key of choices.SCHEMES, None
+    for float), and why.
+    """
 
     name: str
     shape: tuple[int, int]
-    int8: bool
+    scheme: str | None
     why: str
+
+    @property
+    def int8(self) -> bool:
+        return self.scheme is not None
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class Plan:
 
     def is_int8(self, name: str) -> bool:
         return name in self.decisions and self.decisions[name].int8
+
+    def scheme_of(self, name: str) -> str | None:
+        """What the linear `name` becomes; None: it stays float, or there is none of that name."""
+        return self.decisions[name].scheme if name in self.decisions else None
 
     def groups(self, tower: Tower) -> list[Group]:
         """The groups of a tower that have an int8 linear in any block."""
@@ -60,8 +71,18 @@ class Plan:
         ]
 
     @cached_property
+    def words(self) -> dict[str, str]:
+        """Name of an int8 linear -> its scheme."""
+        return {name: decision.scheme for name, decision in self.decisions.items() if decision.scheme}
+
+    @property
     def int8_names(self) -> set[str]:
-        return {name for name, decision in self.decisions.items() if decision.int8}
+        return set(self.words)
+
+    @property
+    def schemes(self) -> set[str]:
+        """Those that int8 linears become."""
+        return set(self.words.values())
 
 
 def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Plan:
@@ -77,36 +98,33 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
         else dict.fromkeys(config.disable_names, "asked for with --disable_names")
     )
     linears = list(_linears(checkpoint, family))
-    if config.disable_names:
-        names = [name for name, _, _ in linears]
-        for pattern in config.disable_names:
-            if not any(match([pattern], name) for name in names):
-                raise UsageError(
-                    f"--disable_names {pattern}: matches none of the {len(names)} linears; names look like {names[0]}"
-                    " (--dry_run lists them)"
-                )
+    names = [name for name, _, _ in linears]
+    _refuse_no_match("--disable_names", config.disable_names or (), names)
+    _refuse_no_match("--dynamic_names", config.dynamic_names, names)
     decisions = {}
     for name, tower, index in linears:
         shape = checkpoint.tensors[f"{name}.weight"].shape
+        dynamic = match(config.dynamic_names, name)
+        scheme = None
         if pattern := match(family.must_float, name):
-            int8, why = False, family.must_float[pattern]
+            why = family.must_float[pattern]
         elif tower is None:
-            int8, why = False, _unlisted(name, family, checkpoint.config)
+            why = _unlisted(name, family, checkpoint.config)
         elif tower.name == "vision" and vision == "float":
-            int8, why = (
-                False,
-                "the vision tower is float"
-                + (f": {family.vision_int8_refused}" if family.vision_int8_refused else " (--vision float)"),
+            why = "the vision tower is float" + (
+                f": {family.vision_int8_refused}" if family.vision_int8_refused else " (--vision float)"
             )
         elif index >= tower.used(checkpoint.config):
-            int8, why = False, "the output does not depend on this block"
-        elif pattern := match(keep, name):
-            int8, why = False, keep[pattern]
+            why = "the output does not depend on this block"
+        elif (pattern := match(keep, name)) and not (dynamic and config.disable_names is None):
+            why = keep[pattern]
         else:
-            int8, why = True, "W8A8"
-        decisions[name] = Decision(name, shape, int8, why)
+            scheme = why = "W8A8_DYNAMIC" if dynamic else config.scheme
+        decisions[name] = Decision(name, shape, scheme, why)
+    _refuse_float_dynamic(config.dynamic_names, decisions)
     plan = Plan(family, checkpoint.config, config.anti_method, decisions)
     _refuse_half_groups(plan)
+    _refuse_half_vision(plan)
     if not plan.int8_names:
         raise UsageError("every linear would stay float: nothing to quantize; relax --disable_names or --vision")
     if config.anti_method != "none" and not plan.smoothed:
@@ -116,7 +134,24 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
     return plan
 
 
-def _linears(checkpoint: Checkpoint, family: Family):
+def _refuse_no_match(flag: str, patterns: tuple[str, ...], names: list[str]) -> None:
+    for pattern in patterns:
+        if not any(match([pattern], name) for name in names):
+            raise UsageError(
+                f"{flag} {pattern}: matches none of the {len(names)} linears; names look like {names[0]} (--dry_run lists"
+                " them)"
+            )
+
+
+def _refuse_float_dynamic(patterns: tuple[str, ...], decisions: dict[str, Decision]) -> None:
+    """A pattern that names nothing but linears which stay float asks for what no server loads."""
+    for pattern in patterns:
+        named = [decision for decision in decisions.values() if match([pattern], decision.name)]
+        if not any(decision.scheme for decision in named):
+            raise UsageError(f"--dynamic_names {pattern}: {named[0].name} stays float: {named[0].why}; leave it out")
+
+
+def _linears(checkpoint: Checkpoint, family: Family) -> Iterator[tuple[str, Tower | None, int | None]]:
     """(name, tower, block index) of every linear, blocks first; tower and index None outside the blocks."""
     in_blocks = set()
     for tower in family.towers:
@@ -149,18 +184,31 @@ def _unlisted(name: str, family: Family, config: dict) -> str:
 
 
 def _refuse_half_groups(plan: Plan) -> None:
+    """Linears that read one tensor are one matrix product to a server: they have one type."""
     for tower in plan.family.towers:
-        used = range(tower.used(plan.config))
-        for index in used:
+        for index in range(tower.used(plan.config)):
             for group in tower.groups_of(plan.config, index):
-                names = [tower.block(index) + linear for linear in group.linears]
-                floats = [name for name in names if not plan.is_int8(name)]
-                if floats and len(floats) < len(names):
-                    rest = " ".join(name for name in names if name not in floats)
+                schemes = {
+                    tower.block(index) + linear: plan.scheme_of(tower.block(index) + linear) for linear in group.linears
+                }
+                if len(set(schemes.values())) == 1:
+                    continue
+                floats = [name for name, scheme in schemes.items() if scheme is None]
+                if floats:
+                    rest = " ".join(name for name in schemes if name not in floats)
                     raise UsageError(
                         f"--disable_names keeps {floats[0]} float but not what reads the same tensor; servers demand"
                         f" one type: add {rest}"
                     )
+                dynamic = [name for name, scheme in schemes.items() if scheme == "W8A8_DYNAMIC"]
+                rest = " ".join(name for name in schemes if name not in dynamic)
+                raise UsageError(
+                    f"--dynamic_names makes {dynamic[0]} W8A8_DYNAMIC but not what reads the same tensor; servers demand"
+                    f" one type: add {rest}"
+                )
+
+
+def _refuse_half_vision(plan: Plan) -> None:
     vision = plan.family.tower("vision")
     whole = [
         vision.block(index) + linear

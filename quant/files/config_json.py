@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError
+from ..base.output import replace_file
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,11 @@ def read_json(file: Path) -> dict:
 
 def dumps(value: dict) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(file: Path, value: dict) -> None:
+    """Put a JSON object in the place of `file`, whole or not at all. Raises QuantError when the disk refuses."""
+    replace_file(file, dumps(value).encode())
 
 
 def dtype_name(config: dict) -> str:

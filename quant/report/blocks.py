@@ -117,7 +117,7 @@ def clipping(facts: Facts) -> Markup:
     strength = lambda record: min(record["clipped_share"] / limit, 1.0) ** 0.5
     hover = lambda record: (
         f"{record['linear']}: {percent(record['clipped_share'], 3)} clipped; seen {span(record['range_seen'])}, covered"
-        f" {span(record['range_covered'])}"
+        f" {span(record['range_covered']) if record['range_covered'] else 'token by token'}"
     )
     kinds = legend(("blank", "none"), ("clipped", f"{percent(limit)} or more"))
     return section(
@@ -235,6 +235,12 @@ def layers(facts: Facts) -> Markup:
     )
 
 
+def _kind(layer: Layer) -> str:
+    if not layer.int8:
+        return "float"
+    return "int8 dynamic" if layer.why == "W8A8_DYNAMIC" else "int8"
+
+
 def layer_table(entries: list[Layer]) -> Markup:
     """A row per linear."""
     head = ["Linear", "Shape", "Type", "Why float", "Input scale", "Offset", "Weight scales"]
@@ -242,10 +248,10 @@ def layer_table(entries: list[Layer]) -> Markup:
         [
             el("code", layer.name),
             f"{layer.shape[0]} × {layer.shape[1]}",
-            el("span", "int8" if layer.int8 else "float", class_=f"chip {'int8' if layer.int8 else 'float'}"),
+            el("span", _kind(layer), class_=f"chip {'int8' if layer.int8 else 'float'}"),
             "" if layer.int8 else layer.why,
-            number(layer.scales.input_scale) if layer.scales else "",
-            layer.scales.input_offset if layer.scales else "",
+            number(layer.scales.input_scale) if layer.scales and layer.scales.input_scale is not None else "",
+            layer.scales.input_offset if layer.scales and layer.scales.input_offset is not None else "",
             span(layer.scales.weights) if layer.scales else "",
         ]
         for layer in entries

@@ -16,7 +16,7 @@ from PIL import Image
 from ..base.config import CALIB_IMAGES
 from ..base.errors import QuantError, UsageError
 from ..evaluate.local_model import files_digest
-from ..export import ascend
+from ..export import reader
 from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
 from ..families.family import Family
@@ -30,7 +30,9 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear as it was exported. shape: (outputs, inputs); why: the reason, where it is float; scales: None there."""
+    """A linear as it was exported. shape: (outputs, inputs); why: the reason, where it is float, else its type; scales:
+    None where it is float.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -41,10 +43,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scales:
-    """An int8 linear's numbers. weights: (smallest, largest) scale of its rows."""
+    """An int8 linear's numbers. input_scale, input_offset: None where the server rounds each token by itself; weights:
+    (smallest, largest) scale of its rows.
+    """
 
-    input_scale: float
-    input_offset: int
+    input_scale: float | None
+    input_offset: int | None
     weights: tuple[float, float]
 
 
@@ -56,7 +60,7 @@ class Facts:
     empty where there is none; verify, evaluation: what these commands wrote; thumbnails: sample key -> data: URL.
     """
 
-    export: ascend.Export
+    export: reader.Export
     files: str
     family: Family
     recipe: dict
@@ -97,9 +101,10 @@ class Facts:
     @property
     def bytes_16bit(self) -> int:
         """What the model takes with every weight in 16 bits."""
-        parts = ascend.INT8_PARTS[1:]  # those that come with a weight in int8
-        int8 = {f"{layer.name}.{part}" for layer in self.layers if layer.int8 for part in parts}
-        return sum(2 * prod(info.shape) for name, info in self.export.tensors.items() if name not in int8)
+        beside = {  # what comes with a weight in int8
+            part for layer in self.layers if layer.int8 for part in self.export.parts(f"{layer.name}.weight")[1:]
+        }
+        return sum(2 * prod(info.shape) for name, info in self.export.tensors.items() if name not in beside)
 
 
 VERIFY_KEYS = ("passed", "verdict", "findings", "thresholds", "blocks", "logits", "free_running")
@@ -113,7 +118,7 @@ def gather(directory: str | Path, verify: str | None, evaluation: str | None, im
     Raises UsageError for a directory that is no export and for a file that is not there, QuantError for a record that
     cannot be read.
     """
-    export = ascend.read(directory)
+    export = reader.read(directory)
     family = family_of(export.config, export.dir)
     recipe, run = (read_json(export.dir / name) if (export.dir / name).is_file() else {} for name in (RECIPE, RUN_LOG))
     return Facts(
@@ -142,7 +147,7 @@ def _result(file: str | None, command: str, keys: tuple[str, ...]) -> dict | Non
     return result
 
 
-def _layers(export: ascend.Export, recipe: dict) -> list[Layer]:
+def _layers(export: reader.Export, recipe: dict) -> list[Layer]:
     """Every linear, blocks in the order of the data first, then the rest."""
     int8, reasons = dict.fromkeys(export.linear_names), recipe.get("float", {})
     layers = []
@@ -152,13 +157,15 @@ def _layers(export: ascend.Export, recipe: dict) -> list[Layer]:
             layers.append(Layer(name, shape, False, reasons.get(name, NOT_RECORDED)))
             continue
         rows = export.load(f"{name}.weight_scale").float()
-        scale, offset = (export.load(f"{name}.{part}").float().item() for part in ("input_scale", "input_offset"))
-        scales = Scales(scale, round(offset), (rows.min().item(), rows.max().item()))
-        layers.append(Layer(name, shape, True, "", scales))
+        static = export.scheme(name).needs_range
+        scale = export.load(f"{name}.input_scale").float().item() if static else None
+        offset = round(export.load(f"{name}.input_offset").float().item()) if static else None
+        scales = Scales(scale, offset, (rows.min().item(), rows.max().item()))
+        layers.append(Layer(name, shape, True, export.words[name], scales))
     return layers
 
 
-def _float_linears(export: ascend.Export, reasons: dict) -> list[str]:
+def _float_linears(export: reader.Export, reasons: dict) -> list[str]:
     """Those that the recipe names; without a recipe, matrices that are neither embeddings nor int8."""
     if reasons:
         return [name for name in reasons if f"{name}.weight" in export.tensors]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.fold import share_heads, spread_heads
+from ..arithmetic.schemes import unpack_deq_scale
 from ..families.family import Group, Tower
 from .fit import TINY, WeightPair
 from .linear import FACTOR, LinearCheck, Relation
-from .runtime import unpack_deq_scale
 from .tensors import Damage, difference, where
 
 NOISE = 6.0  # how many standard deviations of its fit a factor may be off, besides FACTOR

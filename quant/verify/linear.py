@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .runtime import unpack_deq_scale
+from ..arithmetic.schemes import unpack_deq_scale
 from .tensors import Damage, where
 
 FACTOR = 0.02  # how much a factor may be off: exporters that compute in bfloat16 are off by 0.4 %
@@ -66,14 +66,20 @@ class LinearCheck:
         if self.relation.unlike.any():
             self.say("weight", f"differs from the source's by more than rounding in {where(self.relation.unlike)}")
         self._rows()
-        if f"{self.name}.weight_scale" in self.exported:
-            deq = self._deq_scale()
-            offset = self._offset()
+        if f"{self.name}.weight_offset" in self.exported and self.part("weight_offset").any():
+            self.say("weight_offset", "is not zero; servers take weights as symmetric")
+        if self.static:
+            deq, offset = self._deq_scale(), self._offset()
             if not self._bias() and offset is not None:
                 self._quant_bias(deq, offset)
         else:
             self._bias()
         return self.damage
+
+    @property
+    def static(self) -> bool:
+        """Whether it is a static int8 linear, whose scales repeat one another; a float or dynamic one has none that do."""
+        return f"{self.name}.deq_scale" in self.exported
 
     @cached_property
     def wrong_rows(self) -> Tensor:
@@ -107,12 +113,11 @@ class LinearCheck:
         if f"{self.name}.weight_scale" not in self.exported or factor < 0:
             self.say("weight", f"wrong in {where(off)}{reader}: {factor:.4g} times what is expected")
             return
-        scale, deq = (
-            self.part("weight_scale").float().reshape(-1)[first],
-            unpack_deq_scale(self.part("deq_scale"))[first],
-        )
-        if not (deq / self._product()[first] - 1).abs() <= PRODUCT:
-            reader = ""  # deq_scale contradicts it too
+        scale = self.part("weight_scale").float().reshape(-1)[first]
+        if self.static:
+            deq = unpack_deq_scale(self.part("deq_scale"))[first]
+            if not (deq / self._product()[first] - 1).abs() <= PRODUCT:
+                reader = ""  # deq_scale contradicts it too
         self.say(
             "weight_scale",
             f"wrong in {where(off)}{reader}: [{first}] is {scale:.4g}, the source's weight makes it"
@@ -150,8 +155,6 @@ class LinearCheck:
 
     def _offset(self) -> float | None:
         """input_offset, if it is one."""
-        if self.part("weight_offset").any():
-            self.say("weight_offset", "is not zero; servers take weights as symmetric")
         offset = float(self.part("input_offset").double().item())
         if offset.is_integer() and -128 <= offset <= 127:
             return offset

@@ -12,36 +12,35 @@ import math
 import torch
 from torch import Tensor
 
-from ..arithmetic.int8 import ACT_MAX, ACT_MIN, QLinear, quantize_linear
+from ..arithmetic.int8 import ACT_MAX, ACT_MIN
+from ..arithmetic.schemes import QuantizedLinear
 from ..arithmetic.stats import Observer, Stats
+from ..export.reader import Export
 from ..model.streamed import StreamedModel
 from .linear import Relation
-from .runtime import Int8Linear
 
 EQUAL = 1e-20  # least error, relative to the energy, that is told from none
 
 
 def rounded_linear(
-    name: str, model: StreamedModel, relation: Relation, stats: Stats, dtype: torch.dtype
+    name: str, model: StreamedModel, relation: Relation, stats: Stats, export: Export
 ) -> "RoundedLinear":
-    """The source's linear, rounded as an export for servers of `dtype` would have to be, on the range that was seen."""
+    """The source's linear, rounded as such an export would have to be, on the range that was seen."""
     module = model.linear(name)
     weight, bias = module.weight.data.float(), None if module.bias is None else module.bias.data.float()
     shift = torch.zeros_like(relation.column) if relation.shift is None else relation.shift
     if relation.shift is not None:
         bias = weight @ shift if bias is None else bias + weight @ shift
-    smoothed = stats.smoothed(relation.column, shift)
-    return RoundedLinear(
-        quantize_linear(name, weight * relation.column, bias, smoothed.lo.min(), smoothed.hi.max(), dtype),
-        relation.column,
-        shift,
-    )
+    smoothed, scheme = stats.smoothed(relation.column, shift), export.scheme(name)
+    range_ = (smoothed.lo.min(), smoothed.hi.max()) if scheme.needs_range else None
+    linear = scheme.quantize(name, weight * relation.column, bias, range_, export.dtype)
+    return RoundedLinear(linear, relation.column, shift)
 
 
 class RoundedLinear:
-    """A QLinear that folds its input itself, so that it stands in the model that was not folded."""
+    """A QuantizedLinear that folds its input itself, so that it stands in the model that was not folded."""
 
-    def __init__(self, linear: QLinear, column: Tensor, shift: Tensor):
+    def __init__(self, linear: QuantizedLinear, column: Tensor, shift: Tensor):
         self.name, self.linear, self.column, self.shift = linear.name, linear, column, shift
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -54,16 +53,22 @@ class Watch(Observer):
     linear would clip in all that follow.
     """
 
-    def __init__(self, name: str, relations: dict[str, Relation], integer: dict[str, Int8Linear], rows_per_sample: int):
+    def __init__(
+        self, name: str, relations: dict[str, Relation], integer: dict[str, QuantizedLinear], rows_per_sample: int
+    ):
         column = relations[name].column
         super().__init__(name, len(column), rows_per_sample, column.device)
         self.relation, self.linear, self.clipped, self.values = relations[name], integer[name], 0, 0
-        scale, offset = self.linear.input_scale.item(), self.linear.input_offset.item()
-        self.covered = ((ACT_MIN - offset) * scale, (ACT_MAX - offset) * scale)
+        self.covered: tuple[float, float] | None = None  # of a linear whose server scales every token by itself
+        if self.linear.needs_range:
+            scale, offset = self.linear.input_scale.item(), self.linear.input_offset.item()
+            self.covered = ((ACT_MIN - offset) * scale, (ACT_MAX - offset) * scale)
 
     def __call__(self, module, args: tuple[Tensor]) -> None:
         self.update(args[0], number=len(self.rows), seed=self.values)
         self.values += args[0].numel()
+        if self.covered is None:
+            return
         so_far = Stats(self.lo, self.hi, self.lo[None], self.count).smoothed(self.relation.column, self.relation.shift)
         if so_far.lo.min() < self.covered[0] or so_far.hi.max() > self.covered[1]:
             x = (args[0].float() - (0 if self.relation.shift is None else self.relation.shift)) / self.relation.column

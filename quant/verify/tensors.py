@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..export.ascend import INT8_PARTS, Export
+from ..export.reader import Export
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from .runtime import expected_parts
 
 # Of config.json: what an export changes, and what says nothing of the computation.
 MAY_DIFFER = {
@@ -42,19 +41,19 @@ class Damage:
 def check_format(checkpoint: Checkpoint, export: Export) -> list[Damage]:
     """Every tensor that is missing, unknown, or not of the shape and dtype that a server reads; from headers alone."""
     damage: list[Damage] = []
-    int8, known = set(export.linear_names), set()
+    known: set[str] = set()
     for name, info in checkpoint.tensors.items():
         owner, _, leaf = name.rpartition(".")
         expected = {name: ((export.dtype if info.dtype.is_floating_point else info.dtype,), info.shape)}
-        if leaf == "weight" and owner in int8:
+        if leaf == "weight" and owner in export.words:
             if len(info.shape) != 2:
                 what = f"is described as an int8 linear's, the source's has shape {list(info.shape)}"
                 damage.append(Damage(name, what))
                 known.add(name)
                 continue
             outputs, inputs = info.shape
-            parts = expected_parts(outputs, inputs, export.dtype)
-            expected = {f"{owner}.{part}": rule for part, rule in parts.items()}
+            stored = export.scheme(owner).stored(outputs, inputs, export.dtype)
+            expected = {f"{owner}.{part}": rule for part, rule in stored.items()}
         for tensor, (dtypes, shape) in expected.items():
             known.add(tensor)
             if problem := _wrong(export, tensor, dtypes, shape):
@@ -62,7 +61,7 @@ def check_format(checkpoint: Checkpoint, export: Export) -> list[Damage]:
                 if tensor == f"{owner}.weight" and problem.startswith(
                     "has shape"
                 ):  # its scales and biases then have another shape too
-                    known.update(f"{owner}.{part}" for part in (*INT8_PARTS, "bias"))
+                    known.update([*export.parts(name), f"{owner}.bias"])
                     break
     for tensor in export.tensors:
         if tensor not in known:
@@ -156,12 +155,3 @@ def where(bad: Tensor, noun: str = "row") -> str:
     if len(found) == 1:
         return f"{noun} {found[0]}"
     return f"{len(found)} of {len(bad)} {noun}s ({', '.join(map(str, found[:3]))}{', ...' if len(found) > 3 else ''})"
-
-
-def parts_of(names: list[str], int8: set[str]) -> list[str]:
-    """Source tensor names -> the names of what the export holds of them."""
-    tensors = []
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        tensors += [f"{owner}.{part}" for part in INT8_PARTS] if leaf == "weight" and owner in int8 else [name]
-    return tensors

@@ -5,7 +5,7 @@ to be:
     rounded   the source with its int8 linears rounded here: folded as the export is (linear.Relation), weights, scales
               and ranges taken anew from the source's weights and from these samples. What W8A8 with this folding costs,
               whatever the export holds.
-    export    the export, in its own integers (runtime.Int8Linear)
+    export    the export, in its own integers (schemes.py)
 
 Errors (measure.py) of a block: of its output when all blocks before it were the same model's, errors adding up; of a
 linear: that linear alone, on rows of the float model's activations.
@@ -20,8 +20,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from ..arithmetic.schemes import QuantizedLinear
 from ..arithmetic.stats import ROWS
-from ..export.ascend import Export
+from ..export.reader import Export
 from ..families.family import Family, Tower
 from ..files.checkpoint import Checkpoint
 from ..model.device import compute_dtype
@@ -31,8 +32,8 @@ from ..model.streamed import StreamedModel
 from .folding import check_block
 from .linear import Relation
 from .measure import RoundedLinear, Watch, fidelity, rounded_linear
-from .runtime import READ, Int8Linear, refuse_outside
-from .tensors import Damage, parts_of
+from .runtime import refuse_outside
+from .tensors import Damage
 
 MODELS = ("rounded", "export")  # those that are measured against the float one
 
@@ -106,16 +107,18 @@ class ThreeModels:
     def _load(self, tower: Tower, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         names = self.float.block_tensors(tower, index)
         return {name: self.checkpoint.load(name).to(self.float.device) for name in names}, {
-            name: self.export.load(name).to(self.float.device) for name in parts_of(names, self.int8)
+            part: self.export.load(part).to(self.float.device) for name in names for part in self.export.parts(name)
         }
 
-    def _set(self, source: dict[str, Tensor], exported: dict[str, Tensor]) -> dict[str, Int8Linear]:
+    def _set(self, source: dict[str, Tensor], exported: dict[str, Tensor]) -> dict[str, QuantizedLinear]:
         """Put a block into both models; the export's int8 linears are returned."""
         self.float.set_all(source)
         self.integer.set_all({name: exported[name] for name in source if name.rpartition(".")[0] not in self.int8})
         linears = [name.removesuffix(".weight") for name in source if name.removesuffix(".weight") in self.int8]
         return {
-            name: Int8Linear(name, {part: exported[f"{name}.{part}"] for part in READ}, self.export.dtype)
+            name: self.export.scheme(name).read(
+                name, exported.__getitem__, self.export.dtype, f"{name}.bias" in exported
+            )
             for name in linears
         }
 
@@ -126,7 +129,7 @@ class ThreeModels:
         tower: Tower,
         index: int,
         relations: dict[str, Relation],
-        integer: dict[str, Int8Linear],
+        integer: dict[str, QuantizedLinear],
         walks: dict[str, Walk],
     ) -> dict:
         """Brings all three models past a block and measures it."""
@@ -139,7 +142,7 @@ class ThreeModels:
                 watches |= dict.fromkeys(names, watch)
         outputs = {"float": self._observe(tower, index, set(watches.values()), walks["float"])}
         rounded = {
-            name: rounded_linear(name, self.float, relations[name], watch.stats(), self.export.dtype)
+            name: rounded_linear(name, self.float, relations[name], watch.stats(), self.export)
             for name, watch in watches.items()
         }
         if "rounded" in walks:
@@ -172,7 +175,7 @@ class ThreeModels:
                 hook.remove()
 
     def _linear(
-        self, name: str, relation: Relation, rounded: "RoundedLinear", integer: Int8Linear, watch: "Watch"
+        self, name: str, relation: Relation, rounded: "RoundedLinear", integer: QuantizedLinear, watch: "Watch"
     ) -> dict:
         """A linear alone, on rows of the float model's activations."""
         module, stats = self.float.linear(name), watch.stats()
@@ -188,7 +191,7 @@ class ThreeModels:
         }
         return record | {
             "range_seen": [smoothed.lo.min().item(), smoothed.hi.max().item()],
-            "range_covered": list(watch.covered),
+            "range_covered": watch.covered and list(watch.covered),
         }
 
     # -- the end of the model

@@ -120,6 +120,8 @@ def missed_thresholds(report: dict, model: str) -> list[str]:
 
 def range_misfit(entry: dict) -> str | None:
     """What is wrong with the range of a linear's codes, given what its input reached; None where it suits."""
+    if entry["range_covered"] is None:
+        return None  # dynamic: the server scales every token by itself
     (lo, hi), (least, most) = entry["range_seen"], entry["range_covered"]
     beyond = max(least - lo, hi - most) / (most - least)
     needed = (max(hi, 0) - min(lo, 0)) / (most - least)

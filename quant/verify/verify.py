@@ -27,8 +27,8 @@ from ..arithmetic.product import product_on
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter, size
 from ..base.errors import UsageError
-from ..export import ascend
-from ..export.ascend import Export
+from ..export import reader
+from ..export.reader import Export
 from ..export.recipe import VERSION
 from ..families import family_of
 from ..families.family import Family
@@ -38,7 +38,7 @@ from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, pick_device
 from . import runtime
 from .folding import check_block
-from .tensors import Damage, check_config, check_format, check_outside, check_side_files, parts_of
+from .tensors import Damage, check_config, check_format, check_outside, check_side_files
 from .three_models import MODELS, ThreeModels
 from .verdict import SCHEMA, THRESHOLDS, conclude
 
@@ -68,7 +68,7 @@ def verify(
     """
     start = time.perf_counter()
     limits = {name: value for name, (value, _) in THRESHOLDS.items()} | (thresholds or {})
-    checkpoint, export = Checkpoint(model_path), ascend.read(quantized)
+    checkpoint, export = Checkpoint(model_path), reader.read(quantized)
     family = family_of(checkpoint.config, checkpoint.dir)
     if family_of(export.config, export.dir) is not family:
         raise UsageError(
@@ -150,7 +150,7 @@ def check_values(checkpoint: Checkpoint, export: Export, family: Family, known: 
             names = [name for name in checkpoint.tensors if name.startswith(prefix)]
             if not any(name.startswith(prefix) for name in known):
                 source = {name: checkpoint.load(name) for name in names}
-                exported = {name: export.load(name) for name in parts_of(names, int8)}
+                exported = {part: export.load(part) for name in names for part in export.parts(name)}
                 damage += check_block(checkpoint.config, tower, index, source, exported, int8).damage
     return damage + check_outside(checkpoint, export, family, known)
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from quant.export.ascend import Export
+from quant.export.reader import Export
 from quant.files.checkpoint import Checkpoint
 
 

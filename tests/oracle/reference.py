@@ -1,7 +1,7 @@
 """msmodelslim through quant/vendor.py, and what tests see of it but users do not: observers, other layout, own files.
 
 reference = run(source, images, QuantConfig(...), directory)
-reference.export                  the library's own files, as ascend.Export
+reference.export                  the library's own files, as an Export
 reference.ranges["model..."]      (lo, hi) that its observer of that linear ended with
 reference.outputs(inputs)         logits of its fake-quantized model
 """
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from quant import QuantConfig
 from quant.calibrate import vendor
-from quant.export.ascend import DESCRIPTION, Export
+from quant.export.description import DESCRIPTION
 from quant.export.plan import make_plan
+from quant.export.reader import Export
 from quant.families import family_of
 from quant.files.checkpoint import Checkpoint
 from quant.files.safetensors_io import read_header

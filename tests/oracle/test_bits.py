@@ -9,8 +9,8 @@ import tiny
 import torch
 
 from quant import QuantConfig
-from quant.arithmetic.int8 import quantize_linear
-from quant.export import ascend
+from quant.arithmetic.schemes import StaticLinear
+from quant.export import reader
 from quant.files.checkpoint import Checkpoint
 
 CONFIG = {"anti_method": "none", "act_method": 1, "dtype": "float32", "dev_type": "cpu"}
@@ -22,7 +22,7 @@ class Pair:
 
     checkpoint: Checkpoint
     theirs: reference.Reference
-    ours: dict[str, ascend.Export]  # layout -> export
+    ours: dict[str, reader.Export]  # layout -> export
 
     @property
     def linears(self) -> list[str]:
@@ -37,7 +37,7 @@ def pair(request, tmp_path_factory, native) -> Pair:
     saved = {str(path / kind): kind for kind in ("ascendV1", "mindie")}
     native({"source": str(source), "images": str(images), "config": CONFIG, "save": saved})
     theirs = reference.run(source, images, QuantConfig(**CONFIG), path / "msmodelslim")
-    return Pair(Checkpoint(source), theirs, {kind: ascend.read(directory) for directory, kind in saved.items()})
+    return Pair(Checkpoint(source), theirs, {kind: reader.read(directory) for directory, kind in saved.items()})
 
 
 def differing(linears: list[str], parts: tuple[str, ...], ours, theirs) -> list[str]:
@@ -66,9 +66,8 @@ def test_equal_ranges_give_equal_activation_parameters(pair):
     for name in pair.linears:
         weight = pair.checkpoint.load(f"{name}.weight")
         bias = pair.checkpoint.load(f"{name}.bias") if f"{name}.bias" in pair.checkpoint.tensors else None
-        linear = quantize_linear(name, weight, bias, *pair.theirs.ranges[name], torch.float32)
-        ours |= ascend.linear_tensors(linear, torch.float32)
-    assert differing(pair.linears, ascend.INT8_PARTS, ours.get, pair.theirs.export().load) == []
+        ours |= StaticLinear.quantize(name, weight, bias, pair.theirs.ranges[name], torch.float32).tensors()
+    assert differing(pair.linears, StaticLinear.parts, ours.get, pair.theirs.export().load) == []
 
 
 def test_first_linear_sees_the_same_range(pair):

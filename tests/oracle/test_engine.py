@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from quant import QuantConfig
 from quant.commands.cli import main
-from quant.export import ascend
+from quant.export import reader
 from quant.files.config_json import dtype_name
 
 
@@ -48,7 +48,7 @@ def test_its_numbers_in_our_layout(place, family, dtype, method, layout):
     flags = ["--mindie_format"] if layout == "mindie" else []
     assert quantize("--anti_method", method, *flags) == 0
 
-    ours = ascend.read(place / "out")
+    ours = reader.read(place / "out")
     config = QuantConfig(anti_method=method, dtype=dtype, dev_type="cpu")
     theirs = reference.run(source, place / "images", config, place / "reference").export(layout)
     assert ours.kind == layout and dtype_name(ours.config) == dtype
@@ -84,7 +84,7 @@ def test_tied_head(place):
     """The library cannot save one by itself."""
     tiny.make(place / "source", "qwen2_vl", tied=True)
     assert quantize("--anti_method", "none") == 0
-    assert "lm_head.weight" not in ascend.read(place / "out").tensors
+    assert "lm_head.weight" not in reader.read(place / "out").tensors
 
 
 def test_tensors_without_a_parameter_are_carried_over(place):
@@ -96,7 +96,7 @@ def test_tensors_without_a_parameter_are_carried_over(place):
     tensors = load_file(source / "model.safetensors")
     save_file({**tensors, name: torch.arange(17)[None]}, source / "model.safetensors", {"format": "pt"})
     assert quantize("--anti_method", "none") == 0
-    assert name in ascend.read(place / "out").tensors
+    assert name in reader.read(place / "out").tensors
 
 
 def test_its_failure_is_one_line(place, capsys):

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from quant import QuantConfig
-from quant.export import ascend
+from quant.export import reader
 from quant.families import family_of
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.samples import prepare
@@ -31,11 +31,11 @@ class Runs:
 
     checkpoint: Checkpoint
     theirs: dict[int, reference.Reference]  # act_method -> run
-    ours: ascend.Export
-    plain: ascend.Export  # ours without smoothing
+    ours: reader.Export
+    plain: reader.Export  # ours without smoothing
     held_out: list[dict]
 
-    def error(self, export: ascend.Export) -> float:
+    def error(self, export: reader.Export) -> float:
         """Mean over the held-out images."""
         exact, rounded = evaluator.float_model(self.checkpoint), evaluator.int8_model(self.checkpoint, export)
         errors = [
@@ -69,7 +69,7 @@ def runs(request, tmp_path_factory, native) -> list[Runs]:
             )
             for act_method in (1, 2)
         }
-        result.append(Runs(checkpoint, theirs, ascend.read(path / "m2"), ascend.read(path / "none"), held_out))
+        result.append(Runs(checkpoint, theirs, reader.read(path / "m2"), reader.read(path / "none"), held_out))
     return result
 
 

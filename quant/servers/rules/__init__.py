@@ -59,6 +59,7 @@ RULES: dict[str, Rule] = {
         model.vocab_size,
         model.flat_config,
         deployment.activation_type,
+        deployment.one_type,
         deployment.hardware,
         deployment.world_size,
         deployment.vision_tensor_parallel,

@@ -21,6 +21,24 @@ def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
         )
 
 
+def one_type(directory: Directory, target: Target) -> Iterator[Finding]:
+    """vLLM-Ascend builds each linear by its own entry of the description, MindIE all of them for one type."""
+    kinds: dict[str, list[str]] = {}
+    for name in directory.int8:
+        kinds.setdefault(directory.kind(name), []).append(name)
+    if len(kinds) < 2:
+        return
+    counts = ", ".join(f"{len(names)} {kind} ({names[0]} among them)" for kind, names in sorted(kinds.items()))
+    yield Finding(
+        "the int8 linears",
+        f"are of several types: {counts}",
+        {
+            "mindie": "takes the type that model_quant_type names for all: misses a tensor of the others, or uses it wrongly"
+        },
+        "export it with --act dynamic, or quantize again without --dynamic_names; vLLM-Ascend takes it as it is",
+    )
+
+
 def hardware(directory: Directory, target: Target) -> Iterator[Finding]:
     """MindIE runs all models on the Atlas 800 A2 and A3, not all of them (Qwen2-VL) on the Atlas 300I Duo."""
     if target.hardware == "310p" and not directory.family.mindie_310p:

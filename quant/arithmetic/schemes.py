@@ -1,0 +1,349 @@
+"""The two kinds of int8 linear that Ascend servers load, each with all that is known of it: what is stored, how it is
+made, what the server's kernel computes from it.
+
+    StaticLinear   W8A8          the activation's scale and offset are stored: codes = round(x / input_scale + input_offset)
+                   W8A8_MIX      the same tensors under another word; vLLM-Ascend rounds per token in prefill
+    DynamicLinear  W8A8_DYNAMIC  each token is rounded by its own largest value, when it comes
+
+They are modules with buffers, so that one can stand in a model in the place of its linear and move to a device with it.
+`quantize` makes one from a float weight, `read` from what an export holds; both run the same way.
+
+Left out: what a kernel loses besides (fewer bits of deq_scale than float32 has); nothing of it was seen on an NPU.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import QuantError
+from .int8 import (
+    INT32_MAX,
+    WEIGHT_MAX,
+    input_scale_offset,
+    quant_bias,
+    quantize_input,
+    quantize_tokens,
+    quantize_weight,
+    weight_scale,
+)
+from .product import int8_matmul, row_sums
+from .rounding import Nearest, Rounding
+
+ROWS = 512  # of an input at a time: what is computed of them stays in the processor's cache
+NEAREST = Nearest()
+Range = tuple[Tensor, Tensor]  # lo, hi: float32 scalars
+
+
+class QuantizedLinear(nn.Module):
+    """An int8 linear [O, I]. name: its hub name; dtype: what the server computes in; word: its type in the description.
+
+    Buffers, whatever the kind: weight int8 [O, I]; weight_scale float32 [O, 1]; bias [O] in `dtype`, or None.
+    """
+
+    word: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]]
+    """The stored tensors but for the bias, in the order in which they are written."""
+    needs_range: ClassVar[bool]
+    """Whether quantize() must be told the range of the input."""
+
+    def __init__(self, name: str, dtype: torch.dtype, **buffers: Tensor | None):
+        super().__init__()
+        self.name, self.dtype = name, dtype
+        for buffer, value in buffers.items():
+            self.register_buffer(buffer, value)
+
+    # -- what is stored -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def stored(
+        cls, outputs: int, inputs: int, dtype: torch.dtype
+    ) -> dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]:
+        """Part -> (dtypes that a server of `dtype` models takes, the first of which is written; shape)."""
+        floats = tuple(dict.fromkeys((torch.float32, dtype)))  # msmodelslim writes some in the model's dtype
+        every = {
+            "weight": ((torch.int8,), (outputs, inputs)),
+            "weight_scale": (floats, (outputs, 1)),
+            "weight_offset": (floats, (outputs, 1)),
+            "input_scale": (floats, (1,)),
+            "input_offset": (floats, (1,)),
+            "quant_bias": ((torch.int32,), (outputs,)),
+            "deq_scale": ((deq_dtype(dtype),), (outputs,)),
+        }
+        return {part: every[part] for part in cls.parts}
+
+    @classmethod
+    def check(
+        cls,
+        name: str,
+        found: Mapping[str, Any],
+        dtype: torch.dtype,
+        shape: tuple[int, ...] | None = None,
+        where: str = "",
+    ) -> None:
+        """Raises QuantError for the first part that is missing or not of the dtype and shape that a server expects.
+
+        found: tensor name -> anything with a dtype and a shape, and a file if it has one; shape: (O, I) that the weight
+        must have, None takes its own; where: what lacks a missing one.
+        """
+        weight = found.get(f"{name}.weight")
+        outputs, inputs = shape or (weight.shape if weight is not None and len(weight.shape) == 2 else (0, 0))
+        for part, (dtypes, wanted) in cls.stored(outputs, inputs, dtype).items():
+            tensor = found.get(f"{name}.{part}")
+            if tensor is None:
+                raise QuantError(f"{where}tensor {name}.{part} is missing")
+            place = f"{tensor.file}: {name}.{part}" if hasattr(tensor, "file") else f"{where}{name}.{part}"
+            if tensor.dtype not in dtypes:
+                raise QuantError(
+                    f"{place} is {_short(tensor.dtype)}, a server of {_short(dtype)} models reads {_short(dtypes[0])}"
+                    " there"
+                )
+            if tuple(tensor.shape) != wanted:
+                raise QuantError(f"{place} has shape {list(tensor.shape)}, {list(wanted)} is expected")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensor name -> tensor as it is stored, the bias last."""
+        stored = {part: self._stored(part) for part in self.parts}
+        if self.bias is not None:
+            stored["bias"] = self.bias
+        return {f"{self.name}.{part}": tensor for part, tensor in stored.items()}
+
+    def _stored(self, part: str) -> Tensor:
+        return torch.zeros_like(self.weight_scale) if part == "weight_offset" else getattr(self, part)
+
+    # -- made and read --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def quantize(
+        cls,
+        name: str,
+        weight: Tensor | Iterable[Tensor],
+        bias: Tensor | None,
+        range_: Range | None,
+        dtype: torch.dtype,
+        rounding: Rounding = NEAREST,
+    ) -> "QuantizedLinear":
+        """Round one linear. weight [O, I], whole or as parts [O', I] that follow each other, bias [O] or None, float32;
+        range_: of its input, where the kind needs one; dtype: what the server computes in.
+
+        Raises QuantError when the weight, the bias or the range holds NaN or Inf, when a scale does not fit `dtype`,
+        and where an input could take a sum over int32.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def read(
+        cls, name: str, load: Callable[[str], Tensor], dtype: torch.dtype, has_bias: bool = True
+    ) -> "QuantizedLinear":
+        """What is stored of the linear -> the linear. load: tensor name -> tensor; has_bias: whether there is one.
+
+        Raises QuantError for a part that is not of the dtype and shape that a server expects, and what `load` raises.
+        """
+        found = {f"{name}.{part}": load(f"{name}.{part}") for part in cls.parts}
+        cls.check(name, found, dtype)
+        bias = load(f"{name}.bias") if has_bias else None
+        return cls._of_stored(name, {part: found[f"{name}.{part}"] for part in cls.parts}, bias, dtype)
+
+    @classmethod
+    def _of_stored(
+        cls, name: str, stored: dict[str, Tensor], bias: Tensor | None, dtype: torch.dtype
+    ) -> "QuantizedLinear":
+        raise NotImplementedError
+
+    # -- run ------------------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., I] -> y [..., O] in x's dtype, in integers as the server computes; x and y are rounded to its dtype."""
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.empty(len(rows), len(self.weight), dtype=x.dtype, device=x.device)
+        for start in range(0, len(rows), ROWS):
+            part = slice(start, start + ROWS)
+            y[part] = self._run(rows[part].to(self.dtype)).to(self.dtype)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def _run(self, x: Tensor) -> Tensor:
+        """[T, I] in the server's dtype -> float32 [T, O]."""
+        raise NotImplementedError
+
+    @staticmethod
+    def trial(rows: Tensor, weight: Tensor, range_: Range | None) -> Tensor:
+        """rows W^T without a bias, through this kind's quantizers: how a search sees a candidate. rows [T, I], weight
+        [O, I], float32 -> float32 [T, O].
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.weight.shape[1]} -> {self.weight.shape[0]}, {self.word} in {_short(self.dtype)}"
+
+
+class StaticLinear(QuantizedLinear):
+    """W8A8:  y = (q_x q_w^T + quant_bias) * deq_scale,  q_x = clamp(round(x / input_scale + input_offset), -128, 127).
+
+    Further buffers: input_scale, input_offset float32 [1]; quant_bias int32 [O]; deq_scale float32 [O]. weight_scale and
+    the float bias are in no formula of the server: deq_scale and quant_bias hold them.
+    """
+
+    word = "W8A8"
+    parts = ("weight", "weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
+    needs_range = True
+
+    @classmethod
+    def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
+        lo, hi = range_
+        codes, scale = _codes(name, weight, bias, rounding)
+        _finite(f"the input of {name}", torch.stack([lo, hi]))
+        input_scale, input_offset = input_scale_offset(lo, hi, dtype)
+        if not torch.isfinite(input_scale).all():
+            raise QuantError(
+                f"{name}: its input reaches from {lo.item():.3g} to {hi.item():.3g}, for which input_scale leaves"
+                f" {_short(dtype)}, that ends at {torch.finfo(dtype).max:.5g}; use --dtype bfloat16"
+            )
+        deq_scale = (input_scale * scale).reshape(-1)
+        return cls(
+            name,
+            dtype,
+            weight=codes,
+            weight_scale=scale,
+            input_scale=input_scale,
+            input_offset=input_offset,
+            quant_bias=quant_bias(name, codes, bias, deq_scale, input_offset),
+            deq_scale=deq_scale,
+            bias=None if bias is None else bias.to(dtype),
+        )
+
+    @classmethod
+    def _of_stored(cls, name, stored, bias, dtype):
+        floats = {part: stored[part].float() for part in ("weight_scale", "input_scale", "input_offset")}
+        return cls(
+            name,
+            dtype,
+            weight=stored["weight"],
+            **floats,
+            quant_bias=stored["quant_bias"],
+            deq_scale=unpack_deq_scale(stored["deq_scale"]),
+            bias=bias,
+        )
+
+    def _stored(self, part: str) -> Tensor:
+        return pack_deq_scale(self.deq_scale, self.dtype) if part == "deq_scale" else super()._stored(part)
+
+    def _run(self, x: Tensor) -> Tensor:
+        sums = int8_matmul(quantize_input(x, self.input_scale, self.input_offset), self.weight)
+        return sums.add_(self.quant_bias).float().mul_(self.deq_scale)
+
+    @staticmethod
+    def trial(rows, weight, range_):
+        step, offset = input_scale_offset(*range_)
+        q_x, scale = quantize_input(rows, step, offset), weight_scale(weight)
+        q_w = quantize_weight(weight, scale)
+        return int8_matmul(q_x, q_w).float().sub_(offset * row_sums(q_w)).mul_(step * scale.T)
+
+
+class DynamicLinear(QuantizedLinear):
+    """W8A8_DYNAMIC:  y_t = (q_t q_w^T) * weight_scale * s_t + bias,  s_t = max |x_t| / 127,  q_t = round(x_t / s_t).
+
+    vLLM-Ascend holds weight_scale in the model's dtype: quantize() rounds it to that before it rounds the weight, and
+    read() does to one that was not, as the server will.
+    """
+
+    word = "W8A8_DYNAMIC"
+    parts = ("weight", "weight_scale", "weight_offset")
+    needs_range = False
+
+    @classmethod
+    def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
+        codes, scale = _codes(name, weight, bias, rounding, lambda scale: _representable(name, scale, dtype))
+        if WEIGHT_MAX**2 * codes.shape[1] > INT32_MAX:
+            raise QuantError(
+                f"{name}: the products of {codes.shape[1]} inputs sum to {WEIGHT_MAX**2 * codes.shape[1]:.3g}, int32"
+                f" holds {INT32_MAX}; keep the layer float (--disable_names {name})"
+            )
+        bias = None if bias is None else bias.to(dtype)
+        return cls(name, dtype, weight=codes, weight_scale=scale, bias=bias)
+
+    @classmethod
+    def _of_stored(cls, name, stored, bias, dtype):
+        return cls(name, dtype, weight=stored["weight"], weight_scale=stored["weight_scale"].float(), bias=bias)
+
+    def _run(self, x: Tensor) -> Tensor:
+        codes, scale = quantize_tokens(x)
+        y = int8_matmul(codes, self.weight).float().mul_(self.weight_scale.to(self.dtype).float().T).mul_(scale)
+        return y if self.bias is None else y.add_(self.bias)
+
+    @staticmethod
+    def trial(rows, weight, range_):
+        (q_x, step), scale = quantize_tokens(rows), weight_scale(weight)
+        return int8_matmul(q_x, quantize_weight(weight, scale)).float().mul_(scale.T).mul_(step)
+
+
+class MixLinear(StaticLinear):
+    """W8A8_MIX: all that static W8A8 has. Run as the decoding phase does it, per tensor."""
+
+    word = "W8A8_MIX"
+
+
+SCHEMES: dict[str, type[QuantizedLinear]] = {scheme.word: scheme for scheme in (StaticLinear, DynamicLinear, MixLinear)}
+"""Type of a linear in the description -> what it is."""
+
+
+def _codes(
+    name: str,
+    weight: Tensor | Iterable[Tensor],
+    bias: Tensor | None,
+    rounding: Rounding,
+    fit: Callable[[Tensor], Tensor] = lambda scale: scale,
+) -> tuple[Tensor, Tensor]:
+    """(codes int8 [O, I], scales float32 [O, 1]); fit: scales -> the scales to take in their place."""
+    scales, codes = [], []
+    for part in [weight] if isinstance(weight, Tensor) else weight:
+        scales.append(fit(_finite(f"{name}.weight", weight_scale(part))))
+        codes.append(rounding(part, scales[-1]))
+    if bias is not None:
+        _finite(f"{name}.bias", bias)
+    return torch.cat(codes), torch.cat(scales)
+
+
+def _finite(what: str, tensor: Tensor) -> Tensor:
+    if not torch.isfinite(tensor).all():
+        raise QuantError(f"{what} holds NaN or Inf; nothing sensible can be rounded from it")
+    return tensor
+
+
+def _representable(name: str, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 [O, 1] -> the nearest in `dtype` that still holds the largest weight within half a step, as float32.
+
+    Raises QuantError where `dtype` has none.
+    """
+    rounded = scale.to(dtype)
+    if dtype in (torch.float16, torch.bfloat16):
+        short = rounded.float() * (WEIGHT_MAX + 0.5) < scale * WEIGHT_MAX  # of a tiny scale, float16 keeps few bits
+        rounded = rounded.view(torch.int16).add(short.to(torch.int16)).view(dtype)  # the next one up
+    if not torch.isfinite(rounded).all():
+        row = int(scale.argmax())
+        raise QuantError(
+            f"{name}: weight_scale of output channel {row} is {scale[row].item():.3g}, {_short(dtype)} ends at"
+            f" {torch.finfo(dtype).max:.5g}; use --dtype bfloat16"
+        )
+    return rounded.float()
+
+
+def deq_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What deq_scale is stored as for a model of `dtype`."""
+    return torch.float32 if dtype == torch.bfloat16 else torch.int64
+
+
+def pack_deq_scale(deq_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 [O] -> itself, or int64 whose low 32 bits are the float32's."""
+    if deq_dtype(dtype) == torch.float32:
+        return deq_scale
+    return deq_scale.contiguous().view(torch.int32).to(torch.int64)  # a scale is positive: its sign bit is 0
+
+
+def unpack_deq_scale(stored: Tensor) -> Tensor:
+    """What pack_deq_scale made -> float32 [O]."""
+    return stored if stored.dtype == torch.float32 else stored.to(torch.int32).view(torch.float32)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
