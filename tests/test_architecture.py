@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quant.base.choices import METHODS, ROUNDINGS, SCHEMES
 from quant.commands.cli import COMMANDS
 from quant.families import FAMILIES, script_of
 
@@ -83,8 +84,8 @@ def imported_modules(file: Path) -> set[Path]:
 
 
 def test_no_module_is_dead():
-    """Each is reached from a door: a script, python -m quant, `from quant import ...`, or a command, which cli.py
-    imports by its name.
+    """Each is reached from a door: a script, python -m quant, `from quant import ...`, a command, which cli.py imports
+    by its name, or a choice of one of the tables, which is loaded by its name.
     """
     package = ROOT / "quant"
     ahead = [
@@ -93,6 +94,8 @@ def test_no_module_is_dead():
         *(ROOT / script_of(family) for family in FAMILIES.values()),
     ]
     ahead += [package / "commands" / f"{name.replace('-', '_')}.py" for name in COMMANDS]
+    places = [choice.place for table in (METHODS, SCHEMES, ROUNDINGS) for choice in table.values() if choice.place]
+    ahead += [package / (place.partition(":")[0].replace(".", "/") + ".py") for place in places]
     reached = set()
     while ahead:
         if (file := ahead.pop()) not in reached:
