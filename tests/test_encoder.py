@@ -353,6 +353,7 @@ def test_prompts_and_images_that_cannot_be_encoded(checkpoints, tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, quant.inputs.encoder, quant.inputs.images; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'transformers') if m in sys.modules]"
+    code = f"import sys, quant.inputs.encoder, quant.inputs.images; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -137,6 +137,15 @@ def test_what_config_json_leaves_out_is_what_transformers_makes_of_it(family):
             assert "config.json" in str(error) and "fetch it again" in str(error)
 
 
+def test_two_facts_that_were_wrong():
+    """A vision_config without embed_dim has the class's 1280, not hidden_size, which is the language model's width; a
+    config.json without vocab_size has its own class's vocabulary, not LLaMA's.
+    """
+    assert QWEN2_VL.tower("vision").width({"vision_config": {"hidden_size": 3584}}) == 1280
+    assert QWEN2_VL.tower("vision").mlp({"vision_config": {"hidden_size": 3584}}) == 5120
+    assert QWEN2_VL.vocab_size({"text_config": {}}) == 152064
+
+
 # ---- a fourth family
 
 

@@ -10,15 +10,15 @@ and processors work with 4.46, too, which the vendor's library needs.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import QuantError, UsageError, one_line
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-    from torch import Tensor, nn
-    from transformers import GenerationConfig
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedModel
 
 FIRST, BELOW = (4, 57), (6, 0)  # versions whose models this project runs
 # What only sampling looks at in generation_config.json. Left set, it is warned of at every greedy answer.
@@ -43,7 +43,7 @@ def _version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _class(name: str) -> type:
+def _class(name: str) -> Any:
     """A class that a family names. Raises UsageError when the installed transformers does not have it yet."""
     import transformers
 
@@ -56,7 +56,7 @@ def _class(name: str) -> type:
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
-def build_model(architecture: str, config, dtype: "torch.dtype") -> "nn.Module":
+def build_model(architecture: str, config, dtype: "torch.dtype") -> "PreTrainedModel":
     """The class `architecture` with freshly made parameters, on the device that torch makes tensors on.
 
     config: transformers' own, of AutoConfig. dtype: of the parameters; 4.57 makes those of a part of the model with a
@@ -67,13 +67,13 @@ def build_model(architecture: str, config, dtype: "torch.dtype") -> "nn.Module":
     return _class(architecture)._from_config(config, dtype=dtype)
 
 
-def head_name(model: "nn.Module") -> str:
+def head_name(model: "PreTrainedModel") -> str:
     """The module name of the language model's head, such as "lm_head"."""
     head = model.get_output_embeddings()
     return next(name for name, module in model.named_modules(remove_duplicate=False) if module is head)
 
 
-def tie_head(model: "nn.Module") -> None:
+def tie_head(model: "PreTrainedModel") -> None:
     """Let the head share the embedding's weight as it is now; transformers' own tie_weights does as config.json says,
     not as the checkpoint is.
     """
@@ -104,10 +104,8 @@ def greedy_generation(directory: Path) -> "GenerationConfig | None":
         return None
     try:
         known = vars(transformers.GenerationConfig())
-        unset = {name: None for name in SAMPLING if name in known}
-        return transformers.GenerationConfig.from_pretrained(
-            str(directory), local_files_only=True, do_sample=False, **unset
-        )
+        greedy: dict[str, Any] = {"do_sample": False, **{name: None for name in SAMPLING if name in known}}
+        return transformers.GenerationConfig.from_pretrained(str(directory), local_files_only=True, **greedy)
     except Exception as error:  # OSError, ValueError, TypeError and more: transformers reads an untrusted file
         raise QuantError(f"{file}: transformers {transformers.__version__}: {one_line(error)}") from None
 

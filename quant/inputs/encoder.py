@@ -92,7 +92,7 @@ class Encoder:
 
     def describe(self) -> dict:
         """What the recipe records: what made the pixels and the text, and what config.json had to fill in."""
-        described = {
+        described: dict = {
             "processor": self.family.processing.processor,
             "image_processor": self._processor.image_processor,
             "image_backend": "pil",

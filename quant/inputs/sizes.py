@@ -60,10 +60,11 @@ def resize(height: int, width: int, multiple: int, min_pixels: int, max_pixels: 
     area = multiple * round(height / multiple) * multiple * round(width / multiple)
     if area > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        return tuple(max(multiple, multiple * math.floor(side / shrink / multiple)) for side in (height, width))
+        height, width = (max(multiple, multiple * math.floor(side / shrink / multiple)) for side in (height, width))
+        return height, width
     if area < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        return tuple(multiple * math.ceil(side * grow / multiple) for side in (height, width))
+        return multiple * math.ceil(height * grow / multiple), multiple * math.ceil(width * grow / multiple)
     return multiple * round(height / multiple), multiple * round(width / multiple)
 
 
@@ -87,21 +88,22 @@ class Measure:
         config, processing = read_json(Path(directory) / "config.json"), encoder.family.processing
         self.limits, self._patch, self._merge = encoder.limits, processing.patch(config), processing.merge(config)
         blank = encoder(Image.new("RGB", (self._patch * self._merge,) * 2), prompt)
-        self._blank_pixels = blank["pixel_values"].shape
+        self._blank_pixels = tuple(blank["pixel_values"].shape)
         self._blank_visual = int((blank["input_ids"] == encoder.image_token_id).sum())
         self.text = blank["input_ids"].numel() - self._blank_visual
 
     def __call__(self, height: int, width: int) -> Sizes:
         """Raises QuantError for an image that the processor would refuse."""
         if self.limits is None:
-            resized = self._blank_pixels[-2:]
-            patches = resized[0] // self._patch * (resized[1] // self._patch)
-            pixels = tuple(self._blank_pixels)
-            return Sizes((height, width), tuple(resized), patches, pixels, self._blank_visual, self.text)
-        resized = resize(height, width, self._patch * self._merge, *self.limits)
-        patches = resized[0] // self._patch * (resized[1] // self._patch)
-        pixels = (patches, self._blank_pixels[1])
-        return Sizes((height, width), resized, patches, pixels, patches // self._merge**2, self.text)
+            rows, columns = self._blank_pixels[-2:]
+        else:
+            rows, columns = resize(height, width, self._patch * self._merge, *self.limits)
+        patches = rows // self._patch * (columns // self._patch)
+        if self.limits is None:
+            pixels, visual = self._blank_pixels, self._blank_visual
+        else:
+            pixels, visual = (patches, self._blank_pixels[1]), patches // self._merge**2
+        return Sizes((height, width), (rows, columns), patches, pixels, visual, self.text)
 
     def largest(self) -> tuple[int, int]:
         """(patches, visual tokens) that no image exceeds."""
