@@ -1,4 +1,6 @@
-"""What a process that runs a job is told before it begins: how to keep memory, and when not to tidy up.
+"""What a process that is ours, the command line's, is told before it begins: how to keep memory, and when not to tidy
+up. A program that imports `quant` is not ours, and nothing here is called in it: glibc's settings cannot be read, so
+they could not be put back.
 
 Left out: the number of threads, which is the user's (OMP_NUM_THREADS).
 """
@@ -6,20 +8,19 @@ Left out: the number of threads, which is the user's (OMP_NUM_THREADS).
 import atexit
 import ctypes
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h's
 MB = 1 << 20
 
 
 def at_work() -> None:
-    """Call first in a process that is ours. A million objects of imported libraries are not worth a look while they are
-    made, nor when the process ends: 1.4 of 5 seconds.
+    """Call first in a process that is ours, and nowhere else: it holds to the process's end. A million objects of
+    imported libraries are not worth a look while they are made, nor when the process ends: 1.4 of 5 seconds.
     """
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)
     one_heap()
+    keep_freed()
 
 
 def one_heap() -> None:
@@ -29,18 +30,11 @@ def one_heap() -> None:
     _mallopt({M_ARENA_MAX: 1})
 
 
-@contextmanager
-def no_holes() -> Iterator[None]:
-    """For what allocates much, touches little of it and frees it all: while it lasts, what is larger than 1 MB lies
-    outside the heap, where it would leave holes that fill up later, a page here and a page there. Afterwards freed
-    memory is kept, for what comes next is of the same sizes: all but the largest tensors (32 MB, the most that glibc
-    takes), and up to 128 MB at the heap's end. Else every tensor would be fetched from the system page by page.
+def keep_freed() -> None:
+    """Keep freed memory, for what comes next is of the same sizes: all but the largest tensors (32 MB, the most that
+    glibc takes), and up to 128 MB at the heap's end. Else every tensor would be fetched from the system page by page.
     """
-    _mallopt({M_MMAP_THRESHOLD: 1 * MB})
-    try:
-        yield
-    finally:
-        _mallopt({M_MMAP_THRESHOLD: 32 * MB, M_TRIM_THRESHOLD: 128 * MB})
+    _mallopt({M_MMAP_THRESHOLD: 32 * MB, M_TRIM_THRESHOLD: 128 * MB})
 
 
 def _mallopt(options: dict[int, int]) -> None:

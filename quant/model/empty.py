@@ -8,12 +8,29 @@ from math import prod
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..base import transformers_api
 from ..base.errors import QuantError, one_line
-from ..base.process import no_holes
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
+
+LARGE = 1 << 20  # bytes
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """While it lasts, this thread's torch.empty gives what is LARGE on the meta device. It is what modules make their
+    weights with; accelerate moves them away only afterwards, and memory that was theirs for a moment is a hole in the
+    heap, which fills up later, a page here and a page there. Buffers are small, or are made with their values.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            tensor = func(*args, **{**kwargs, "device": "meta"})
+            if tensor.nbytes >= LARGE:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def empty_model(
@@ -35,7 +52,7 @@ def empty_model(
         )
         with torch.device("meta"):
             _refuse_absurd(transformers_api.build_model(family.architecture, config, dtype), checkpoint)
-        with no_holes(), init_empty_weights(include_buffers=False):  # every weight is allocated for a moment
+        with _LargeOnMeta(), init_empty_weights(include_buffers=False):
             model = transformers_api.build_model(family.architecture, config, dtype)
     except QuantError:
         raise
