@@ -34,8 +34,8 @@ def seen(x: torch.Tensor, name: str = "l") -> Observer:
 
 
 def brute_force(weight: torch.Tensor, scale: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
-    """Column after column, as the paper derives it: the columns that are left move by -e [H^-1]_i / [H^-1]_ii, H that of
-    the columns that are left, inverted anew each time. float64.
+    """Column after column, as the paper derives it: the columns that are left move by -e [H^-1]_i / [H^-1]_ii, H that
+    of the columns that are left, inverted anew each time. float64.
     """
     damping = 0.01 * moments.diagonal().mean()
     hessian = moments + damping * torch.eye(len(moments), dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_a_job_by_gptq(tmp_path, family, method):
 
 
 def test_a_block_rounded_by_gptq_is_nearer(tmp_path):
-    """On the samples that it was calibrated with, averaged over the blocks; plain rounding, so that nothing else differs."""
+    """On the sample that is measured, averaged over the blocks; without smoothing, so that nothing else differs."""
     source, images = tiny.make(tmp_path / "src", "qwen2_vl", outliers=False), tiny.make_images(tmp_path / "images", 4)
     decibels = {}
     for w_method in ("nearest", "gptq"):

@@ -105,7 +105,8 @@ class FoldedNorm:
         if torch.isfinite(exact).all() and not torch.isfinite(self.bias).all():
             raise QuantError(
                 f"{self.name}.bias reaches {exact.abs().max().item():.3g} by smoothing,"
-                f" {str(self.dtype).removeprefix('torch.')} ends at {torch.finfo(self.dtype).max:.5g}; use --dtype bfloat16"
+                f" {str(self.dtype).removeprefix('torch.')} ends at {torch.finfo(self.dtype).max:.5g};"
+                " use --dtype bfloat16"
             )
         return left, bias - left * self.bias
 

@@ -1,15 +1,19 @@
 """W8A8 arithmetic: scales and offsets, codes, and what Ascend kernels need derived from them. What a linear is made of
 is schemes.py's.
 
-Weights, W [O, I]: symmetric per output channel.      weight_scale_o = max(max_i |W_oi| / 127, eps),  q = round(W / weight_scale)
-Activations, x [T, I]: asymmetric per tensor, static. input_scale = max((hi - lo) / 255, eps),  input_offset = -128 - round(lo / input_scale)
-                                                      q_x = round(x / input_scale + input_offset)
-                       or symmetric per token:        token_scale_t = max_i |x_ti| / 127,  q_x = round(x / token_scale)
-The product, in integers until the last step:         y = (q_x q_w^T + quant_bias) * deq_scale
-                                                      deq_scale = input_scale * weight_scale,  quant_bias = round(bias / deq_scale - input_offset * sum_i q_oi)
-round is half to even; q_w is clamped to [-127, 127], q_x to [-128, 127]. Everything is float32, whatever the checkpoint's dtype:
-in bfloat16 7.6 % of the codes come out otherwise. The server applies input_scale in the model's dtype, so it is rounded to that dtype
-first and everything else is derived from the rounded value.
+Weights, W [O, I]: symmetric per output channel.
+    weight_scale_o = max(max_i |W_oi| / 127, eps),              q = round(W / weight_scale)
+Activations, x [T, I]: asymmetric per tensor, static,
+    input_scale = max((hi - lo) / 255, eps),                    q_x = round(x / input_scale + input_offset)
+    input_offset = -128 - round(lo / input_scale)
+or symmetric per token, dynamic.
+    s_t = max_i |x_ti| / 127,                                   q_t = round(x_t / s_t)
+The product, in integers until the last step:
+    y = (q_x q_w^T + quant_bias) * deq_scale,                   deq_scale = input_scale * weight_scale
+    quant_bias = round(bias / deq_scale - input_offset * sum_i q_oi)
+round is half to even; q_w is clamped to [-127, 127], q_x to [-128, 127]. Everything is float32, whatever the
+checkpoint's dtype: in bfloat16 7.6 % of the codes come out otherwise. The server applies input_scale in the model's
+dtype, so it is rounded to that dtype first and everything else is derived from the rounded value.
 
 Left out: other widths and group-wise scales, which the kernels this is for do not have.
 """

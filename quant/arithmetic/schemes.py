@@ -1,7 +1,7 @@
 """The two kinds of int8 linear that Ascend servers load, each with all that is known of it: what is stored, how it is
 made, what the server's kernel computes from it.
 
-    StaticLinear   W8A8          the activation's scale and offset are stored: codes = round(x / input_scale + input_offset)
+    StaticLinear   W8A8          scale and offset of the activation are stored, one for all tokens
                    W8A8_MIX      the same tensors under another word; vLLM-Ascend rounds per token in prefill
     DynamicLinear  W8A8_DYNAMIC  each token is rounded by its own largest value, when it comes
 
@@ -47,6 +47,9 @@ class QuantizedLinear(nn.Module):
     """The stored tensors but for the bias, in the order in which they are written."""
     needs_range: ClassVar[bool]
     """Whether quantize() must be told the range of the input."""
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, name: str, dtype: torch.dtype, **buffers: Tensor | None):
         super().__init__()
@@ -54,7 +57,7 @@ class QuantizedLinear(nn.Module):
         for buffer, value in buffers.items():
             self.register_buffer(buffer, value)
 
-    # -- what is stored -------------------------------------------------------------------------------------------------
+    # -- what is stored --
 
     @classmethod
     def stored(
@@ -112,7 +115,7 @@ class QuantizedLinear(nn.Module):
     def _stored(self, part: str) -> Tensor:
         return torch.zeros_like(self.weight_scale) if part == "weight_offset" else getattr(self, part)
 
-    # -- made and read --------------------------------------------------------------------------------------------------
+    # -- made and read --
 
     @classmethod
     def quantize(
@@ -151,10 +154,10 @@ class QuantizedLinear(nn.Module):
     ) -> "QuantizedLinear":
         raise NotImplementedError
 
-    # -- run ------------------------------------------------------------------------------------------------------------
+    # -- run --
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., I] -> y [..., O] in x's dtype, in integers as the server computes; x and y are rounded to its dtype."""
+        """x [..., I] -> y [..., O] in x's dtype, as the server computes: in integers, x and y rounded to its dtype."""
         rows = x.reshape(-1, x.shape[-1])
         y = torch.empty(len(rows), len(self.weight), dtype=x.dtype, device=x.device)
         for start in range(0, len(rows), ROWS):
@@ -180,13 +183,17 @@ class QuantizedLinear(nn.Module):
 class StaticLinear(QuantizedLinear):
     """W8A8:  y = (q_x q_w^T + quant_bias) * deq_scale,  q_x = clamp(round(x / input_scale + input_offset), -128, 127).
 
-    Further buffers: input_scale, input_offset float32 [1]; quant_bias int32 [O]; deq_scale float32 [O]. weight_scale and
-    the float bias are in no formula of the server: deq_scale and quant_bias hold them.
+    Further buffers: input_scale, input_offset float32 [1]; quant_bias int32 [O]; deq_scale float32 [O]. weight_scale
+    and the float bias are in no formula of the server: deq_scale and quant_bias hold them.
     """
 
     word = "W8A8"
     parts = ("weight", "weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
     needs_range = True
+    input_scale: Tensor
+    input_offset: Tensor
+    quant_bias: Tensor
+    deq_scale: Tensor
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):

@@ -234,7 +234,7 @@ class BlockQuantizer:
             and norms[prefix + group.source].bias is not None
             and all(consumer.bias is not None for consumer in consumers),
             act_method=self.config.act_method,
-            scheme=SCHEMES[self.plan.scheme_of(prefix + group.linears[0])],
+            scheme=SCHEMES[self.plan.words[prefix + group.linears[0]]],
         )
         return METHODS[self.config.anti_method].load()(problem, self.config.alpha)
 
@@ -262,7 +262,7 @@ class BlockQuantizer:
             if not self.ranks.owns(number):
                 continue
             members = [linears[prefix + name] for name in group.linears]
-            scheme, range_ = SCHEMES[self.plan.scheme_of(members[0].name)], None
+            scheme, range_ = SCHEMES[self.plan.words[members[0].name]], None
             if scheme.needs_range:
                 sampled = (
                     []

@@ -1,9 +1,10 @@
 """--dry_run: every decision, and what the run will take, before any work.
 
-    memory  libraries + the larger of (what stands outside the blocks but for the embedding, while a tower is entered; three blocks)
-            + the samples' hidden states
+    memory  libraries + the larger of (what stands outside the blocks but for the embedding, while a tower is entered;
+            three blocks) + the samples' hidden states + second moments, if the rounding of the weights needs them
     disk    the weight files of the result
-    time    multiply-adds of one float pass, one search and two measured samples, at the rate of a short matmul here, + reading and writing
+    time    multiply-adds of one float pass, one search and two measured samples, at the rate of a short matmul here,
+            + reading and writing
 The rates are measured for a tenth of a second: take the time as a magnitude, not as a promise.
 """
 
@@ -15,9 +16,10 @@ import torch
 from ..arithmetic.m2 import STRIDE, THRESHOLDS
 from ..arithmetic.smoothing import OUTPUTS
 from ..arithmetic.stats import ROWS
+from ..base.choices import ROUNDINGS
 from ..base.console import duration, size
 from .calibrator import Calibrator, peak_memory
-from .summary import decisions_table
+from .summary import counts, decisions_table
 from .workload import export_bytes, multiply_adds, tokens
 
 DISK_RATE = 1e9  # bytes/s, assumed: between a SATA SSD and NVMe
@@ -32,7 +34,7 @@ def dry_run(calibrator: Calibrator) -> None:
         f" {len(calibrator.samples.keys)} samples"
     )
     say()
-    say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
+    say(f"linears  {counts(plan)}")
     for line in decisions_table(plan):
         say("  " + line)
     say()
@@ -97,7 +99,22 @@ def memory(calibrator: Calibrator) -> int:
     for tower in calibrator.family.towers:
         width = calibrator.checkpoint.tensors[f"{tower.block(0)}{tower.groups[0].source}.weight"].shape[0]
         hidden = max(hidden, tokens(calibrator, tower) * width * calibrator.compute_dtype.itemsize)
-    return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block)
+    return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block) + _moments(calibrator)
+
+
+def _moments(calibrator: Calibrator) -> int:
+    """Bytes for the second moments of a block's groups, and for the factor that is made of the largest."""
+    if not ROUNDINGS[calibrator.config.w_method].load().needs_moments:
+        return 0
+    most = 0
+    for tower in calibrator.family.towers:
+        widths = [
+            calibrator.checkpoint.tensors[f"{tower.block(0)}{group.linears[0]}.weight"].shape[1]
+            for group in tower.groups_of(calibrator.checkpoint.config, 0)
+            if calibrator.plan.int8_group(tower, 0, group)
+        ]
+        most = max(most, sum(16 * width**2 for width in widths) + 24 * max(widths, default=0) ** 2)
+    return most
 
 
 def seconds(calibrator: Calibrator) -> float:

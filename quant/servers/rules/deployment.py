@@ -35,9 +35,7 @@ def one_type(directory: Directory, target: Target) -> Iterator[Finding]:
     yield Finding(
         "the int8 linears",
         f"are of several types: {counts}",
-        {
-            "mindie": "takes the type that model_quant_type names for all: misses a tensor of the others, or uses it wrongly"
-        },
+        {"mindie": "takes all for the type that model_quant_type names: misses a tensor of the others, or is wrong"},
         "export it with --act dynamic, or quantize again without --dynamic_names; vLLM-Ascend takes it as it is",
     )
 
@@ -54,7 +52,7 @@ def hardware(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def world_size(directory: Directory, target: Target) -> Iterator[Finding]:
-    """What tensor parallelism divides must be divisible: heads and MLP width, and in vLLM the vision tower's heads too."""
+    """What tensor parallelism divides must be divisible: heads, MLP width, and in vLLM the vision tower's heads too."""
     if target.world_size == 1:
         return
     vision, language = directory.family.tower("vision"), directory.family.tower("language")
