@@ -75,6 +75,7 @@ def test_parts_of_a_weight_make_the_whole():
         ({"weight_scale": torch.zeros(24)}, r"l\.weight_scale has shape \[24\], \[24, 1\] is expected"),
         ({"weight": torch.zeros(24, 32)}, r"l\.weight is float32, a server of bfloat16 models reads int8 there"),
         ({"weight_offset": None}, r"out: tensor l\.weight_offset is missing"),
+        ({"bias": torch.zeros(8)}, r"out: l\.bias has shape \[8\], \[24\] is expected"),
     ],
 )
 def test_what_no_server_reads_is_refused(change, message):

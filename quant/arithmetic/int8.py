@@ -97,6 +97,46 @@ def quant_bias(name: str, weight: Tensor, bias: Tensor | None, deq_scale: Tensor
     return torch.round(value).to(torch.int32)
 
 
+def representable(name: str, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 [O, 1] -> the nearest in `dtype` that still holds the largest weight within half a step, as float32.
+
+    Raises QuantError where `dtype` has none.
+    """
+    rounded = scale.to(dtype)
+    if dtype in (torch.float16, torch.bfloat16):
+        short = rounded.float() * (WEIGHT_MAX + 0.5) < scale * WEIGHT_MAX  # of a tiny scale, float16 keeps few bits
+        rounded = rounded.view(torch.int16).add(short.to(torch.int16)).view(dtype)  # the next one up
+    if not torch.isfinite(rounded).all():
+        row = int(scale.argmax())
+        raise QuantError(
+            f"{name}: weight_scale of output channel {row} is {scale[row].item():.3g}, {dtype_name(dtype)} ends at"
+            f" {torch.finfo(dtype).max:.5g}; use --dtype bfloat16"
+        )
+    return rounded.float()
+
+
+def deq_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What deq_scale is stored as for a model of `dtype`."""
+    return torch.float32 if dtype == torch.bfloat16 else torch.int64
+
+
+def pack_deq_scale(deq_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 [O] -> itself, or int64 whose low 32 bits are the float32's."""
+    if deq_dtype(dtype) == torch.float32:
+        return deq_scale
+    return deq_scale.contiguous().view(torch.int32).to(torch.int64)  # a scale is positive: its sign bit is 0
+
+
+def unpack_deq_scale(stored: Tensor) -> Tensor:
+    """What pack_deq_scale made -> float32 [O]."""
+    return stored if stored.dtype == torch.float32 else stored.to(torch.int32).view(torch.float32)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
 def signal_to_noise(signal: Tensor, noise: Tensor) -> float:
     """10 log10(|signal|^2 / |noise|^2), dB; inf without noise."""
     return 10 * torch.log10(signal.double().square().sum() / noise.double().square().sum()).item()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.fold import share_heads, spread_heads
-from ..arithmetic.schemes import unpack_deq_scale
+from ..arithmetic.int8 import unpack_deq_scale
 from ..families.family import Group, Tower
 from .fit import Pair, identify
 from .linear import FACTOR, LinearAudit, Relation

@@ -1,8 +1,8 @@
 """Is an export right, and if its answers are bad, whose fault is it?
 
-    the export     a tensor is not what the source's becomes by folding and rounding (audit.py, audit_block.py): found and named without a run
+    the export     a tensor is not what the source's becomes by folding and rounding (tensors.py, folding.py): found and named without a run
     calibration    the ranges were taken from images unlike these: activations are clipped
-    quantization   the export is what it was meant to be, and W8A8 with this folding costs too much: the rounded model is bad too (streams.py)
+    quantization   the export is what it was meant to be, and W8A8 with this folding costs too much: the rounded model is bad too (three_models.py)
     the reading    the export is bad, the rounded model is good, and nothing above explains it
 
 Measured on given images: errors per block and per linear, the Kullback-Leibler divergence of the next token's distribution
