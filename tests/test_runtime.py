@@ -7,7 +7,8 @@ import tiny
 import torch
 import transformers
 
-from quant.arithmetic.schemes import QuantizedLinear, StaticLinear, pack_deq_scale, unpack_deq_scale
+from quant.arithmetic.int8 import pack_deq_scale, unpack_deq_scale
+from quant.arithmetic.schemes import QuantizedLinear, StaticLinear
 from quant.base.errors import QuantError
 from quant.export import reader
 from quant.inputs.images import open_image

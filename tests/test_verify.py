@@ -12,7 +12,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant.arithmetic.schemes import StaticLinear, pack_deq_scale, unpack_deq_scale
+from quant.arithmetic.int8 import pack_deq_scale, unpack_deq_scale
+from quant.arithmetic.schemes import StaticLinear
 from quant.base.config import QuantConfig
 from quant.calibrate.calibrator import Calibrator
 from quant.commands.cli import main

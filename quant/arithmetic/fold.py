@@ -1,6 +1,6 @@
 """Folding a scale s (and a shift z) exactly: the product of two linear maps stays what it was.
 
-  norm -> linears   norm.weight /= s, norm.bias = (norm.bias - z) / s;   every consumer: bias += W z, W *= s (column c by s_c)
+  norm -> linears   norm.weight /= s, norm.bias = (norm.bias - z) / s;   consumers: bias += W z, W *= s (column c by s_c)
   value -> o        value rows and their bias /= s;                      columns of o *= s
   up -> down        rows of up and their bias /= s;                      columns of down *= s
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import QuantError
+from .int8 import dtype_name
 
 PART = 1 << 20  # numbers of a weight that are in float32 at a time: 4 MB, what a processor's cache holds
 
@@ -105,7 +106,8 @@ class FoldedNorm:
         if torch.isfinite(exact).all() and not torch.isfinite(self.bias).all():
             raise QuantError(
                 f"{self.name}.bias reaches {exact.abs().max().item():.3g} by smoothing,"
-                f" {str(self.dtype).removeprefix('torch.')} ends at {torch.finfo(self.dtype).max:.5g}; use --dtype bfloat16"
+                f" {dtype_name(self.dtype)} ends at {torch.finfo(self.dtype).max:.5g};"
+                " use --dtype bfloat16"
             )
         return left, bias - left * self.bias
 

@@ -1,15 +1,19 @@
 """W8A8 arithmetic: scales and offsets, codes, and what Ascend kernels need derived from them. What a linear is made of
 is schemes.py's.
 
-Weights, W [O, I]: symmetric per output channel.      weight_scale_o = max(max_i |W_oi| / 127, eps),  q = round(W / weight_scale)
-Activations, x [T, I]: asymmetric per tensor, static. input_scale = max((hi - lo) / 255, eps),  input_offset = -128 - round(lo / input_scale)
-                                                      q_x = round(x / input_scale + input_offset)
-                       or symmetric per token:        token_scale_t = max_i |x_ti| / 127,  q_x = round(x / token_scale)
-The product, in integers until the last step:         y = (q_x q_w^T + quant_bias) * deq_scale
-                                                      deq_scale = input_scale * weight_scale,  quant_bias = round(bias / deq_scale - input_offset * sum_i q_oi)
-round is half to even; q_w is clamped to [-127, 127], q_x to [-128, 127]. Everything is float32, whatever the checkpoint's dtype:
-in bfloat16 7.6 % of the codes come out otherwise. The server applies input_scale in the model's dtype, so it is rounded to that dtype
-first and everything else is derived from the rounded value.
+Weights, W [O, I]: symmetric per output channel.
+    weight_scale_o = max(max_i |W_oi| / 127, eps),              q = round(W / weight_scale)
+Activations, x [T, I]: asymmetric per tensor, static,
+    input_scale = max((hi - lo) / 255, eps),                    q_x = round(x / input_scale + input_offset)
+    input_offset = -128 - round(lo / input_scale)
+or symmetric per token, dynamic.
+    s_t = max_i |x_ti| / 127,                                   q_t = round(x_t / s_t)
+The product, in integers until the last step:
+    y = (q_x q_w^T + quant_bias) * deq_scale,                   deq_scale = input_scale * weight_scale
+    quant_bias = round(bias / deq_scale - input_offset * sum_i q_oi)
+round is half to even; q_w is clamped to [-127, 127], q_x to [-128, 127]. Everything is float32, whatever the
+checkpoint's dtype: in bfloat16 7.6 % of the codes come out otherwise. The server applies input_scale in the model's
+dtype, so it is rounded to that dtype first and everything else is derived from the rounded value.
 
 Left out: other widths and group-wise scales, which the kernels this is for do not have.
 """
@@ -91,6 +95,46 @@ def quant_bias(name: str, weight: Tensor, bias: Tensor | None, deq_scale: Tensor
                 f" {worst[row].item():.3g}, int32 holds {INT32_MAX}; keep the layer float (--disable_names {name})"
             )
     return torch.round(value).to(torch.int32)
+
+
+def representable(name: str, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 [O, 1] -> the nearest in `dtype` that still holds the largest weight within half a step, as float32.
+
+    Raises QuantError where `dtype` has none.
+    """
+    rounded = scale.to(dtype)
+    if dtype in (torch.float16, torch.bfloat16):
+        short = rounded.float() * (WEIGHT_MAX + 0.5) < scale * WEIGHT_MAX  # of a tiny scale, float16 keeps few bits
+        rounded = rounded.view(torch.int16).add(short.to(torch.int16)).view(dtype)  # the next one up
+    if not torch.isfinite(rounded).all():
+        row = int(scale.argmax())
+        raise QuantError(
+            f"{name}: weight_scale of output channel {row} is {scale[row].item():.3g}, {dtype_name(dtype)} ends at"
+            f" {torch.finfo(dtype).max:.5g}; use --dtype bfloat16"
+        )
+    return rounded.float()
+
+
+def deq_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What deq_scale is stored as for a model of `dtype`."""
+    return torch.float32 if dtype == torch.bfloat16 else torch.int64
+
+
+def pack_deq_scale(deq_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 [O] -> itself, or int64 whose low 32 bits are the float32's."""
+    if deq_dtype(dtype) == torch.float32:
+        return deq_scale
+    return deq_scale.contiguous().view(torch.int32).to(torch.int64)  # a scale is positive: its sign bit is 0
+
+
+def unpack_deq_scale(stored: Tensor) -> Tensor:
+    """What pack_deq_scale made -> float32 [O]."""
+    return stored if stored.dtype == torch.float32 else stored.to(torch.int32).view(torch.float32)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" and the like."""
+    return str(dtype).removeprefix("torch.")
 
 
 def signal_to_noise(signal: Tensor, noise: Tensor) -> float:

@@ -1,6 +1,6 @@
 """m2: threshold migration, after Outlier Suppression+ (Wei et al., arXiv 2304.09145, section 4).
 
-    s_c(t) = max(1, hi_c / t, lo_c / -t)            what exceeds the threshold t is scaled down to it, the rest is left alone
+    s_c(t) = max(1, hi_c / t, lo_c / -t)            what exceeds the threshold t is scaled down to it, the rest stays
     z_c    = (hi_c + lo_c) / 2                       optional, where a LayerNorm can carry it
 
 t runs from the largest |x| (s = 1, nothing changes) downward; taken is the (t, with or without z) whose output error is

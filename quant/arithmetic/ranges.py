@@ -2,9 +2,10 @@
 
 1 min-max    what was seen.
 2 histogram  the clip lo_r = r lo, hi_r = r hi whose expected output error is least:
-               E(r) = sum_c e_c E[(x_c - q_r(x_c))^2],  e_c = sum_o W_oc^2   (rounding errors of channels taken as uncorrelated),
-             the expectation over a histogram of x weighted by e_c. The extremes of every channel are counted as two further tokens:
-             clipping them must never look free because no sampled row happened to hold them.
+                 E(r) = sum_c e_c E[(x_c - q_r(x_c))^2],  e_c = sum_o W_oc^2
+             (rounding errors of channels taken as uncorrelated), the expectation over a histogram of x weighted by e_c.
+             The extremes of every channel are counted as two further tokens: clipping them must never look free because
+             no sampled row happened to hold them.
 3 automatic  of the two ranges the one with the smaller output error on the sampled rows, the extremes among them.
 
 Left out: clipping the two sides independently; on the models tried, plain mean-square clipping was worse than min-max,

@@ -5,13 +5,13 @@ nearest  q = clamp(round(W / scale), -127, 127)
 gptq     Frantar et al., arXiv 2210.17323: the columns are rounded one after the other, in the order that they have; the
          error of each is made up for by those after it, so that the output on such inputs moves least:
 
-             e_i = (w_i - scale q_i) / U_ii,    w_j -= e_i U_ij for all j > i,    U^T U = (H + d I)^-1, U upper triangular
+             e_i = (w_i - scale q_i) / U_ii,    w_j -= e_i U_ij for all j > i,    U^T U = (H + d I)^-1
 
-         H = E[x x^T], d = DAMPING times the mean of its diagonal. The scale is the one per output channel, fixed before.
-         BLOCK columns are done at a time; what they leave to the columns behind them is one product.
+         U upper triangular, H = E[x x^T], d = DAMPING times the mean of its diagonal. The scale is the one per output
+         channel, fixed before. BLOCK columns are done at a time; what they leave to those behind is one product.
 
-The factor is computed in float64 where the moments are, the weights in float32. Left out: the order by falling diagonal (the paper's
-"act-order"), and roundings of the activation in H.
+The factor is computed in float64 where the moments are, the weights in float32. Left out: the order by falling diagonal
+(the paper's "act-order"), and roundings of the activation in H.
 """
 
 from typing import Protocol
@@ -79,7 +79,7 @@ def _factor(name: str, moments: Tensor) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         raise QuantError(
-            f"{name}: gptq cannot invert the second moments of its input, {failed.item()} of {len(damped)} channels into"
-            " it; use --w_method nearest"
+            f"{name}: gptq cannot invert the second moments of its input, at {failed.item()} of {len(damped)} channels;"
+            " use --w_method nearest"
         )
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()

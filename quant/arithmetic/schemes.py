@@ -1,7 +1,7 @@
 """The two kinds of int8 linear that Ascend servers load, each with all that is known of it: what is stored, how it is
 made, what the server's kernel computes from it.
 
-    StaticLinear   W8A8          the activation's scale and offset are stored: codes = round(x / input_scale + input_offset)
+    StaticLinear   W8A8          scale and offset of the activation are stored, one for all tokens
                    W8A8_MIX      the same tensors under another word; vLLM-Ascend rounds per token in prefill
     DynamicLinear  W8A8_DYNAMIC  each token is rounded by its own largest value, when it comes
 
@@ -21,11 +21,16 @@ from ..base.errors import QuantError
 from .int8 import (
     INT32_MAX,
     WEIGHT_MAX,
+    deq_dtype,
+    dtype_name,
     input_scale_offset,
+    pack_deq_scale,
     quant_bias,
     quantize_input,
     quantize_tokens,
     quantize_weight,
+    representable,
+    unpack_deq_scale,
     weight_scale,
 )
 from .product import int8_matmul, row_sums
@@ -33,6 +38,7 @@ from .rounding import Nearest, Rounding
 
 ROWS = 512  # of an input at a time: what is computed of them stays in the processor's cache
 NEAREST = Nearest()
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Range = tuple[Tensor, Tensor]  # lo, hi: float32 scalars
 
 
@@ -47,6 +53,9 @@ class QuantizedLinear(nn.Module):
     """The stored tensors but for the bias, in the order in which they are written."""
     needs_range: ClassVar[bool]
     """Whether quantize() must be told the range of the input."""
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, name: str, dtype: torch.dtype, **buffers: Tensor | None):
         super().__init__()
@@ -54,7 +63,7 @@ class QuantizedLinear(nn.Module):
         for buffer, value in buffers.items():
             self.register_buffer(buffer, value)
 
-    # -- what is stored -------------------------------------------------------------------------------------------------
+    # -- what is stored --
 
     @classmethod
     def stored(
@@ -74,30 +83,27 @@ class QuantizedLinear(nn.Module):
         return {part: every[part] for part in cls.parts}
 
     @classmethod
-    def check(
-        cls,
-        name: str,
-        found: Mapping[str, Any],
-        dtype: torch.dtype,
-        shape: tuple[int, ...] | None = None,
-        where: str = "",
-    ) -> None:
-        """Raises QuantError for the first part that is missing or not of the dtype and shape that a server expects.
+    def check(cls, name: str, found: Mapping[str, Any], dtype: torch.dtype, where: str = "") -> None:
+        """Raises QuantError for the first part that is missing or not of the dtype and shape that a server expects, or
+        a bias that is not.
 
-        found: tensor name -> anything with a dtype and a shape, and a file if it has one; shape: (O, I) that the weight
-        must have, None takes its own; where: what lacks a missing one.
+        found: tensor name -> anything with a dtype and a shape, and a file if it has one; where: what lacks a missing
+        one.
         """
         weight = found.get(f"{name}.weight")
-        outputs, inputs = shape or (weight.shape if weight is not None and len(weight.shape) == 2 else (0, 0))
-        for part, (dtypes, wanted) in cls.stored(outputs, inputs, dtype).items():
+        outputs, inputs = weight.shape if weight is not None and len(weight.shape) == 2 else (0, 0)
+        wanted_parts = cls.stored(outputs, inputs, dtype)
+        if f"{name}.bias" in found:
+            wanted_parts["bias"] = ((dtype, *FLOATS), (outputs,))
+        for part, (dtypes, wanted) in wanted_parts.items():
             tensor = found.get(f"{name}.{part}")
             if tensor is None:
                 raise QuantError(f"{where}tensor {name}.{part} is missing")
             place = f"{tensor.file}: {name}.{part}" if hasattr(tensor, "file") else f"{where}{name}.{part}"
             if tensor.dtype not in dtypes:
                 raise QuantError(
-                    f"{place} is {_short(tensor.dtype)}, a server of {_short(dtype)} models reads {_short(dtypes[0])}"
-                    " there"
+                    f"{place} is {dtype_name(tensor.dtype)}, a server of {dtype_name(dtype)} models reads"
+                    f" {dtype_name(dtypes[0])} there"
                 )
             if tuple(tensor.shape) != wanted:
                 raise QuantError(f"{place} has shape {list(tensor.shape)}, {list(wanted)} is expected")
@@ -110,9 +116,12 @@ class QuantizedLinear(nn.Module):
         return {f"{self.name}.{part}": tensor for part, tensor in stored.items()}
 
     def _stored(self, part: str) -> Tensor:
-        return torch.zeros_like(self.weight_scale) if part == "weight_offset" else getattr(self, part)
+        if part == "weight_offset":
+            return torch.zeros_like(self.weight_scale)
+        value = getattr(self, part)
+        return pack_deq_scale(value, self.dtype) if part == "deq_scale" else value
 
-    # -- made and read --------------------------------------------------------------------------------------------------
+    # -- made and read --
 
     @classmethod
     def quantize(
@@ -140,21 +149,15 @@ class QuantizedLinear(nn.Module):
 
         Raises QuantError for a part that is not of the dtype and shape that a server expects, and what `load` raises.
         """
-        found = {f"{name}.{part}": load(f"{name}.{part}") for part in cls.parts}
+        found = {f"{name}.{part}": load(f"{name}.{part}") for part in (*cls.parts, *(["bias"] * has_bias))}
         cls.check(name, found, dtype)
-        bias = load(f"{name}.bias") if has_bias else None
-        return cls._of_stored(name, {part: found[f"{name}.{part}"] for part in cls.parts}, bias, dtype)
+        buffers = {part: _as_run(part, found[f"{name}.{part}"]) for part in cls.parts if part != "weight_offset"}
+        return cls(name, dtype, **buffers, bias=found.get(f"{name}.bias"))
 
-    @classmethod
-    def _of_stored(
-        cls, name: str, stored: dict[str, Tensor], bias: Tensor | None, dtype: torch.dtype
-    ) -> "QuantizedLinear":
-        raise NotImplementedError
-
-    # -- run ------------------------------------------------------------------------------------------------------------
+    # -- run --
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., I] -> y [..., O] in x's dtype, in integers as the server computes; x and y are rounded to its dtype."""
+        """x [..., I] -> y [..., O] in x's dtype, as the server computes: in integers, x and y rounded to its dtype."""
         rows = x.reshape(-1, x.shape[-1])
         y = torch.empty(len(rows), len(self.weight), dtype=x.dtype, device=x.device)
         for start in range(0, len(rows), ROWS):
@@ -174,19 +177,23 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"{self.name}, {self.weight.shape[1]} -> {self.weight.shape[0]}, {self.word} in {_short(self.dtype)}"
+        return f"{self.name}, {self.weight.shape[1]} -> {self.weight.shape[0]}, {self.word} in {dtype_name(self.dtype)}"
 
 
 class StaticLinear(QuantizedLinear):
     """W8A8:  y = (q_x q_w^T + quant_bias) * deq_scale,  q_x = clamp(round(x / input_scale + input_offset), -128, 127).
 
-    Further buffers: input_scale, input_offset float32 [1]; quant_bias int32 [O]; deq_scale float32 [O]. weight_scale and
-    the float bias are in no formula of the server: deq_scale and quant_bias hold them.
+    Further buffers: input_scale, input_offset float32 [1]; quant_bias int32 [O]; deq_scale float32 [O]. weight_scale
+    and the float bias are in no formula of the server: deq_scale and quant_bias hold them.
     """
 
     word = "W8A8"
     parts = ("weight", "weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
     needs_range = True
+    input_scale: Tensor
+    input_offset: Tensor
+    quant_bias: Tensor
+    deq_scale: Tensor
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
@@ -197,7 +204,7 @@ class StaticLinear(QuantizedLinear):
         if not torch.isfinite(input_scale).all():
             raise QuantError(
                 f"{name}: its input reaches from {lo.item():.3g} to {hi.item():.3g}, for which input_scale leaves"
-                f" {_short(dtype)}, that ends at {torch.finfo(dtype).max:.5g}; use --dtype bfloat16"
+                f" {dtype_name(dtype)}, that ends at {torch.finfo(dtype).max:.5g}; use --dtype bfloat16"
             )
         deq_scale = (input_scale * scale).reshape(-1)
         return cls(
@@ -211,22 +218,6 @@ class StaticLinear(QuantizedLinear):
             deq_scale=deq_scale,
             bias=None if bias is None else bias.to(dtype),
         )
-
-    @classmethod
-    def _of_stored(cls, name, stored, bias, dtype):
-        floats = {part: stored[part].float() for part in ("weight_scale", "input_scale", "input_offset")}
-        return cls(
-            name,
-            dtype,
-            weight=stored["weight"],
-            **floats,
-            quant_bias=stored["quant_bias"],
-            deq_scale=unpack_deq_scale(stored["deq_scale"]),
-            bias=bias,
-        )
-
-    def _stored(self, part: str) -> Tensor:
-        return pack_deq_scale(self.deq_scale, self.dtype) if part == "deq_scale" else super()._stored(part)
 
     def _run(self, x: Tensor) -> Tensor:
         sums = int8_matmul(quantize_input(x, self.input_scale, self.input_offset), self.weight)
@@ -253,7 +244,7 @@ class DynamicLinear(QuantizedLinear):
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
-        codes, scale = _codes(name, weight, bias, rounding, lambda scale: _representable(name, scale, dtype))
+        codes, scale = _codes(name, weight, bias, rounding, lambda scale: representable(name, scale, dtype))
         if WEIGHT_MAX**2 * codes.shape[1] > INT32_MAX:
             raise QuantError(
                 f"{name}: the products of {codes.shape[1]} inputs sum to {WEIGHT_MAX**2 * codes.shape[1]:.3g}, int32"
@@ -261,10 +252,6 @@ class DynamicLinear(QuantizedLinear):
             )
         bias = None if bias is None else bias.to(dtype)
         return cls(name, dtype, weight=codes, weight_scale=scale, bias=bias)
-
-    @classmethod
-    def _of_stored(cls, name, stored, bias, dtype):
-        return cls(name, dtype, weight=stored["weight"], weight_scale=stored["weight_scale"].float(), bias=bias)
 
     def _run(self, x: Tensor) -> Tensor:
         codes, scale = quantize_tokens(x)
@@ -304,46 +291,13 @@ def _codes(
     return torch.cat(codes), torch.cat(scales)
 
 
+def _as_run(part: str, stored: Tensor) -> Tensor:
+    if part == "deq_scale":
+        return unpack_deq_scale(stored)
+    return stored.float() if stored.is_floating_point() else stored
+
+
 def _finite(what: str, tensor: Tensor) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise QuantError(f"{what} holds NaN or Inf; nothing sensible can be rounded from it")
     return tensor
-
-
-def _representable(name: str, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 [O, 1] -> the nearest in `dtype` that still holds the largest weight within half a step, as float32.
-
-    Raises QuantError where `dtype` has none.
-    """
-    rounded = scale.to(dtype)
-    if dtype in (torch.float16, torch.bfloat16):
-        short = rounded.float() * (WEIGHT_MAX + 0.5) < scale * WEIGHT_MAX  # of a tiny scale, float16 keeps few bits
-        rounded = rounded.view(torch.int16).add(short.to(torch.int16)).view(dtype)  # the next one up
-    if not torch.isfinite(rounded).all():
-        row = int(scale.argmax())
-        raise QuantError(
-            f"{name}: weight_scale of output channel {row} is {scale[row].item():.3g}, {_short(dtype)} ends at"
-            f" {torch.finfo(dtype).max:.5g}; use --dtype bfloat16"
-        )
-    return rounded.float()
-
-
-def deq_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What deq_scale is stored as for a model of `dtype`."""
-    return torch.float32 if dtype == torch.bfloat16 else torch.int64
-
-
-def pack_deq_scale(deq_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 [O] -> itself, or int64 whose low 32 bits are the float32's."""
-    if deq_dtype(dtype) == torch.float32:
-        return deq_scale
-    return deq_scale.contiguous().view(torch.int32).to(torch.int64)  # a scale is positive: its sign bit is 0
-
-
-def unpack_deq_scale(stored: Tensor) -> Tensor:
-    """What pack_deq_scale made -> float32 [O]."""
-    return stored if stored.dtype == torch.float32 else stored.to(torch.int32).view(torch.float32)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -26,8 +26,8 @@ SLAB = 1 << 23  # products in float64 at a time: 64 MB
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of (x - shift) / scale, by the sums that Observer keeps of x; made when they are asked for, so that
-    trying many scales costs nothing. sums: int64 [2, C + 1, C + 1]; scale, shift: float32 [C] or None.
+    """Second moments of (x - shift) / scale, by the sums that Observer keeps of x; made when they are asked for, so
+    that trying many scales costs nothing. sums: int64 [2, C + 1, C + 1]; scale, shift: float32 [C] or None.
     """
 
     sums: Tensor
@@ -81,11 +81,12 @@ class Stats:
 class Observer:
     """Collects the Stats of one tensor, sample after sample, from any thread.
 
-    moments: None, or int64 [2, C + 1, C + 1], the sum over tokens of (x, 1)(x, 1)^T; ranks add theirs. A sample's sum is
-    taken in float64 and split into whole numbers, COARSE * a + FINE * b with 0 <= b <= COARSE / FINE, and those are
-    added: in whatever order, the result is the same bit for bit. What is lost is at most FINE / 2 a sample. No overflow:
-    a sample's sum is refused from MOST = 2^54 on (65504^2 over 4 million tokens), so |a| <= 2^46 and b <= 2^40, and 2^16
-    samples stay below 2^63. It takes 16 bytes for each pair of channels: 0.2 GB for 3584 channels, 5.7 GB for 18944.
+    moments: None, or int64 [2, C + 1, C + 1], the sum over tokens of (x, 1)(x, 1)^T; ranks add theirs. A sample's sum
+    is taken in float64 and split into whole numbers, COARSE * a + FINE * b with 0 <= b <= COARSE / FINE, and those are
+    added: in whatever order, the result is the same bit for bit. What is lost is at most FINE / 2 a sample. No
+    overflow: a sample's sum is refused from MOST = 2^54 on (65504^2 over 4 million tokens), so |a| <= 2^46 and
+    b <= 2^40, and 2^16 samples stay below 2^63. It takes 16 bytes for each pair of channels: 0.2 GB for 3584 channels,
+    5.7 GB for 18944.
     """
 
     def __init__(
@@ -121,15 +122,15 @@ class Observer:
         picked = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.rows_per_sample]
         rows = x[picked.to(x.device)].clone()
         if self.moments is not None:
-            self._add_products(x)
+            self._add_products(x, self.moments)
         with self._lock:
             self.lo, self.hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
             self.rows[number] = rows
             self.count += len(x)
 
-    def _add_products(self, x: Tensor) -> None:
-        """(x, 1)^T (x, 1) into the moments, some channels at a time."""
-        exact = x.to(self.moments.device).double()
+    def _add_products(self, x: Tensor, moments: Tensor) -> None:
+        """(x, 1)^T (x, 1) into `moments`, some channels at a time."""
+        exact = x.to(moments.device).double()
         exact = torch.cat([exact, exact.new_ones(len(exact), 1)], 1)
         step = max(1, SLAB // exact.shape[1])
         for start in range(0, exact.shape[1], step):
@@ -142,8 +143,8 @@ class Observer:
             coarse = torch.floor(sums / COARSE)
             fine = torch.round(sums.sub_(coarse * COARSE) / FINE)
             with self._lock:
-                self.moments[0, start : start + step] += coarse.long()
-                self.moments[1, start : start + step] += fine.long()
+                moments[0, start : start + step] += coarse.long()
+                moments[1, start : start + step] += fine.long()
 
     def stats(self) -> Stats:
         """Joins the rows in the samples' canonical order, whatever the order that they came in."""

@@ -1,5 +1,5 @@
-"""What can be chosen by name, each in one table: the command line's choices, QuantConfig's check and docs/methods.md are
-derived from these. Imports no torch; the code behind a name is loaded when it is used.
+"""What can be chosen by name, each in one table: the command line's choices, QuantConfig's check and docs/methods.md
+are derived from these. Imports no torch; the code behind a name is loaded when it is used.
 
     METHODS["m2"].line      one line for people
     METHODS["m2"].load()    quant.arithmetic.m2.solve

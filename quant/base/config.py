@@ -62,7 +62,7 @@ class QuantConfig(BaseModel):
     scheme: str = "W8A8"
     """What int8 linears become: one of choices.SCHEMES."""
     dynamic_names: tuple[str, ...] = ()
-    """Linears that become W8A8_DYNAMIC whatever `scheme` says, and int8 where only the family's recipe keeps them float:
+    """Linears that become W8A8_DYNAMIC whatever `scheme` says, also where only the family's recipe keeps them float:
     names or glob patterns.
     """
     w_method: str = "nearest"

@@ -205,7 +205,7 @@ class BlockQuantizer:
             and norm.bias is not None
             and all(consumer.bias is not None for consumer in consumers),
             act_method=self.config.act_method,
-            scheme=SCHEMES[self.plan.scheme_of(self.prefix + group.linears[0])],
+            scheme=SCHEMES[self.plan.words[self.prefix + group.linears[0]]],
         )
         return METHODS[self.config.anti_method].load()(problem, self.config.alpha)
 
@@ -244,7 +244,7 @@ class BlockQuantizer:
             rounded = []
             for group in (group for number, group in enumerate(groups) if self.ranks.owns(number)):
                 members = [linears[self.prefix + name] for name in group.linears]
-                scheme, moments = SCHEMES[self.plan.scheme_of(members[0].name)], stats[group].moments
+                scheme, moments = SCHEMES[self.plan.words[members[0].name]], stats[group].moments
                 range_ = self._range(members, stats[group]) if scheme.needs_range else None
                 rounding = self.rounding(members[0].name, moments and moments.matrix())
                 rounded += [

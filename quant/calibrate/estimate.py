@@ -2,7 +2,8 @@
 
     memory  libraries + the samples' hidden states + the larger of
                 what stands outside the blocks but for the embedding, and a block: when a tower is entered
-                four blocks: the one computed, in int8 plain and smoothed, the next, and the one being written
+                four blocks: the one computed, in int8 plain and smoothed, the next, and the one being written;
+                and second moments, if the rounding of the weights needs them
     disk    the weight files of the result
     time    multiply-adds of one float pass, of one search and of two measured samples, at the rate of a short matmul
             here, + reading and writing
@@ -17,6 +18,7 @@ import torch
 from ..arithmetic.m2 import STRIDE, THRESHOLDS
 from ..arithmetic.smoothing import OUTPUTS
 from ..arithmetic.stats import ROWS
+from ..base.choices import ROUNDINGS
 from ..export.layout import export_layout
 from ..families.family import Tower
 from .calibrator import Calibrator, peak_memory
@@ -76,7 +78,22 @@ def memory(calibrator: Calibrator) -> int:
     for tower in calibrator.family.towers:
         width = tower.width(calibrator.checkpoint.config)
         hidden = max(hidden, tokens(calibrator, tower) * width * calibrator.compute_dtype.itemsize)
-    return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block)
+    return peak_memory() + 2 * hidden + max(working, sizes["outside"] + block) + _moments(calibrator)
+
+
+def _moments(calibrator: Calibrator) -> int:
+    """Bytes for the second moments of a block's groups, and for the factor that is made of the largest."""
+    if not ROUNDINGS[calibrator.config.w_method].load().needs_moments:
+        return 0
+    most = 0
+    for tower in calibrator.family.towers:
+        widths = [
+            calibrator.checkpoint.tensors[f"{tower.block(0)}{group.linears[0]}.weight"].shape[1]
+            for group in tower.groups_of(calibrator.checkpoint.config, 0)
+            if calibrator.plan.int8_group(tower, 0, group)
+        ]
+        most = max(most, sum(16 * width**2 for width in widths) + 24 * max(widths, default=0) ** 2)
+    return most
 
 
 def seconds(calibrator: Calibrator) -> float:

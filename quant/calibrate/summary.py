@@ -20,7 +20,7 @@ def dry_run(calibrator: Calibrator) -> None:
         f" {len(calibrator.samples.keys)} samples"
     )
     say()
-    say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
+    say(f"linears  {counts(plan)}")
     for line in decisions_table(plan):
         say("  " + line)
     say()
@@ -72,8 +72,15 @@ def header(calibrator: Calibrator) -> None:
         f" {_name(calibrator.compute_dtype)}"
     )
     say(f"samples  {len(calibrator.samples.keys)} images, sha256 {calibrator.samples.digest[:12]}")
-    say(f"linears  {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float")
+    say(f"linears  {counts(plan)}")
     say()
+
+
+def counts(plan: Plan) -> str:
+    """ "28 int8, 3 float", and how many of the int8 linears are dynamic, if any."""
+    dynamic = sum(word == "W8A8_DYNAMIC" for word in plan.words.values())
+    of_them = f" ({dynamic} of them dynamic)" if dynamic else ""
+    return f"{len(plan.words)} int8{of_them}, {len(plan.decisions) - len(plan.words)} float"
 
 
 def _name(dtype) -> str:
@@ -82,11 +89,13 @@ def _name(dtype) -> str:
 
 def _method(calibrator: Calibrator) -> str:
     config = calibrator.config
+    rounding = "" if config.w_method == "nearest" else f", {config.w_method}"
     if config.anti_method == "none":
-        return "plain rounding, no outlier suppression"
+        return f"plain rounding, no outlier suppression{rounding}"
     if config.engine != "native":
         return f"{config.anti_method}, act_method {config.act_method}, by {config.engine}"
-    return f"{config.anti_method} on {len(calibrator.plan.smoothed)} groups, act_method {config.act_method}"
+    groups = len(calibrator.plan.smoothed)
+    return f"{config.anti_method} on {groups} groups, act_method {config.act_method}{rounding}"
 
 
 def summary(calibrator: Calibrator, target: Path) -> None:
@@ -95,10 +104,7 @@ def summary(calibrator: Calibrator, target: Path) -> None:
     int8, total = estimate.multiply_adds(calibrator)
     written = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     say()
-    say(
-        f"layers   {len(plan.int8_names)} int8, {len(plan.decisions) - len(plan.int8_names)} float; {int8 / total:.1%}"
-        " of the multiply-adds in int8"
-    )
+    say(f"layers   {counts(plan)}; {int8 / total:.1%} of the multiply-adds in int8")
     product = product_on(calibrator.device)
     if product.name != FAST and calibrator.config.engine == "native":
         say(f"product  of int8 by {product.name}: {product.why}")

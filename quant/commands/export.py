@@ -7,8 +7,8 @@ from pathlib import Path
 from ..base.errors import QuantError, UsageError
 
 TARGETS = {("ascendV1", "static"): "all", ("mindie", "static"): "mindie"}
-"""Format and activations -> the servers that it is for; vLLM-Ascend for the rest (dynamic linears among them), and compressed-tensors has rules of
-its own.
+"""Format and activations -> the servers that it is for; vLLM-Ascend for the rest, dynamic linears among them, and
+compressed-tensors has rules of its own.
 """
 EPILOG = (
     "compressed-tensors is for vLLM and transformers; dynamic and mix are for vLLM-Ascend."
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def chosen(args: argparse.Namespace, words: Collection[str]) -> tuple[str, str]:
-    """Format and activations by the flags, for int8 linears of the types `words`. Raises UsageError for what does not go
-    together.
+    """Format and activations by the flags, for int8 linears of the types `words`. Raises UsageError for what does not
+    go together.
     """
     from ..export.formats import resolve
 

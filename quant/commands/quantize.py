@@ -225,13 +225,13 @@ def _refuse_target(plan, target: str | None) -> None:
     vision = [name for name in plan.words if name.startswith(plan.family.tower("vision").prefix)]
     if dynamic := [name for name in vision if plan.words[name] == "W8A8_DYNAMIC"]:
         raise UsageError(
-            f"--target {target}: {dynamic[0]} would be W8A8_DYNAMIC, and MindIE's vision tower takes static W8A8 or float;"
-            " use --vision float, or --target vllm-ascend"
+            f"--target {target}: {dynamic[0]} would be W8A8_DYNAMIC, and MindIE's vision tower takes static W8A8 or"
+            " float; use --vision float, or --target vllm-ascend"
         )
     if len(plan.schemes) > 1:
         raise UsageError(
-            f"--target {target}: MindIE takes one type for all int8 linears, not {' beside '.join(sorted(plan.schemes))};"
-            " use --scheme alone, or --target vllm-ascend"
+            f"--target {target}: MindIE takes one type for all int8 linears, not"
+            f" {' beside '.join(sorted(plan.schemes))}; use --scheme alone, or --target vllm-ascend"
         )
 
 

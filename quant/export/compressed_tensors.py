@@ -1,9 +1,9 @@
 """The compressed-tensors format (vLLM, transformers with the compressed-tensors package): a plain model directory whose
 linears hold int8 codes, and a quantization_config in config.json that says so.
 
-    weight int8 [O, I], weight_scale float32 [O, 1]    W ~ weight_scale weight, per output channel, symmetric; as in the Ascend export
+    weight int8 [O, I], weight_scale float32 [O, 1]    as in the Ascend export: per output channel, symmetric
     dynamic: nothing more; the server rounds each token by its own largest value
-    static:  input_scale [1] in the model's dtype, per tensor and symmetric: both ends of the exported range [lo, hi] fit,
+    static:  input_scale [1] in the model's dtype, per tensor and symmetric: the exported range [lo, hi] fits,
 
         lo = (-128 - input_offset) input_scale,  hi = (127 - input_offset) input_scale,  s = max(-lo, hi) / 127
 

@@ -1,8 +1,8 @@
 """How an Ascend export says what its tensors are: quant_model_description.json, and what config.json says of it.
 
-The description has one entry per tensor: the type of an int8 linear (schemes.SCHEMES) for each of its tensors, FLOAT for
-its bias and all others. vLLM-Ascend reads it linear by linear, so static and dynamic ones may stand in one model; MindIE
-builds the whole model for one type, which model_quant_type and config.json's `quantize` name.
+The description has one entry per tensor: the type of an int8 linear (schemes.SCHEMES) for each of its tensors, FLOAT
+for its bias and all others. vLLM-Ascend reads it linear by linear, so static and dynamic ones may stand in one model;
+MindIE builds the whole model for one type, which model_quant_type and config.json's `quantize` name.
 """
 
 from collections.abc import Collection

@@ -3,7 +3,8 @@
 Such a deployment looks tokens up by itself, puts the visual features in the place of the image tokens, and hands the
 language model the result:
 
-    embedding of token t = hidden numbers from byte t * hidden * itemsize on          file: [vocabulary, hidden], row-major, little-endian
+    file: [vocabulary, hidden], row-major, little-endian
+    embedding of token t = hidden numbers from byte t * hidden * itemsize on
 
 Quantization does not touch the table, so that of the float checkpoint is the export's. Nothing else is read, and in
 pieces: memory stays at one piece, whatever the size. OUT.json beside it says tensor, shape, dtype and SHA-256. Left

@@ -39,10 +39,10 @@ SAVE_TYPES = {
 
 
 def resolve(save_type: str, act: str | None, words: Collection[str] = ("W8A8",)) -> str:
-    """`act`, or what it is for None or AS_IS: the format's default; AS_IS in the Ascend format where linears are dynamic.
+    """`act`, or what None or AS_IS stand for: the format's default; AS_IS in the Ascend format with dynamic linears.
 
-    words: the types of the linears that are to be written. Raises UsageError for a format, or an act, that there is not,
-    and for one that needs what dynamic linears do not have.
+    words: the types of the linears that are to be written. Raises UsageError for a format, or an act, that there is
+    not, and for one that needs what dynamic linears do not have.
     """
     if save_type not in SAVE_TYPES:
         raise UsageError(f"save_type {save_type}: there are {', '.join(SAVE_TYPES)}")
@@ -57,7 +57,7 @@ def resolve(save_type: str, act: str | None, words: Collection[str] = ("W8A8",))
     if act != "dynamic":
         raise UsageError(
             f"--save_type {save_type} --act {act}: some linears are W8A8_DYNAMIC; only static W8A8 (and W8A8_MIX, which"
-            " holds it) has the ranges of the activations; --save_type ascendV1 or compressed-tensors takes --act dynamic"
+            " holds it) has the ranges of activations; use --act dynamic, which ascendV1 and compressed-tensors have"
         )
     return act
 
@@ -72,8 +72,8 @@ def export(source: str | Path, directory: str | Path, save_type: str = "ascendV1
     opened = read(source)
     if act != "dynamic" and (dynamic := [name for name, word in opened.words.items() if word == "W8A8_DYNAMIC"]):
         raise UsageError(
-            f"{opened.dir}: {dynamic[0]} is W8A8_DYNAMIC; only static W8A8 (and W8A8_MIX, which holds it) has the ranges"
-            f" that {save_type} with --act {act} needs; quantize again, or use --act dynamic"
+            f"{opened.dir}: {dynamic[0]} is W8A8_DYNAMIC; only static W8A8 (and W8A8_MIX, which holds it) has the"
+            f" ranges that {save_type} with --act {act} needs; quantize again, or use --act dynamic"
         )
     target = check_output(directory, opened.dir)
     with appearing(target) as partial:

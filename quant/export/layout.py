@@ -15,7 +15,7 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def export_layout(checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype) -> Layout:
-    """Tensor name -> (dtype, shape) of the export, in file order: the blocks in the order they are done, then the rest."""
+    """Tensor name -> (dtype, shape) of the export, in file order: blocks in the order they are done, then the rest."""
 
     def position(name: str) -> tuple[int, int]:
         block = plan.family.block_of(name)
@@ -27,17 +27,18 @@ def export_layout(checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype) -> Lay
         if linear == name or not plan.is_int8(linear):
             layout[name] = (dtype if info.dtype.is_floating_point else info.dtype, info.shape)
             continue
-        for part, (dtypes, shape) in SCHEMES[plan.scheme_of(linear)].stored(*info.shape, dtype).items():
+        outputs, inputs = info.shape
+        for part, (dtypes, shape) in SCHEMES[plan.words[linear]].stored(outputs, inputs, dtype).items():
             layout[f"{linear}.{part}"] = (dtypes[0], shape)
     return layout
 
 
 def exported_names(name: str, plan: Plan) -> list[str]:
-    """What the hub tensor `name` becomes in the export: several tensors for the weight of an int8 linear, else itself."""
+    """What the hub tensor `name` becomes in the export: several for the weight of an int8 linear, else itself."""
     linear = name.removesuffix(".weight")
     if linear == name or not plan.is_int8(linear):
         return [name]
-    return [f"{linear}.{part}" for part in SCHEMES[plan.scheme_of(linear)].parts]
+    return [f"{linear}.{part}" for part in SCHEMES[plan.words[linear]].parts]
 
 
 def file_names(stem: str, count: int) -> list[str]:

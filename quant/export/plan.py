@@ -1,6 +1,6 @@
 """What a run will do, decided from config.json and the tensors' names and shapes alone: every linear's scheme, or float
-and why, and every group that will be smoothed. Refuses what no server would load: a pattern that matches nothing, half a
-group, half a vision tower.
+and why, and every group that will be smoothed. Refuses what no server would load: a pattern that matches nothing, half
+a group, half a vision tower.
 """
 
 from collections.abc import Iterator
@@ -40,10 +40,6 @@ class Plan:
 
     def is_int8(self, name: str) -> bool:
         return name in self.decisions and self.decisions[name].int8
-
-    def scheme_of(self, name: str) -> str | None:
-        """What the linear `name` becomes; None: it stays float, or there is none of that name."""
-        return self.decisions[name].scheme if name in self.decisions else None
 
     def groups(self, tower: Tower) -> list[Group]:
         """The groups of a tower that have an int8 linear in any block."""
@@ -103,12 +99,12 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
     _refuse_no_match("--dynamic_names", config.dynamic_names, names)
     decisions = {}
     for name, tower, index in linears:
-        shape = checkpoint.tensors[f"{name}.weight"].shape
+        outputs, inputs = checkpoint.tensors[f"{name}.weight"].shape
         dynamic = match(config.dynamic_names, name)
         scheme = None
         if pattern := match(family.must_float, name):
             why = family.must_float[pattern]
-        elif tower is None:
+        elif tower is None or index is None:
             why = _unlisted(name, family, checkpoint.config)
         elif tower.name == "vision" and vision == "float":
             why = "the vision tower is float" + (
@@ -120,7 +116,7 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
             why = keep[pattern]
         else:
             scheme = why = "W8A8_DYNAMIC" if dynamic else config.scheme
-        decisions[name] = Decision(name, shape, scheme, why)
+        decisions[name] = Decision(name, (outputs, inputs), scheme, why)
     _refuse_float_dynamic(config.dynamic_names, decisions)
     plan = Plan(family, checkpoint.config, config.anti_method, decisions)
     _refuse_half_groups(plan)
@@ -138,8 +134,8 @@ def _refuse_no_match(flag: str, patterns: tuple[str, ...], names: list[str]) -> 
     for pattern in patterns:
         if not any(match([pattern], name) for name in names):
             raise UsageError(
-                f"{flag} {pattern}: matches none of the {len(names)} linears; names look like {names[0]} (--dry_run lists"
-                " them)"
+                f"{flag} {pattern}: matches none of the {len(names)} linears; names look like {names[0]}"
+                " (--dry_run lists them)"
             )
 
 
@@ -189,7 +185,7 @@ def _refuse_half_groups(plan: Plan) -> None:
         for index in range(tower.used(plan.config)):
             for group in tower.groups_of(plan.config, index):
                 schemes = {
-                    tower.block(index) + linear: plan.scheme_of(tower.block(index) + linear) for linear in group.linears
+                    tower.block(index) + linear: plan.words.get(tower.block(index) + linear) for linear in group.linears
                 }
                 if len(set(schemes.values())) == 1:
                     continue
@@ -203,8 +199,8 @@ def _refuse_half_groups(plan: Plan) -> None:
                 dynamic = [name for name, scheme in schemes.items() if scheme == "W8A8_DYNAMIC"]
                 rest = " ".join(name for name in schemes if name not in dynamic)
                 raise UsageError(
-                    f"--dynamic_names makes {dynamic[0]} W8A8_DYNAMIC but not what reads the same tensor; servers demand"
-                    f" one type: add {rest}"
+                    f"--dynamic_names makes {dynamic[0]} W8A8_DYNAMIC but not what reads the same tensor; servers"
+                    f" demand one type: add {rest}"
                 )
 
 

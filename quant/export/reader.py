@@ -16,7 +16,7 @@ from .description import DESCRIPTION
 
 @dataclass
 class Export:
-    """An export directory as it is on disk; tensors are read when asked for. kind: which of the layouts of DESCRIPTION."""
+    """An export directory as it is on disk; tensors are read when asked for. kind: its layout, of DESCRIPTION."""
 
     dir: Path
     kind: str
@@ -48,7 +48,7 @@ class Export:
         return SCHEMES[self.words[name]]
 
     def parts(self, name: str) -> list[str]:
-        """The tensors that the source's tensor `name` has become: those of an int8 linear for its weight, else itself."""
+        """What the source's tensor `name` has become: several tensors for the weight of an int8 linear, else itself."""
         linear = name.removesuffix(".weight")
         if linear == name or linear not in self.words:
             return [name]

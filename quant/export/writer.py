@@ -1,8 +1,8 @@
 """Writing the W8A8 directory that Ascend servers load, tensor by tensor (layout.py says which there are).
 
-There are two layouts of the same tensors. "ascendV1": one directory for MindIE and vLLM-Ascend. "mindie": the names that
-MindIE releases before 2.1 look for, and a quantization_config block in config.json; vLLM-Ascend would take that block
-for another format. Written here is the first; formats.py makes the other from it.
+There are two layouts of the same tensors. "ascendV1": one directory for MindIE and vLLM-Ascend. "mindie": the names
+that MindIE releases before 2.1 look for, and a quantization_config block in config.json; vLLM-Ascend would take that
+block for another format. Written here is the first; formats.py makes the other from it.
 """
 
 import shutil

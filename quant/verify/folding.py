@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.fold import share_heads, spread_heads
-from ..arithmetic.schemes import unpack_deq_scale
+from ..arithmetic.int8 import unpack_deq_scale
 from ..families.family import Group, Tower
 from .fit import TINY, WeightPair
 from .linear import FACTOR, LinearCheck, Relation

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..arithmetic.schemes import unpack_deq_scale
+from ..arithmetic.int8 import unpack_deq_scale
 from .tensors import Damage, where
 
 FACTOR = 0.02  # how much a factor may be off: exporters that compute in bfloat16 are off by 0.4 %

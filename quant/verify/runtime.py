@@ -31,7 +31,7 @@ from ..model.streamed import StreamedModel
 
 
 def refuse_outside(export: Export, family: Family) -> None:
-    """Raises QuantError for an int8 linear outside the blocks: streaming loads only blocks in int8 (load() takes it)."""
+    """Raises QuantError for an int8 linear outside the blocks: streaming takes blocks alone in int8; load() does."""
     for name in export.linear_names:
         if family.block_of(f"{name}.") is None:
             raise QuantError(

@@ -32,9 +32,7 @@ def one_type(directory: Directory, target: Target) -> Iterator[Finding]:
     yield Finding(
         "the int8 linears",
         f"are of several types: {counts}",
-        {
-            "mindie": "takes the type that model_quant_type names for all: misses a tensor of the others, or uses it wrongly"
-        },
+        {"mindie": "takes all for the type that model_quant_type names: misses a tensor of the others, or is wrong"},
         "export it with --act dynamic, or quantize again without --dynamic_names; vLLM-Ascend takes it as it is",
     )
 
