@@ -63,4 +63,4 @@ class Calibrator(calibrator.Calibrator):
         if self.export_dtype == torch.float32:
             self.reporter.line("check    left out: a float32 export is for comparing, no server takes it")
         else:
-            verdict(target, None, save_type[0], resolve(save_type[0], act), self.reporter.line)
+            verdict(target, None, save_type[0], resolve(save_type[0], act, self.plan.schemes), self.reporter.line)
