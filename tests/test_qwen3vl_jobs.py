@@ -2,6 +2,7 @@
 ranks, the bytes are those of one process that was not disturbed.
 """
 
+import json
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from quant.calibrate.launch import joined
 from quant.calibrate.work import work_directory
 from quant.families import FAMILIES
 from quant.files.safetensors_io import read_header
+from quant.inputs.samples import _key
 
 BLOCKS = 5 + 4  # vision and language
 SAMPLES = [
@@ -96,6 +98,23 @@ def test_the_number_of_ranks_does_not_change_a_byte(world, tmp_path, size):
 
     assert in_ranks(size, job) == [0] * size
     assert digest(tmp_path / "out") == world.reference
+
+
+def test_resumed_after_a_first_rank_without_an_image(world, tmp_path):
+    """Of two samples the first, rank 0's, is text alone; how vision blocks answer is known to rank 1 only."""
+    number = next(n for n in range(20) if _key(qwen3vl.sample([], seed=n)) < min(map(_key, SAMPLES[:1])))
+    samples = [SAMPLES[0], qwen3vl.sample([], seed=number)]
+    run_job(world.calibrator(samples), tmp_path / "one")
+    out = tmp_path / "out"
+
+    def job():
+        with joined("cpu") as ranks, faults.when_block_runs(7 if ranks.rank else 2, lambda: os.kill(os.getpid(), 9)):
+            run_job(world.calibrator(samples), out, ranks=ranks)
+
+    in_ranks(2, job)
+    assert json.loads((work_directory(out) / "state").read_text())["answers_tuple"].keys() >= {"vision"}
+    run_job(world.calibrator(samples), out, resume=True)
+    assert digest(out) == digest(tmp_path / "one")
 
 
 def test_gptq_on_several_ranks(world, tmp_path):

@@ -260,7 +260,7 @@ class Forward:
         return self._in_form(tower, passed.taps[index].clone() if index in passed.taps else call.hidden)
 
     def _in_form(self, tower: Tower, hidden: Tensor):
-        return (hidden,) if self.model.answers_tuple.get(tower.name) else hidden
+        return (hidden,) if self.model.answers_tuple[tower.name] else hidden
 
 
 def logits_at(
