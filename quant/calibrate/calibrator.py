@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from ..families import family_of
 from ..families.family import Tower
 from ..files.checkpoint import Checkpoint
 from ..files.config_json import write_json
-from ..inputs.samples import prepare
+from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, export_dtype, peak_on_card, pick_device
 from ..model.paused import Key, Passed, Walk
 from ..model.streamed import StreamedModel
@@ -65,7 +66,7 @@ class Calibrator:
             vendor.check(cfg, self.device)
         self.compute_dtype = compute_dtype(self.checkpoint.dtype, self.device)
         self.export_dtype = export_dtype(self.checkpoint.dtype, cfg.dtype, self.family.dtype)
-        self.samples = None
+        self._samples: CalibrationSet | None = None
         self.blocks: list[dict] = []
         self.seconds = 0.0
         self._work: Work | None = None
@@ -73,13 +74,19 @@ class Calibrator:
         self.ranks = Ranks()
 
     def prepare(self) -> None:
-        """Read and encode the calibration samples, if that has not been done."""
-        if self.samples is None:
-            self.samples = prepare(
-                self.calib_data, self.checkpoint, self.family, self.config, shared=self.ranks.size > 1
-            )
-            for notice in self.samples.notices:
+        """Read and encode the calibration samples, if that has not been done, and say what is to be said of them."""
+        if self._samples is None:
+            shared = self.ranks.size > 1
+            self._samples = prepare(self.calib_data, self.checkpoint, self.family, self.config, shared)
+            for notice in self._samples.notices:
                 self.reporter.line(notice)
+
+    @property
+    def samples(self) -> CalibrationSet:
+        """The calibration samples. Raises UsageError before prepare()."""
+        if self._samples is None:
+            raise UsageError("the calibration samples have not been read: call prepare() or run() first")
+        return self._samples
 
     @torch.inference_mode()
     def run(self, directory: str | Path | None = None, work: Work | None = None) -> "Calibrator":
@@ -110,7 +117,7 @@ class Calibrator:
                 with self._writer(work, model) as writer:
                     if not work.state.outside:
                         passed: dict[str, dict[Key, Passed]] = {}
-                        with Disk(model, work, self.ranks, writer) as disk:
+                        with Disk(self.checkpoint, model, work, self.ranks, writer) as disk:
                             for tower in self.family.towers:
                                 passed[tower.name] = self._pass_tower(tower, passed, model, disk)
                             disk.finish()
@@ -256,7 +263,12 @@ class Calibrator:
         write_json(work / RECIPE, recipe(self))
         memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
         multiplied = product_on(self.device).name if self.config.engine == "native" else None
-        log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "int8_product": multiplied}
+        log: dict[str, Any] = {
+            "seconds": round(self.seconds, 1),
+            **memory,
+            "device": self.device,
+            "int8_product": multiplied,
+        }
         log["blocks"] = self.blocks
         replace_file(work / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
         for name in (RECIPE, RUN_LOG):
