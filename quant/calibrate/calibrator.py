@@ -132,7 +132,9 @@ class Calibrator:
         return self
 
     def _pass_tower(self, tower: Tower, passed: dict, model: StreamedModel, disk: Disk) -> dict[Key, Passed]:
-        """Quantize a tower's blocks; what this rank's samples leave behind it. passed: the same of the towers before."""
+        """Quantize a tower's blocks. Returns what this rank's samples leave behind it; passed: the same of the towers
+        before.
+        """
         config, work = self.checkpoint.config, disk.work
         used, done = tower.used(config), work.state.done.get(tower.name, 0)
         samples = self.own_samples()

@@ -2,8 +2,8 @@
 put beside another.
 
 Hooks catch the outputs of the chosen modules while their block runs; those of modules outside the blocks are caught in
-a last forward of the model, in which what is kept of the blocks answers for them. Sample 0 goes through each block twice:
-what differs then is recorded as "repeat", since a difference to another implementation means nothing below it.
+a last forward of the model, in which what is kept of the blocks answers for them. Sample 0 goes through each block
+twice: what differs then is recorded as "repeat", since a difference to another implementation means nothing below it.
 
 Left out: outputs that are no tensor, or a tuple that does not begin with one; logits but for the last position's.
 """

@@ -49,8 +49,9 @@ def load(
     """An export of either layout -> (transformers' model with QuantizedLinears in the place of the int8 linears, its
     Encoder).
 
-    model.generate(**encoder(image, prompt)) works, and is greedy. device: "cpu", "cuda" or "npu". The whole model is in memory, the
-    int8 linears at one byte a weight. Raises UsageError when it is no export, QuantError when it is a damaged one.
+    model.generate(**encoder(image, prompt)) works, and is greedy. device: "cpu", "cuda" or "npu". The whole model is in
+    memory, the int8 linears at one byte a weight. Raises UsageError when it is no export, QuantError when it is a
+    damaged one.
     """
     export = reader.read(directory)
     streamed = _whole(export, set(export.linear_names), device, trust_remote_code)

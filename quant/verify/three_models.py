@@ -195,8 +195,8 @@ class ThreeModels:
     # -- the end of the model
 
     def logits(self, positions: list[Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yields (sample, {"float", "rounded", "export" -> logits [positions, vocabulary]}), at these positions of every
-        sample.
+        """Yields (sample, {"float", "rounded", "export" -> logits [positions, vocabulary]}), at these positions of
+        every sample.
         """
         kept: dict[str, list[Tensor]] = {}
         for name, model in (("float", self.float), ("rounded", self.float), ("export", self.integer)):
