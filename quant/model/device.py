@@ -43,7 +43,7 @@ def pick_device(asked: str | None) -> str:
 
 
 def compute_dtype(stored: torch.dtype, device: str) -> torch.dtype:
-    """The checkpoint's own; float32 for float16 on a CPU, whose float16 matmul is several times slower and less exact."""
+    """The checkpoint's own; float32 for float16 on a CPU, whose float16 matmul is far slower and less exact."""
     return torch.float32 if stored == torch.float16 and device == "cpu" else stored
 
 

@@ -118,7 +118,8 @@ cd /usr/local/Ascend/mindie/latest/mindie-service && ./bin/mindieservice_daemon
 
 PIXELS = """
 Images are to be at most {max_pixels} pixels in area: write `"max_pixels": {max_pixels}` into
-preprocessor_config.json of the directory on the server, which is where MindIE takes it from. Larger ones would exceed maxInputTokenLen.
+preprocessor_config.json of the directory on the server, which is where MindIE takes it from. Larger ones would
+exceed maxInputTokenLen.
 """
 
 NOTES = {
