@@ -12,6 +12,7 @@ from jobs import run_job
 
 from quant import Calibrator, QuantConfig, UsageError
 from quant.base.console import Reporter
+from quant.calibrate.summary import summary
 from quant.model.device import compute_dtype, distributed_backend, peak_on_card, pick_device, use_card, workers_of
 
 
