@@ -244,10 +244,9 @@ class BlockQuantizer:
                 scheme, moments = SCHEMES[self.plan.words[members[0].name]], stats[group].moments
                 range_ = self._range(members, stats[group]) if scheme.needs_range else None
                 rounding = self.rounding(members[0].name, moments and moments.matrix())
-                rounded += [
-                    scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
-                    for member in members
-                ]
+                for member in members:
+                    linear = scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
+                    rounded.append(linear)
             if self.ranks.size == 1:
                 return rounded
             gathered = self.ranks.gather_at_first([linear.to("cpu") for linear in rounded])

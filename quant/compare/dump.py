@@ -170,7 +170,7 @@ def _choose(model: StreamedModel, patterns: list[str] | None) -> dict[str, nn.Mo
             if id(module) not in inside:
                 outside[tensor.rpartition(".")[0]] = module
     if patterns is None:
-        return {name: module for name, module in (blocks | outside).items() if not name.endswith("lm_head")}
+        return {name: module for name, module in (blocks | outside).items() if name != model.family.head}
     every |= blocks | outside
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
