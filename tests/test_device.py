@@ -91,7 +91,7 @@ def test_what_tensors_took_on_the_card(npus):
 def test_what_tensors_took_on_the_card_is_recorded_and_said(monkeypatch, tmp_path, capsys, card):
     """On a CPU, told that there was a card: a run cannot go on a stand-in."""
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
-    monkeypatch.setattr("quant.calibrate.calibrator.peak_on_card", lambda device: card)
+    monkeypatch.setattr("quant.calibrate.record.peak_on_card", lambda device: card)
     monkeypatch.setattr("quant.calibrate.summary.peak_on_card", lambda device: card)
     calibrator = Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu"), images, Reporter())
     target = run_job(calibrator, tmp_path / "out")

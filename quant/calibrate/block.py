@@ -186,9 +186,7 @@ class BlockQuantizer:
                     smoothed[group] = self._fold(group, linears, norms, stats[group], solution)
             return smoothed
 
-    def _solve(
-        self, group: Group, linears: dict[str, FoldedLinear], norms: dict[str, FoldedNorm], stats: Stats
-    ) -> Smoothing:
+    def _solve(self, group: Group, linears: dict, norms: dict[str, FoldedNorm], stats: Stats) -> Smoothing:
         consumers = [linears[self.prefix + name] for name in group.linears]
         norm = norms.get(group.source_in(self.prefix))
         problem = Problem(

@@ -9,33 +9,28 @@ Nothing appears in the output directory before all of it is there: a run streams
 the end.
 """
 
-import json
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arithmetic.product import product_on
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
-from ..base.output import FILE_MODE, appearing, check_output, check_space, make_work_directory, replace_file
+from ..base.output import appearing, check_output, check_space, make_work_directory
 from ..export import formats, reader
 from ..export.plan import make_plan
-from ..export.recipe import RECIPE, RUN_LOG, identity, recipe
+from ..export.recipe import identity
 from ..export.writer import ExportWriter
 from ..families import family_of
 from ..families.family import Tower
 from ..files.checkpoint import Checkpoint
-from ..files.config_json import write_json
 from ..inputs.samples import CalibrationSet, prepare
-from ..model.device import compute_dtype, export_dtype, peak_on_card, pick_device
+from ..model.device import compute_dtype, export_dtype, pick_device
 from ..model.paused import Key, Passed, Walk
 from ..model.streamed import StreamedModel
 from . import vendor
@@ -44,7 +39,7 @@ from .disk import Disk
 from .launch import stop_asked
 from .memory import on_cpu, out_of_memory_named
 from .ranks import NoMemory, Ranks
-from .record import block_entry, block_line
+from .record import block_entry, block_line, write_records
 from .work import Work
 
 
@@ -123,7 +118,7 @@ class Calibrator:
                             disk.finish()
             self.blocks, self.seconds = work.state.blocks, work.state.seconds
             if self.ranks.rank == 0:
-                self._write_records(work.export)
+                write_records(self, work.export)
         except BaseException:
             self._discard()
             raise
@@ -261,21 +256,6 @@ class Calibrator:
             writer.abandon()
         work.state = replace(work.state, seconds=time.perf_counter() - start)
 
-    def _write_records(self, work: Path) -> None:
-        write_json(work / RECIPE, recipe(self))
-        memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
-        multiplied = product_on(self.device).name if self.config.engine == "native" else None
-        log: dict[str, Any] = {
-            "seconds": round(self.seconds, 1),
-            **memory,
-            "device": self.device,
-            "int8_product": multiplied,
-        }
-        log["blocks"] = self.blocks
-        replace_file(work / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
-        for name in (RECIPE, RUN_LOG):
-            (work / name).chmod(FILE_MODE)
-
     def save(
         self, directory: str | Path, save_type: list[str] | tuple[str, ...] = ("ascendV1",), act: str | None = None
     ) -> None:
@@ -307,8 +287,3 @@ class Calibrator:
     def __del__(self):
         if getattr(self, "_work", None):
             self._discard()
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,7 @@
-"""Which device computes, and in what dtype. The one place that knows torch_npu."""
+"""Which device computes, in what dtype, and what memory that took. The one place that knows torch_npu."""
 
 import os
+import resource
 from types import ModuleType
 
 import torch
@@ -64,6 +65,11 @@ def is_out_of_memory(err: RuntimeError) -> bool:
 def peak_on_card(device: str) -> int | None:
     """Bytes that this process's tensors took on its card at most so far; None on a CPU."""
     return None if device == "cpu" else _backend(device).max_memory_allocated()
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # -- several cards

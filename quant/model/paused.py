@@ -24,7 +24,6 @@ Why coroutines and not threads: one sample's code runs at a time in the caller's
 no second set of OpenMP threads, no device to choose for a thread, and nothing that stays behind on an error.
 """
 
-import copy
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -36,6 +35,7 @@ from ..base import transformers_api
 from ..base.errors import QuantError
 from ..families.family import Tower
 from .streamed import StreamedModel
+from .twin import twin
 
 Key = tuple[int, int]
 """(sample number, pass): which forward, and which of its entries into the tower."""
@@ -280,32 +280,6 @@ def logits_at(
         return Forward(model, passed, None, (number, 0)).run(given).logits
 
     return transformers_api.logits_at(forward, inputs, positions)
-
-
-def twin(model: StreamedModel, block_forward) -> nn.Module:
-    """The model with module objects of its own and the same parameters; block_forward(tower, index) is the `forward` of
-    its blocks.
-    """
-    blocks = {
-        id(model.block(tower, index)): (tower, index)
-        for tower in model.family.towers
-        for index in range(tower.blocks(model.checkpoint.config))
-    }
-    made: dict[int, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        if id(module) not in made:
-            other = made[id(module)] = copy.copy(module)
-            for name, value in vars(module).items():
-                if isinstance(value, dict) and name.startswith("_") and name not in ("_parameters", "_modules"):
-                    vars(other)[name] = value.copy()  # hooks and buffers; parameters are the model's own
-            if id(module) in blocks:
-                vars(other)["forward"] = block_forward(*blocks[id(module)])
-            else:
-                vars(other)["_modules"] = {name: child and copied(child) for name, child in module._modules.items()}
-        return made[id(module)]
-
-    return copied(model.model)
 
 
 def _share_memory(tensor: Tensor, *others: Tensor) -> bool:
