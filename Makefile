@@ -1,10 +1,11 @@
 # make demo   quantize two small models with the shipped photographs     make test          the tests
 # make test-compat   the same tests with transformers 4.57.6             make test-oracle   against the vendor's library
+# make lint   layout, lint and types of the code, nothing is changed
 # make bench   time and memory against msmodelslim, llm-compressor and the machine's limits: 45 minutes     make bench-short   a cut-down version
 PYTHON ?= python3
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
 
-.PHONY: demo test test-compat test-oracle bench bench-short clean
+.PHONY: demo test test-compat test-oracle lint bench bench-short clean
 
 # An environment is made once for each version of its requirements; torch first, so that nothing else chooses its build.
 define environment
@@ -38,6 +39,11 @@ test-compat: .venv-compat/.made
 
 test-oracle: .venv-oracle/.made .venv/.made
 	QUANT_PYTHON=.venv/bin/python .venv-oracle/bin/python -m pytest -q tests/oracle
+
+lint: .venv/.made
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy quant
 
 bench: .venv/.made .venv-oracle/.made .venv-llmc/.made
 	.venv/bin/python bench/bench.py

@@ -1,6 +1,8 @@
 """What this machine can do at best, measured, and the time that follows from it.
 
-    bound = imports + max(multiply-adds of one forward pass / matmul rate, bytes read / read rate, bytes written / write rate)
+    bound = imports + max(multiply-adds of one forward pass / matmul rate,
+                          bytes read / read rate,
+                          bytes written / write rate)
 
 Reading and writing go on while the processor computes, so the slowest of the three counts. The rates are those of the
 best case: a large matrix product, attention counted like any other; a file read and written in one stream.

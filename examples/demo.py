@@ -93,8 +93,28 @@ def run(name: str, calibration: Path, questions: Path) -> dict[str, float]:
             "--device_type",
             "cpu",
         )
-        step("-m", "quant", "evaluate", "--model_path", source, "--quantized", out, "--data", questions, "--match", "exact", "--max_new_tokens", 8,
-             "--results", OUT / f"{name}.results.jsonl", "--json", OUT / f"{name}-{method}.evaluation.json", "--device_type", "cpu", may_fail=True)  # fmt: skip
+        step(
+            "-m",
+            "quant",
+            "evaluate",
+            "--model_path",
+            source,
+            "--quantized",
+            out,
+            "--data",
+            questions,
+            "--match",
+            "exact",
+            "--max_new_tokens",
+            8,
+            "--results",
+            OUT / f"{name}.results.jsonl",
+            "--json",
+            OUT / f"{name}-{method}.evaluation.json",
+            "--device_type",
+            "cpu",
+            may_fail=True,
+        )
         result["float"], result[method] = scores(OUT / f"{name}-{method}.evaluation.json")
     best = OUT / f"{name}-m2"
     holdings(best)

@@ -68,9 +68,14 @@ def test_tensors_are_those_that_servers_demand(made, family, dtype):
         o = len(tensor)
         deq = torch.float32 if model_dtype == torch.bfloat16 else torch.int64
         for part, kind, shape in [
-            ("weight", torch.int8, tuple(tensor.shape)), ("weight_scale", torch.float32, (o, 1)), ("weight_offset", torch.float32, (o, 1)),
-            ("input_scale", torch.float32, (1,)), ("input_offset", torch.float32, (1,)), ("deq_scale", deq, (o,)), ("quant_bias", torch.int32, (o,)),
-        ]:  # fmt: skip
+            ("weight", torch.int8, tuple(tensor.shape)),
+            ("weight_scale", torch.float32, (o, 1)),
+            ("weight_offset", torch.float32, (o, 1)),
+            ("input_scale", torch.float32, (1,)),
+            ("input_offset", torch.float32, (1,)),
+            ("deq_scale", deq, (o,)),
+            ("quant_bias", torch.int32, (o,)),
+        ]:
             expected[f"{linear}.{part}"] = (kind, shape)
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
     description = json.loads((out / "quant_model_description.json").read_text())
@@ -281,8 +286,12 @@ def test_side_files_and_modes(made):
     assert stat.S_IMODE(out.stat().st_mode) == 0o750
     assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o640}
     assert {path.name for path in out.iterdir()} - theirs == {
-        "config.json", "quant_model_description.json", "quant_model_weight_w8a8.safetensors", "quant_recipe.json", "quant_run.json",
-    }  # fmt: skip
+        "config.json",
+        "quant_model_description.json",
+        "quant_model_weight_w8a8.safetensors",
+        "quant_recipe.json",
+        "quant_run.json",
+    }
 
 
 def test_mindie_layout_holds_the_same_tensors(made, tmp_path):

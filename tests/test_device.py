@@ -12,6 +12,7 @@ from jobs import run_job
 
 from quant import Calibrator, QuantConfig, UsageError
 from quant.base.console import Reporter
+from quant.calibrate.summary import summary
 from quant.model.device import compute_dtype, distributed_backend, peak_on_card, pick_device, use_card, workers_of
 
 
@@ -90,11 +91,11 @@ def test_what_tensors_took_on_the_card(npus):
 def test_what_tensors_took_on_the_card_is_recorded_and_said(monkeypatch, tmp_path, capsys, card):
     """On a CPU, told that there was a card: a run cannot go on a stand-in."""
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
-    monkeypatch.setattr("quant.calibrate.calibrator.peak_on_card", lambda device: card)
+    monkeypatch.setattr("quant.calibrate.record.peak_on_card", lambda device: card)
     monkeypatch.setattr("quant.calibrate.summary.peak_on_card", lambda device: card)
-    target = run_job(
-        Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu"), images, Reporter()), tmp_path / "out"
-    )
+    calibrator = Calibrator(source, QuantConfig(anti_method="none", dev_type="cpu"), images, Reporter())
+    target = run_job(calibrator, tmp_path / "out")
+    summary(calibrator, target)
     assert json.loads((target / "quant_run.json").read_text())["peak_card_bytes"] == card
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("time "))
     assert line.endswith(", on the card 3.21 GB") == bool(card) and len(line) <= 80

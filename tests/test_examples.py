@@ -153,7 +153,7 @@ def test_qwen_has_the_head_sizes_that_servers_want():
 
 @both
 def test_reads_unseen_images_and_int8_needs_suppression(family, questions, tmp_path):
-    """On 500 images the figures are in examples/README.md; 60 are enough to see which side of the limits they are on."""
+    """On 500 images the figures are in examples/README.md; 60 suffice to see which side of the limits they are on."""
     source = FAMILIES[family]
     reads = right(source, False, questions)
     assert reads >= 90

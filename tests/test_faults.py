@@ -68,8 +68,14 @@ def copy_of(world, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("change,pattern", [
-    (lambda shard: os.truncate(shard, os.path.getsize(shard) - 1000), r"(changed while the job ran: \d+ bytes.*, \d+ bytes|ended at byte \d+)"),
-    (lambda shard: os.utime(shard, ns=(1, 1)), r"changed while the job ran: .*changed at \d+ ns.* at the start, .*changed at 1 ns"),
+    (
+        lambda shard: os.truncate(shard, os.path.getsize(shard) - 1000),
+        r"(changed while the job ran: \d+ bytes.*, \d+ bytes|ended at byte \d+)",
+    ),
+    (
+        lambda shard: os.utime(shard, ns=(1, 1)),
+        r"changed while the job ran: .*changed at \d+ ns.* at the start, .*changed at 1 ns",
+    ),
     (lambda shard: shard.unlink(), r"No such file or directory"),
 ], ids=["truncated", "touched", "gone"])  # fmt: skip
 def test_a_shard_that_changes_during_the_job(world, tmp_path, change, pattern):  # noqa: F811

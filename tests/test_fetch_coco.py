@@ -199,7 +199,7 @@ def test_no_network_is_one_line_and_leaves_nothing(server, rows, tmp_path):
         rows[0]["coco_url"] = url + "/0.jpg"
         file.write_text(json.dumps(rows))
         fails(lambda: fetch_coco(tmp_path / "out", file), "cannot be fetched")
-        fails(lambda: fetch_coco(tmp_path / "out", file, url), "cannot be fetched")
+        fails(lambda url=url: fetch_coco(tmp_path / "out", file, url), "cannot be fetched")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Folding leaves the float function as it was, and the rounding of the norm is not lost but taken over by the weights."""
+"""Folding leaves the float function as it was; what rounding the norm loses is made up for by the weights."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from quant.arithmetic.fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
 
-C, O, T = 32, 24, 10
+INPUTS, OUTPUTS, TOKENS = 32, 24, 10
 
 
 def seeded(*shape, seed=0):
@@ -16,19 +16,19 @@ def seeded(*shape, seed=0):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("layernorm,shifted", [(True, True), (True, False), (False, False)])
 def test_norm_fold_is_exact_in_float64(dtype, layernorm, shifted):
-    weight, x = (seeded(C) * 3).to(dtype).float(), seeded(T, C)
-    bias = seeded(C, seed=1).to(dtype).float() if layernorm else None
-    consumer = FoldedLinear("l", seeded(O, C).to(dtype), seeded(O) if layernorm else None)
+    weight, x = (seeded(INPUTS) * 3).to(dtype).float(), seeded(TOKENS, INPUTS)
+    bias = seeded(INPUTS, seed=1).to(dtype).float() if layernorm else None
+    consumer = FoldedLinear("l", seeded(OUTPUTS, INPUTS).to(dtype), seeded(OUTPUTS) if layernorm else None)
     before = consumer.float().double(), None if consumer.bias is None else consumer.bias.double()
-    normed = nn.functional.layer_norm(x, (C,)).double()
+    normed = nn.functional.layer_norm(x, (INPUTS,)).double()
 
     def output(norm_weight, norm_bias, linear_weight, linear_bias):
         y = normed * norm_weight.double() + (0 if norm_bias is None else norm_bias.double())
         return y @ linear_weight.T + (0 if linear_bias is None else linear_bias)
 
     expected = output(weight, bias, *before)
-    scale = seeded(C, seed=2).exp()
-    shift = seeded(C, seed=3) if shifted else None
+    scale = seeded(INPUTS, seed=2).exp()
+    shift = seeded(INPUTS, seed=3) if shifted else None
     norm = FoldedNorm("n", weight, bias, dtype)
     left, moved = norm.absorb(scale, shift)
     consumer.scale_columns(left, moved)
@@ -62,14 +62,14 @@ def test_norm_channels_of_zero_and_underflow_survive():
 def test_value_fold_with_grouped_query_attention(heads, kv_heads):
     d = 8
     v, o = (
-        FoldedLinear("v", seeded(kv_heads * d, C), seeded(kv_heads * d)),
-        FoldedLinear("o", seeded(O, heads * d), None),
+        FoldedLinear("v", seeded(kv_heads * d, INPUTS), seeded(kv_heads * d)),
+        FoldedLinear("o", seeded(OUTPUTS, heads * d), None),
     )
-    x, mix = seeded(T, C), torch.softmax(seeded(heads, T, T), -1)
+    x, mix = seeded(TOKENS, INPUTS), torch.softmax(seeded(heads, TOKENS, TOKENS), -1)
 
     def attend():
-        values = (x @ v.float().T + v.bias).view(T, kv_heads, d).repeat_interleave(heads // kv_heads, 1)
-        return torch.einsum("hts,shd->thd", mix, values).reshape(T, -1) @ o.float().T
+        values = (x @ v.float().T + v.bias).view(TOKENS, kv_heads, d).repeat_interleave(heads // kv_heads, 1)
+        return torch.einsum("hts,shd->thd", mix, values).reshape(TOKENS, -1) @ o.float().T
 
     expected = attend()
     scale = spread_heads(share_heads(seeded(heads * d, seed=4).exp(), heads, kv_heads), heads, kv_heads)
@@ -80,7 +80,7 @@ def test_value_fold_with_grouped_query_attention(heads, kv_heads):
 
 
 def test_value_rows_are_the_last_of_a_fused_projection():
-    qkv = FoldedLinear("qkv", seeded(12, C), seeded(12))
+    qkv = FoldedLinear("qkv", seeded(12, INPUTS), seeded(12))
     weight, bias = qkv.float().clone(), qkv.bias.clone()
     qkv.divide_rows(torch.full((4,), 2.0))
     assert torch.equal(qkv.float()[:8], weight[:8]) and torch.equal(qkv.float()[8:], weight[8:] / 2)
@@ -88,10 +88,10 @@ def test_value_rows_are_the_last_of_a_fused_projection():
 
 
 def test_folds_compose_and_agree_with_column_max():
-    linear = FoldedLinear("l", seeded(O, C), None)
-    linear.scale_columns(seeded(C, seed=5).exp())
-    linear.divide_rows(seeded(O, seed=6).exp())
-    linear.scale_columns(seeded(C, seed=7).exp())
+    linear = FoldedLinear("l", seeded(OUTPUTS, INPUTS), None)
+    linear.scale_columns(seeded(INPUTS, seed=5).exp())
+    linear.divide_rows(seeded(OUTPUTS, seed=6).exp())
+    linear.scale_columns(seeded(INPUTS, seed=7).exp())
     assert torch.allclose(linear.column_max(), linear.float().abs().amax(0))
     some = torch.tensor([3, 1, 20])
     assert torch.equal(linear.float(some), linear.float()[some])

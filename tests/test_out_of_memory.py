@@ -101,9 +101,11 @@ def test_of_what_comes_before(world, tmp_path, monkeypatch, place):  # noqa: F81
 @only_qwen
 @pytest.mark.parametrize("size,failing", [
     (2, {1: ("update", 1, 0)}), (2, {1: ("_solve", 1, 2)}), (2, {1: ("_round", 1, 1)}), (2, {1: ("_measure", 2, 3)}),
-    (2, {0: ("update", 1, 2)}), (2, {0: ("_solve", 1, 0)}), (2, {0: ("_round", 2, 3)}), (2, {0: ("_measure", 1, 1)}), (2, {0: ("_measure", 2, 3)}),
+    (2, {0: ("update", 1, 2)}), (2, {0: ("_solve", 1, 0)}), (2, {0: ("_round", 2, 3)}),
+    (2, {0: ("_measure", 1, 1)}), (2, {0: ("_measure", 2, 3)}),
     (3, {1: ("_observe", 1, 3)}), (3, {2: ("_round", 2, 2)}), (3, {0: ("_measure", 2, 0)}),
-    (3, {0: ("_solve", 1, 2), 2: ("update", 1, 2)}), (3, {0: ("_measure", 2, 1), 1: ("_round", 1, 1), 2: ("_round", 1, 1)}),
+    (3, {0: ("_solve", 1, 2), 2: ("update", 1, 2)}),
+    (3, {0: ("_measure", 2, 1), 1: ("_round", 1, 1), 2: ("_round", 1, 1)}),
 ], ids=str)  # fmt: skip
 def test_of_one_rank_or_more(world, tmp_path, capfd, size, failing):  # noqa: F811
     """failing: rank -> what of it fails. All ranks leave the block at the same exchange, and do it again."""

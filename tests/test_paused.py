@@ -66,8 +66,9 @@ def whole_model(model: StreamedModel, source, dtype: torch.dtype, samples: list[
     paths = {id(module): name for name, module in model.model.named_modules()}
     for tower in model.family.towers:
         for index in range(tower.used(model.checkpoint.config)):
+            name = tower.block(index)
             whole.get_submodule(paths[id(model.block(tower, index))]).register_forward_hook(
-                lambda module, args, output, name=tower.block(index): seen[name].append(first(output).clone())
+                lambda module, args, output, name=name: seen[name].append(first(output).clone())
             )
     expected = [whole(**inputs, use_cache=False).logits for inputs in samples]
     assert all(torch.isfinite(value).all() for value in expected)

@@ -184,18 +184,19 @@ def test_a_dead_rank_ends_the_job_and_it_can_be_resumed(world, tmp_path):
 
 
 def test_an_error_of_several_ranks_is_told_once(world, tmp_path, monkeypatch, capfd):
-    from quant.commands.cli import guarded
+    from quant.commands.cli import Guard
 
     source = shutil.copytree(world.source, tmp_path / "src")
     (source / "tokenizer.json").write_text("{")
     (tmp_path / "notes").mkdir()
     monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
 
-    def job(_):
-        with joined("cpu") as ranks:
+    def job():
+        with Guard() as guard, joined("cpu") as ranks:
             run_job(Calibrator(source, QuantConfig(dev_type="cpu"), world.images), tmp_path / "out", ranks=ranks)
+        os._exit(guard.code)
 
-    assert in_ranks(2, lambda: os._exit(guarded(job, None))) == [1 << 8] * 2
+    assert in_ranks(2, job) == [1 << 8] * 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "the processor cannot be built" in lines[0], lines
     assert not (tmp_path / "out").exists()

@@ -90,7 +90,7 @@ def test_killed_anywhere_and_resumed_ends_byte_identical(world, tmp_path):
         assert leave(world, out, at) == signal.SIGKILL, operations[at]
         assert not out.exists() or digest(out) == world.reference, "all at once, or not at all"
         kept += (work_directory(out) / "state").exists()
-        assert faults.in_a_fork(lambda: run_job(world.calibrator(), out, resume=True)) == 0
+        assert faults.in_a_fork(lambda out=out: run_job(world.calibrator(), out, resume=True)) == 0
         assert digest(out) == world.reference, f"killed at operation {at}, {operations[at]}"
         assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "nothing is left beside it"
         shutil.rmtree(out)
@@ -242,7 +242,7 @@ def test_a_hidden_state_that_is_missing_is_refused(world, tmp_path, tower, harm)
     tensors = load_file(files[0])
     files[0].unlink()
     if harm != "gone":
-        save_file({name: tensor for name, tensor in list(tensors.items())[:1]}, files[0])
+        save_file(dict(list(tensors.items())[:1]), files[0])
     with pytest.raises(
         QuantError, match=rf"block \d of the {tower} tower lacks sample \d, pass 1 .*; without it the job"
     ):

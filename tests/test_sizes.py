@@ -1,4 +1,4 @@
-"""sizes: RolmOCR's published numbers, and agreement with transformers' resize and with what the processors really make."""
+"""sizes: RolmOCR's published numbers, and agreement with transformers' resize and with what processors really make."""
 
 import re
 

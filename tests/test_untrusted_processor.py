@@ -115,7 +115,10 @@ def test_absurd_numbers_of_an_image_processor(source_of, family, changes, messag
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"num_additional_image_tokens": 10**12}, "num_additional_image_tokens is 1000000000000, a whole number from 0 to 256"),
+    (
+        {"num_additional_image_tokens": 10**12},
+        "num_additional_image_tokens is 1000000000000, a whole number from 0 to 256",
+    ),
     ({"patch_size": 0}, "patch_size is 0, a whole number from 1"),
     ({"vision_feature_select_strategy": [1]}, "."),
     ({"image_processor": "none"}, "image_processor is a JSON str, an object was expected"),
@@ -311,7 +314,7 @@ def test_what_a_job_with_limits_gives():
     assert run_with_limits(lambda: "täxt\ud800") == "täxt\ud800"
     for error in (ValueError("no"), SystemExit("no"), KeyboardInterrupt("no")):
         with pytest.raises(JobFailed, match=rf"{type(error).__name__}: no"):
-            run_with_limits(lambda: (_ for _ in ()).throw(error))
+            run_with_limits(lambda error=error: (_ for _ in ()).throw(error))
     with pytest.raises(QuantError, match="or crashed"):
         run_with_limits(lambda: os._exit(3))
     with pytest.raises(QuantError, match=r"took more than 0\.2 s"):

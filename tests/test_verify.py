@@ -18,7 +18,7 @@ from quant.base.config import QuantConfig
 from quant.calibrate.calibrator import Calibrator
 from quant.commands.cli import main
 from quant.export import reader
-from quant.families import family_of
+from quant.families import family_of, llava, qwen2vl
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.images import open_image
 from quant.verify import runtime, verdict
@@ -352,7 +352,7 @@ def test_streamed_equals_whole_models(made, family, dtype):
     inputs = encoder(open_image(next(made.images.iterdir())), described.prompt)
     models = ThreeModels(checkpoint, export, described, "cpu", [inputs])
     records = [record for tower in described.towers for record in models.run_tower(tower)]
-    keep = compared_positions(inputs, checkpoint.config)
+    keep = compared_positions(inputs, described, checkpoint.config)
     ((_, logits),) = models.logits([keep])
     inputs["logits_to_keep"] = keep  # a product of fewer rows may round otherwise in bfloat16
     assert torch.equal(logits["float"], float_model(**inputs).logits[0])
@@ -382,10 +382,13 @@ def test_positions_and_answers():
         "attention_mask": torch.ones(1, 6, dtype=torch.long),
         "pixel_values": torch.zeros(2),
     }
-    assert compared_positions(inputs, {"image_token_id": 9}).tolist() == [3, 4, 5]
+    assert compared_positions(inputs, qwen2vl.QWEN2_VL, {"image_token_id": 9}).tolist() == [3, 4, 5]
     longer = follow(inputs, torch.tensor([7, 8]))
     assert longer["input_ids"].tolist() == [[1, 9, 9, 2, 3, 4, 7, 8]] and longer["attention_mask"].shape == (1, 8)
-    assert compared_positions(longer, {"image_token_index": 9}).tolist() == [3, 4, 5, 6, 7]
+    assert compared_positions(longer, llava.LLAVA, {"image_token_index": 9}).tolist() == [3, 4, 5, 6, 7]
+    # Old files of Qwen2-VL do not say it: it is the family's own.
+    inputs["input_ids"][0, 3] = 151655
+    assert compared_positions(inputs, qwen2vl.QWEN2_VL, {}).tolist() == [4, 5]
     assert inputs["input_ids"].shape == (1, 6)
 
 

@@ -1,8 +1,8 @@
 """Folding a scale s (and a shift z) exactly: the product of two linear maps stays what it was.
 
-  norm -> linears   norm.weight /= s, norm.bias = (norm.bias - z) / s;   consumers: bias += W z, W *= s (column c by s_c)
-  value -> o        value rows and their bias /= s;                      columns of o *= s
-  up -> down        rows of up and their bias /= s;                      columns of down *= s
+  norm -> linears  norm.weight /= s, norm.bias = (norm.bias - z) / s;  consumers: bias += W z, W *= s (column c by s_c)
+  value -> o       value rows and their bias /= s;                     columns of o *= s
+  up -> down       rows of up and their bias /= s;                     columns of down *= s
 
 The float side of a fold is stored in the checkpoint's dtype and would lose bits. A norm's weight is rounded first, and
 the scale the consumers absorb is what the rounding left, s := w / w'; likewise z := b - s b'. So nothing is lost but

@@ -140,3 +140,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 def signal_to_noise(signal: Tensor, noise: Tensor) -> float:
     """10 log10(|signal|^2 / |noise|^2), dB; inf without noise."""
     return 10 * torch.log10(signal.double().square().sum() / noise.double().square().sum()).item()
+
+
+def refuse_not_finite(what: str, tensor: Tensor | None) -> None:
+    """Raises QuantError when a float tensor of any shape holds NaN or Inf. what: its name; None is fine."""
+    if tensor is not None and not torch.isfinite(tensor).all():
+        raise QuantError(f"{what} holds NaN or Inf; nothing sensible can be rounded from it")

@@ -14,13 +14,14 @@ The factor is computed in float64 where the moments are, the weights in float32.
 (the paper's "act-order"), and roundings of the activation in H.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..base.errors import QuantError
-from .int8 import WEIGHT_MAX, quantize_weight
+from .int8 import WEIGHT_MAX, quantize_weight, refuse_not_finite, weight_scale
 
 BLOCK = 128
 DAMPING = 0.01
@@ -67,6 +68,26 @@ class Gptq:
                 left[:, column + 1 : stop] -= error * factor[column, column + 1 : stop]
             left[:, stop:] -= errors @ factor[start:stop, stop:]
         return codes
+
+
+def round_weight(
+    name: str,
+    weight: Tensor | Iterable[Tensor],
+    rounding: Rounding,
+    fit: Callable[[Tensor], Tensor] = lambda scale: scale,
+) -> tuple[Tensor, Tensor]:
+    """(codes int8 [O, I], scales float32 [O, 1]) of a weight float32 [O, I], whole or as parts [O', I] that follow each
+    other. fit: scales -> the scales to take in their place.
+
+    Raises QuantError, with the linear's name, when the weight holds NaN or Inf.
+    """
+    scales, codes = [], []
+    for part in [weight] if isinstance(weight, Tensor) else weight:
+        scale = weight_scale(part)
+        refuse_not_finite(f"{name}.weight", scale)
+        scales.append(fit(scale))
+        codes.append(rounding(part, scales[-1]))
+    return torch.cat(codes), torch.cat(scales)
 
 
 def _factor(name: str, moments: Tensor) -> Tensor:

@@ -29,12 +29,13 @@ from .int8 import (
     quantize_input,
     quantize_tokens,
     quantize_weight,
+    refuse_not_finite,
     representable,
     unpack_deq_scale,
     weight_scale,
 )
 from .product import int8_matmul, row_sums
-from .rounding import Nearest, Rounding
+from .rounding import Nearest, Rounding, round_weight
 
 ROWS = 512  # of an input at a time: what is computed of them stays in the processor's cache
 NEAREST = Nearest()
@@ -198,8 +199,9 @@ class StaticLinear(QuantizedLinear):
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
         lo, hi = range_
-        codes, scale = _codes(name, weight, bias, rounding)
-        _finite(f"the input of {name}", torch.stack([lo, hi]))
+        codes, scale = round_weight(name, weight, rounding)
+        refuse_not_finite(f"{name}.bias", bias)
+        refuse_not_finite(f"the input of {name}", torch.stack([lo, hi]))
         input_scale, input_offset = input_scale_offset(lo, hi, dtype)
         if not torch.isfinite(input_scale).all():
             raise QuantError(
@@ -244,7 +246,8 @@ class DynamicLinear(QuantizedLinear):
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
-        codes, scale = _codes(name, weight, bias, rounding, lambda scale: representable(name, scale, dtype))
+        codes, scale = round_weight(name, weight, rounding, lambda scale: representable(name, scale, dtype))
+        refuse_not_finite(f"{name}.bias", bias)
         if WEIGHT_MAX**2 * codes.shape[1] > INT32_MAX:
             raise QuantError(
                 f"{name}: the products of {codes.shape[1]} inputs sum to {WEIGHT_MAX**2 * codes.shape[1]:.3g}, int32"
@@ -274,30 +277,7 @@ SCHEMES: dict[str, type[QuantizedLinear]] = {scheme.word: scheme for scheme in (
 """Type of a linear in the description -> what it is."""
 
 
-def _codes(
-    name: str,
-    weight: Tensor | Iterable[Tensor],
-    bias: Tensor | None,
-    rounding: Rounding,
-    fit: Callable[[Tensor], Tensor] = lambda scale: scale,
-) -> tuple[Tensor, Tensor]:
-    """(codes int8 [O, I], scales float32 [O, 1]); fit: scales -> the scales to take in their place."""
-    scales, codes = [], []
-    for part in [weight] if isinstance(weight, Tensor) else weight:
-        scales.append(fit(_finite(f"{name}.weight", weight_scale(part))))
-        codes.append(rounding(part, scales[-1]))
-    if bias is not None:
-        _finite(f"{name}.bias", bias)
-    return torch.cat(codes), torch.cat(scales)
-
-
 def _as_run(part: str, stored: Tensor) -> Tensor:
     if part == "deq_scale":
         return unpack_deq_scale(stored)
     return stored.float() if stored.is_floating_point() else stored
-
-
-def _finite(what: str, tensor: Tensor) -> Tensor:
-    if not torch.isfinite(tensor).all():
-        raise QuantError(f"{what} holds NaN or Inf; nothing sensible can be rounded from it")
-    return tensor

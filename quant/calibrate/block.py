@@ -34,7 +34,7 @@ from ..model.streamed import StreamedModel
 from .ranks import Ranks
 from .record import GroupRange, group_range
 
-ORDER = {"up": 0, "value": 1, "norm": 2}  # later groups see the earlier folds
+ORDER = ("up", "value", "norm")  # kinds of groups; later ones see the earlier folds
 
 
 @dataclass
@@ -127,7 +127,7 @@ class BlockQuantizer:
 
         def observer(group: Group) -> Observer:
             name = self.prefix + group.linears[0]
-            channels = self.model.linear(name).weight.shape[1]
+            channels = self.model.linear(name).in_features
             return Observer(name, channels, per_sample, self.model.device, self.rounding.needs_moments)
 
         def watch(observer: Observer):
@@ -160,16 +160,11 @@ class BlockQuantizer:
         """The block's linears and norms by name, with nothing folded yet."""
         linears, norms = {}, {}
         for name in (self.prefix + linear for group in self.members for linear in group.linears):
-            module = self.model.linear(name)
-            linears[name] = FoldedLinear(
-                name, module.weight.data, None if module.bias is None else module.bias.data.float()
-            )
-        for name in (self.prefix + group.source for group in self.members if group.kind == "norm"):
-            module = self.model.linear(name)
-            bias = getattr(module, "bias", None)
-            norms[name] = FoldedNorm(
-                name, module.weight.data.float(), None if bias is None else bias.data.float(), self.dtype
-            )
+            weight, bias = self.model.weights(name)
+            linears[name] = FoldedLinear(name, weight, None if bias is None else bias.float())
+        for name in (group.source_in(self.prefix) for group in self.members if group.kind == "norm"):
+            weight, bias = self.model.weights(name)
+            norms[name] = FoldedNorm(name, weight.float(), None if bias is None else bias.float(), self.dtype)
         return linears, norms
 
     def _smooth(self, groups: list[Group], linears: dict, norms: dict, stats: dict) -> dict[Group, Stats]:
@@ -179,7 +174,7 @@ class BlockQuantizer:
         folded by all.
         """
         with self._timed("smooth"):
-            order = sorted((group for group in groups if group.source), key=lambda group: ORDER[group.kind])
+            order = sorted((group for group in groups if group.source), key=lambda group: ORDER.index(group.kind))
             chain, smoothed, solutions = chains(order), dict(stats), {}
             for group in (group for group in order if self.ranks.owns(chain[group])):
                 solutions[group] = self._solve(group, linears, norms, stats[group])
@@ -191,9 +186,9 @@ class BlockQuantizer:
                     smoothed[group] = self._fold(group, linears, norms, stats[group], solution)
             return smoothed
 
-    def _solve(self, group: Group, linears: dict, norms: dict, stats: Stats) -> Smoothing:
+    def _solve(self, group: Group, linears: dict, norms: dict[str, FoldedNorm], stats: Stats) -> Smoothing:
         consumers = [linears[self.prefix + name] for name in group.linears]
-        norm = norms.get(f"{self.prefix}{group.source}")
+        norm = norms.get(group.source_in(self.prefix))
         problem = Problem(
             stats=stats,
             weight=torch.cat(
@@ -201,7 +196,7 @@ class BlockQuantizer:
             ),
             column_max=torch.stack([consumer.column_max() for consumer in consumers]).amax(0),
             share=lambda x: self._shared(group, x),
-            may_shift=group.kind == "norm"
+            may_shift=norm is not None
             and norm.bias is not None
             and all(consumer.bias is not None for consumer in consumers),
             act_method=self.config.act_method,
@@ -221,9 +216,9 @@ class BlockQuantizer:
         scale, shift = solution.scale, solution.shift
         consumers = [linears[self.prefix + name] for name in group.linears]
         if group.kind == "norm":
-            scale, shift = norms[self.prefix + group.source].absorb(scale, shift)
+            scale, shift = norms[group.source_in(self.prefix)].absorb(scale, shift)
         else:
-            source = linears[self.prefix + group.source]
+            source = linears[group.source_in(self.prefix)]
             # Whatever a method answers, only columns that read one row of the source can share what it is divided by.
             scale = self._shared(group, scale)
             if not self.plan.is_int8(source.name):
@@ -247,10 +242,9 @@ class BlockQuantizer:
                 scheme, moments = SCHEMES[self.plan.words[members[0].name]], stats[group].moments
                 range_ = self._range(members, stats[group]) if scheme.needs_range else None
                 rounding = self.rounding(members[0].name, moments and moments.matrix())
-                rounded += [
-                    scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
-                    for member in members
-                ]
+                for member in members:
+                    linear = scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
+                    rounded.append(linear)
             if self.ranks.size == 1:
                 return rounded
             gathered = self.ranks.gather_at_first([linear.to("cpu") for linear in rounded])
@@ -267,7 +261,7 @@ class BlockQuantizer:
         """What folding changed and int8 does not hold: norms, and the float linears whose rows were divided."""
         floats: dict[str, Tensor] = {}
         sources = {
-            self.prefix + group.source
+            group.source_in(self.prefix)
             for group in self.members
             if group.source and self.plan.is_int8(self.prefix + group.linears[0])
         }
@@ -282,7 +276,7 @@ class BlockQuantizer:
 
     def _measure(self, index: int, linears: list[QuantizedLinear], call: Call | None, added: Tensor | None) -> float:
         """dB: what the block adds to its input in float, `added`, against the error of adding it with `linears`."""
-        if call is None:
+        if call is None or added is None:
             return float("nan")
         with self._timed("measure"), self.model.replaced(linears):
             hidden = call.hidden
@@ -294,7 +288,7 @@ def chains(groups: list[Group]) -> dict[Group, int]:
     """Group -> the number of the chain that it is in: groups are in one if they share a module, directly or through
     others.
     """
-    found: list[tuple[set[str], list[Group]]] = []
+    found: list[tuple[set[str | None], list[Group]]] = []
     for group in groups:
         modules, members = {*group.linears, group.source}, [group]
         for chain in [chain for chain in found if chain[0] & modules]:

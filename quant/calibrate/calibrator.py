@@ -9,8 +9,6 @@ Nothing appears in the output directory before all of it is there: a run streams
 the end.
 """
 
-import json
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +18,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..arithmetic.product import product_on
 from ..base.config import QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
-from ..base.output import FILE_MODE, appearing, check_output, check_space, make_work_directory, replace_file
+from ..base.output import appearing, check_output, check_space, make_work_directory
 from ..export import formats, reader
 from ..export.plan import make_plan
-from ..export.recipe import RECIPE, RUN_LOG, identity, recipe
+from ..export.recipe import identity
 from ..export.writer import ExportWriter
 from ..families import family_of
 from ..families.family import Tower
 from ..files.checkpoint import Checkpoint
-from ..files.config_json import write_json
-from ..inputs.samples import prepare
-from ..model.device import compute_dtype, export_dtype, peak_on_card, pick_device
+from ..inputs.samples import CalibrationSet, prepare
+from ..model.device import compute_dtype, export_dtype, pick_device
 from ..model.paused import Key, Passed, Walk
 from ..model.streamed import StreamedModel
 from . import vendor
@@ -43,7 +39,7 @@ from .disk import Disk
 from .launch import stop_asked
 from .memory import on_cpu, out_of_memory_named
 from .ranks import NoMemory, Ranks
-from .record import block_entry, block_line
+from .record import block_entry, block_line, write_records
 from .work import Work
 
 
@@ -65,7 +61,7 @@ class Calibrator:
             vendor.check(cfg, self.device)
         self.compute_dtype = compute_dtype(self.checkpoint.dtype, self.device)
         self.export_dtype = export_dtype(self.checkpoint.dtype, cfg.dtype, self.family.dtype)
-        self.samples = None
+        self._samples: CalibrationSet | None = None
         self.blocks: list[dict] = []
         self.seconds = 0.0
         self._work: Work | None = None
@@ -73,13 +69,19 @@ class Calibrator:
         self.ranks = Ranks()
 
     def prepare(self) -> None:
-        """Read and encode the calibration samples, if that has not been done."""
-        if self.samples is None:
-            self.samples = prepare(
-                self.calib_data, self.checkpoint, self.family, self.config, shared=self.ranks.size > 1
-            )
-            for notice in self.samples.notices:
+        """Read and encode the calibration samples, if that has not been done, and say what is to be said of them."""
+        if self._samples is None:
+            shared = self.ranks.size > 1
+            self._samples = prepare(self.calib_data, self.checkpoint, self.family, self.config, shared)
+            for notice in self._samples.notices:
                 self.reporter.line(notice)
+
+    @property
+    def samples(self) -> CalibrationSet:
+        """The calibration samples. Raises UsageError before prepare()."""
+        if self._samples is None:
+            raise UsageError("the calibration samples have not been read: call prepare() or run() first")
+        return self._samples
 
     @torch.inference_mode()
     def run(self, directory: str | Path | None = None, work: Work | None = None) -> "Calibrator":
@@ -110,13 +112,13 @@ class Calibrator:
                 with self._writer(work, model) as writer:
                     if not work.state.outside:
                         passed: dict[str, dict[Key, Passed]] = {}
-                        with Disk(model, work, self.ranks, writer) as disk:
+                        with Disk(self.checkpoint, model, work, self.ranks, writer) as disk:
                             for tower in self.family.towers:
                                 passed[tower.name] = self._pass_tower(tower, passed, model, disk)
                             disk.finish()
             self.blocks, self.seconds = work.state.blocks, work.state.seconds
             if self.ranks.rank == 0:
-                self._write_records(work.export)
+                write_records(self, work.export)
         except BaseException:
             self._discard()
             raise
@@ -125,7 +127,9 @@ class Calibrator:
         return self
 
     def _pass_tower(self, tower: Tower, passed: dict, model: StreamedModel, disk: Disk) -> dict[Key, Passed]:
-        """Quantize a tower's blocks; what this rank's samples leave behind it. passed: the same of the towers before."""
+        """Quantize a tower's blocks. Returns what this rank's samples leave behind it; passed: the same of the towers
+        before.
+        """
         config, work = self.checkpoint.config, disk.work
         used, done = tower.used(config), work.state.done.get(tower.name, 0)
         samples = self.own_samples()
@@ -255,16 +259,6 @@ class Calibrator:
             writer.abandon()
         work.state = replace(work.state, seconds=time.perf_counter() - start)
 
-    def _write_records(self, work: Path) -> None:
-        write_json(work / RECIPE, recipe(self))
-        memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
-        multiplied = product_on(self.device).name if self.config.engine == "native" else None
-        log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "int8_product": multiplied}
-        log["blocks"] = self.blocks
-        replace_file(work / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
-        for name in (RECIPE, RUN_LOG):
-            (work / name).chmod(FILE_MODE)
-
     def save(
         self, directory: str | Path, save_type: list[str] | tuple[str, ...] = ("ascendV1",), act: str | None = None
     ) -> None:
@@ -296,8 +290,3 @@ class Calibrator:
     def __del__(self):
         if getattr(self, "_work", None):
             self._discard()
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

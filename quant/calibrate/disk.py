@@ -13,6 +13,7 @@ from ..base.errors import QuantError
 from ..export.writer import ExportWriter
 from ..families.family import Tower
 from ..files import fingerprints
+from ..files.checkpoint import Checkpoint
 from ..model.parallel import background_thread
 from ..model.paused import Key
 from ..model.streamed import StreamedModel
@@ -22,11 +23,13 @@ from .work import Work
 
 
 class Disk:
-    """Use as a context manager. writer: None on every rank but the first."""
+    """Use as a context manager. checkpoint: what `model` is made of; writer: None on every rank but the first."""
 
-    def __init__(self, model: StreamedModel, work: Work, ranks: Ranks, writer: ExportWriter | None):
+    def __init__(
+        self, checkpoint: Checkpoint, model: StreamedModel, work: Work, ranks: Ranks, writer: ExportWriter | None
+    ):
         self.model, self.work, self.ranks, self.writer = model, work, ranks, writer
-        self.checkpoint, self.family = model.checkpoint, model.family
+        self.checkpoint, self.family = checkpoint, model.family
         self.source = fingerprints.describe_all(self.checkpoint.files)
         self.start = time.perf_counter() - work.state.seconds
         self.ended = threading.Event()

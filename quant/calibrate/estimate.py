@@ -21,7 +21,8 @@ from ..arithmetic.stats import ROWS
 from ..base.choices import ROUNDINGS
 from ..export.layout import export_layout
 from ..families.family import Tower
-from .calibrator import Calibrator, peak_memory
+from ..model.device import peak_memory
+from .calibrator import Calibrator
 
 DISK_RATE = 1e9  # bytes/s, assumed: between a SATA SSD and NVMe
 

@@ -1,10 +1,19 @@
-"""What a run tells of a block: its entry in quant_run.json, and its line on the terminal."""
+"""What a run leaves on record: of each block its entry in quant_run.json and its line on the terminal; and the two
+files that go with an export.
+"""
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
+from ..arithmetic.product import product_on
 from ..arithmetic.stats import Stats
+from ..base.output import FILE_MODE, replace_file
+from ..export.recipe import RECIPE, RUN_LOG, recipe
+from ..files.config_json import write_json
+from ..model.device import peak_memory, peak_on_card
 
 
 @dataclass
@@ -56,3 +65,21 @@ def block_line(entry: dict, anti_method: str) -> str:
     if not entry["int8"]:
         change = "float"
     return f"{entry['block']:<43} {len(entry['int8']):>2} int8  {change:<17} {entry['seconds']:7.2f} s"
+
+
+def write_records(calibrator, directory: Path) -> None:
+    """quant_recipe.json and quant_run.json of a Calibrator that has run. In the latter seconds are of wall time, memory
+    is in bytes, and a signal-to-noise ratio that was not measured is null.
+    """
+    write_json(directory / RECIPE, recipe(calibrator))
+    log = {
+        "seconds": round(calibrator.seconds, 1),
+        "peak_memory_bytes": peak_memory(),
+        "peak_card_bytes": peak_on_card(calibrator.device),
+        "device": calibrator.device,
+        "int8_product": product_on(calibrator.device).name if calibrator.config.engine == "native" else None,
+        "blocks": calibrator.blocks,
+    }
+    replace_file(directory / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
+    for name in (RECIPE, RUN_LOG):
+        (directory / name).chmod(FILE_MODE)

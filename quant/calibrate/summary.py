@@ -6,9 +6,9 @@ from ..arithmetic.product import FAST, product_on
 from ..base.console import duration, size
 from ..export.plan import Plan
 from ..families.family import Tower
-from ..model.device import peak_on_card
+from ..model.device import peak_memory, peak_on_card
 from . import estimate
-from .calibrator import Calibrator, peak_memory
+from .calibrator import Calibrator
 
 
 def dry_run(calibrator: Calibrator) -> None:

@@ -41,22 +41,33 @@ def boolean(word: str) -> bool:
     return word.lower() in ("true", "1", "yes")
 
 
-def guarded(job, args: argparse.Namespace) -> int:
-    """Run job(args) and turn what it raises into one line and an exit code."""
-    at_work()
-    # Nothing is fetched behind the user's back: what is not on disk is an error.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        return job(args) or 0
-    except QuantError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return err.exit_code
-    except KeyboardInterrupt as err:
-        print(str(err) or "interrupted; nothing was left in the output directory", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+class Guard:
+    """Use as a context manager around a command's work: what it raises becomes one line on stderr, and the exit code
+    `code`, which is 0 where nothing was raised and nothing else was assigned.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def __enter__(self) -> "Guard":
+        at_work()
+        # Nothing is fetched behind the user's back: what is not on disk is an error.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        return self
+
+    def __exit__(self, kind, err: BaseException | None, traceback) -> bool:
+        if isinstance(err, QuantError):
+            print(f"error: {err}", file=sys.stderr)
+            self.code = err.exit_code
+        elif isinstance(err, KeyboardInterrupt):
+            print(str(err) or "interrupted; nothing was left in the output directory", file=sys.stderr)
+            self.code = 130
+        elif isinstance(err, BrokenPipeError):  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.code = 1
+        else:
+            return False
+        return True
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,4 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
     command_parser = argparse.ArgumentParser(prog=f"python -m quant {name}", description=COMMANDS[name])
     module.add_arguments(command_parser)
-    return guarded(module.run, command_parser.parse_args(argv[1:]))
+    args = command_parser.parse_args(argv[1:])
+    with Guard() as guard:
+        guard.code = module.run(args) or 0
+    return guard.code

@@ -8,7 +8,7 @@ from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
 from ..families import FAMILIES, script_of
 from ..families.family import Family
-from .cli import IMAGES_DEFAULT, WITH_LIMITS, boolean
+from .cli import IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean
 from .export import add_format, chosen, verdict
 
 
@@ -237,9 +237,10 @@ def _refuse_target(plan, target: str | None) -> None:
 
 def script(file: str) -> int:
     """What the script `file` of a family does: as `python -m quant quantize`, for that family's checkpoints alone."""
-    from .cli import guarded
-
     wanted = next(family for family in FAMILIES.values() if Path(script_of(family)).name == Path(file).name)
     parser = argparse.ArgumentParser(description=f"Quantize a {wanted.name} checkpoint to W8A8 for Ascend.")
     add_arguments(parser)
-    return guarded(lambda args: run(args, wanted), parser.parse_args())
+    args = parser.parse_args()
+    with Guard() as guard:
+        guard.code = run(args, wanted)
+    return guard.code

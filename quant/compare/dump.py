@@ -2,8 +2,8 @@
 put beside another.
 
 Hooks catch the outputs of the chosen modules while their block runs; those of modules outside the blocks are caught in
-a last forward of the model, in which what is kept of the blocks answers for them. Sample 0 goes through each block twice:
-what differs then is recorded as "repeat", since a difference to another implementation means nothing below it.
+a last forward of the model, in which what is kept of the blocks answers for them. Sample 0 goes through each block
+twice: what differs then is recorded as "repeat", since a difference to another implementation means nothing below it.
 
 Left out: outputs that are no tensor, or a tuple that does not begin with one; logits but for the last position's.
 """
@@ -80,8 +80,9 @@ def dump(
     family, device = family_of(source.config, source.dir), pick_device(config.dev_type)
     names, samples = _samples(source, family, config, images, inputs, reporter)
     model = StreamedModel(source, family, compute_dtype(source.dtype, device), device, config.trust_remote_code)
-    int8 = set(source.linear_names) if isinstance(source, Export) else set()
-    if int8:
+    int8: set[str] = set()
+    if isinstance(source, Export):
+        int8 = set(source.linear_names)
         runtime.refuse_outside(source, family)
     chosen = _choose(model, modules)
     writer = Writer(
@@ -154,7 +155,8 @@ def _samples(
 
 def _choose(model: StreamedModel, patterns: list[str] | None) -> dict[str, nn.Module]:
     """Feature name -> module."""
-    blocks, every = {}, {}
+    blocks: dict[str, nn.Module] = {}
+    every: dict[str, nn.Module] = {}
     for tower in model.family.towers:
         for index in range(tower.used(model.checkpoint.config)):
             block = model.block(tower, index)
@@ -168,7 +170,7 @@ def _choose(model: StreamedModel, patterns: list[str] | None) -> dict[str, nn.Mo
             if id(module) not in inside:
                 outside[tensor.rpartition(".")[0]] = module
     if patterns is None:
-        return {name: module for name, module in (blocks | outside).items() if not name.endswith("lm_head")}
+        return {name: module for name, module in (blocks | outside).items() if name != model.family.head}
     every |= blocks | outside
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
@@ -185,6 +187,8 @@ def _load_block(
     for tensor in tensors:
         if tensor.rpartition(".")[0] not in int8:
             model.set(tensor, source.load(tensor))
+    if not isinstance(source, Export):
+        return []
     names = [tensor.removesuffix(".weight") for tensor in tensors if tensor.removesuffix(".weight") in int8]
     return [source.linear(name).to(model.device) for name in names]
 
@@ -193,10 +197,9 @@ def _dump_outside(
     model: StreamedModel, chosen: dict, writer: Writer, samples: list[dict], passed: dict, inner: dict[str, list[str]]
 ) -> None:
     """What stands outside the blocks, and the logits; puts the features of all modules into the order of execution."""
-    blocks = {name: model.block(*model.family.block_of(f"{name}.")) for name in inner}
-    catcher = Catcher(
-        {name: module for name, module in chosen.items() if model.family.block_of(f"{name}.") is None} | blocks
-    )
+    places = {name: model.family.block_of(f"{name}.") for name in (*chosen, *inner)}
+    blocks = {name: model.block(*place) for name in inner if (place := places[name])}
+    catcher = Catcher({name: module for name, module in chosen.items() if places[name] is None} | blocks)
     with model.outside():
         for number, inputs in enumerate(samples):
             keep = torch.tensor([inputs["input_ids"].shape[1] - 1])

@@ -8,7 +8,7 @@ MindIE builds the whole model for one type, which model_quant_type and config.js
 from collections.abc import Collection
 
 from ..arithmetic.schemes import SCHEMES
-from ..families.family import Family
+from ..families.family import Family, match
 
 DESCRIPTION = {"ascendV1": "quant_model_description.json", "mindie": "quant_model_description_w8a8.json"}
 VERSION = "1.0.0"
@@ -35,8 +35,8 @@ def describe(names: Collection[str], words: dict[str, str], family: Family) -> d
 
 
 def head_of(family: Family) -> str | None:
-    """Hub name of the language model's head; None where the family names none."""
-    return next((pattern for pattern in family.must_float if pattern.endswith("lm_head")), None)
+    """Hub name of the language model's head, if servers want it float; else None."""
+    return family.head if match(family.must_float, family.head) else None
 
 
 def vision_static(family: Family, words: dict[str, str]) -> bool:

@@ -101,7 +101,7 @@ def _rows(name: str, info: TensorInfo, first: int, count: int, dtype: torch.dtyp
             f"{info.file}: {name} holds NaN or Inf between rows {first} and {first + count - 1}; the checkpoint is"
             " damaged"
         )
-    return memoryview(to_dtype(name, table, dtype).reshape(-1).view(torch.uint8).numpy())
+    return to_dtype(name, table, dtype).reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_out(out: Path, description: Path, source: Path) -> None:

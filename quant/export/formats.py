@@ -158,8 +158,8 @@ def _config(export: Export, save_type: str, act: str, word: str) -> dict:
 
 
 def _settings(export: Export) -> dict:
-    """The block as the run had it; an export without a recipe is not ours, and brings its own, or gets one that claims no
-    smoothing.
+    """The block as the run had it; an export without a recipe is not ours, and brings its own, or gets one that claims
+    no smoothing.
     """
     if (export.dir / RECIPE).is_file():
         return settings(QuantConfig(**read_json(export.dir / RECIPE).get("config", {})))

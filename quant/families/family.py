@@ -28,6 +28,12 @@ class Group:
     when: Callable[[dict, int], bool] | None = None
     """config.json and a block's index -> whether that block has this group; None: every block has it."""
 
+    def source_in(self, prefix: str) -> str:
+        """Hub name of the source in the block with this prefix. Raises ValueError for a group without one."""
+        if self.source is None:
+            raise ValueError(f"{self.linears}: the group has no source")
+        return prefix + self.source
+
 
 @dataclass(frozen=True)
 class Tower:

@@ -7,6 +7,7 @@ whole, that no name occurs twice, that no path leaves the directory. Tensors are
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from .safetensors_io import TensorInfo, read_header, read_pieces, read_tensor
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 FLOATS = {torch.bfloat16, torch.float16, torch.float32}
+
+
+class Source(Protocol):
+    """Where a model's tensors come from, by their hub names: a Checkpoint, or an Export of one (export/reader.py)."""
+
+    dir: Path
+    config: dict
+    tensors: dict[str, TensorInfo]
+
+    def load(self, name: str) -> Tensor:
+        """The tensor as it is stored. Raises QuantError when there is none, or it cannot be read."""
+        ...
 
 
 class Checkpoint:
@@ -103,7 +116,7 @@ class Checkpoint:
         sizes: dict[torch.dtype, int] = {}
         for info in self.tensors.values():
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-        dtype = max(sizes, key=sizes.get)
+        dtype = max(sizes, key=sizes.__getitem__)
         if dtype not in FLOATS:
             raise UsageError(
                 f"{self.dir}: most weights are {dtype}; float weights are needed (bfloat16, float16 or float32), is"
@@ -126,7 +139,9 @@ class Checkpoint:
         return tensor
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """The same as flat pieces that follow each other, for a tensor that is only passed on. Raises what `load` does."""
+        """The same as flat pieces that follow each other, for a tensor that is only passed on. Raises what `load`
+        does.
+        """
         for piece in read_pieces(self.tensors[name]):
             self._check_finite(name, piece)
             yield piece

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def read_tensor(info: TensorInfo) -> Tensor:
     tensor = torch.empty(info.shape, dtype=info.dtype)
     if not info.nbytes:
         return tensor
-    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    view = tensor.reshape(-1).view(torch.uint8).numpy().data
     try:
         with open(info.file, "rb", buffering=0) as stream:
             stream.seek(info.offset)
@@ -103,7 +104,8 @@ class SafetensorsWriter:
     def __init__(
         self, file: Path, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], written: set[str] | None = None
     ):
-        self.file, self.infos, begin, header = file, {}, 0, {"__metadata__": {"format": "pt"}}
+        self.file, begin = file, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         for name, (dtype, shape) in layout.items():
             end = begin + math.prod(shape) * dtype.itemsize
             header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
@@ -148,16 +150,14 @@ class SafetensorsWriter:
             if piece.dtype != info.dtype:
                 raise QuantError(f"{name}: {piece.dtype} written where {info.dtype} was announced; this is a bug")
             if piece.numel():
-                self._put(
-                    info.offset + done,
-                    memoryview(piece.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()),
-                )
+                flat = piece.detach().contiguous().cpu().reshape(-1)
+                self._put(info.offset + done, flat.view(torch.uint8).numpy().data)
             done += piece.nbytes
         if done != info.nbytes:
             raise QuantError(f"{name}: {done} bytes written where {info.nbytes} were announced; this is a bug")
         self.pending.discard(name)
 
-    def _put(self, offset: int, data, anew: bool = False) -> None:
+    def _put(self, offset: int, data: bytes | memoryview, anew: bool = False) -> None:
         try:
             if anew:
                 os.ftruncate(self._handle, 0)

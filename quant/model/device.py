@@ -1,6 +1,8 @@
-"""Which device computes, and in what dtype. The one place that knows torch_npu."""
+"""Which device computes, in what dtype, and what memory that took. The one place that knows torch_npu."""
 
 import os
+import resource
+from types import ModuleType
 
 import torch
 
@@ -15,12 +17,18 @@ MISSING = {
 }
 
 
+def _backend(device: str) -> ModuleType:
+    """torch.npu, which torch_npu registers, or torch.cuda."""
+    return getattr(torch, device)
+
+
 def npu_available() -> bool:
+    """Whether torch_npu is installed and finds a card."""
     try:
         import torch_npu  # noqa: F401  registers torch.npu
     except Exception:  # without CANN it fails in more ways than ImportError
         return False
-    return torch.npu.is_available()
+    return _backend("npu").is_available()
 
 
 def pick_device(asked: str | None) -> str:
@@ -36,7 +44,7 @@ def pick_device(asked: str | None) -> str:
 
 
 def compute_dtype(stored: torch.dtype, device: str) -> torch.dtype:
-    """The checkpoint's own; float32 for float16 on a CPU, whose float16 matmul is slower by a factor and rounds more."""
+    """The checkpoint's own; float32 for float16 on a CPU, whose float16 matmul is far slower and less exact."""
     return torch.float32 if stored == torch.float16 and device == "cpu" else stored
 
 
@@ -44,8 +52,8 @@ def export_dtype(stored: torch.dtype, asked: str | None, served: str | None = No
     """What the export's floats are in: what was asked for, else what the family's servers compute in, else the
     checkpoint's; bfloat16 for a float32 one, since servers take no float32.
     """
-    if asked or served:
-        return getattr(torch, asked or served)
+    if name := asked or served:
+        return getattr(torch, name)
     return torch.bfloat16 if stored == torch.float32 else stored
 
 
@@ -56,17 +64,20 @@ def is_out_of_memory(err: RuntimeError) -> bool:
 
 def peak_on_card(device: str) -> int | None:
     """Bytes that this process's tensors took on its card at most so far; None on a CPU."""
-    return None if device == "cpu" else getattr(torch, device).max_memory_allocated()
+    return None if device == "cpu" else _backend(device).max_memory_allocated()
 
 
-# -- several cards ----------------------------------------------------------------------------------------------------------------------
+def peak_memory() -> int:
+    """Largest resident size of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# -- several cards
 
 VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
-ALLOCATOR, ALLOCATOR_ADVICE = (
-    "PYTORCH_NPU_ALLOC_CONF",
-    "expandable_segments:False",
-)  # the vendor's, for quantizing on several NPUs
+# The vendor's advice for quantizing on several NPUs.
+ALLOCATOR, ALLOCATOR_ADVICE = "PYTORCH_NPU_ALLOC_CONF", "expandable_segments:False"
 
 
 def workers_of(device: str, asked: int | None) -> int:
@@ -78,7 +89,7 @@ def workers_of(device: str, asked: int | None) -> int:
     if device == "cpu":
         return asked or 1
     named = [card for card in os.environ.get(VISIBLE[device], "").split(",") if card.strip()]
-    count, workers = getattr(torch, device).device_count(), asked or max(1, len(named))
+    count, workers = _backend(device).device_count(), asked or max(1, len(named))
     if workers > count:
         raise UsageError(
             f"{workers} workers were asked for, {count} {device} cards are visible; set {VISIBLE[device]} or"
@@ -90,7 +101,7 @@ def workers_of(device: str, asked: int | None) -> int:
 
 
 def _check_npus() -> None:
-    name = torch.npu.get_device_name(0)
+    name = _backend("npu").get_device_name(0)
     if "310P" in name:  # Atlas 300I Duo
         raise UsageError(
             f"{name}: several of these cards cannot quantize together, only one can; set {VISIBLE['npu']} to one card,"
@@ -108,7 +119,7 @@ def use_card(device: str, number: int) -> None:
     if device == "npu":
         import torch_npu  # noqa: F401
     if device != "cpu":
-        getattr(torch, device).set_device(number)
+        _backend(device).set_device(number)
 
 
 def distributed_backend(device: str) -> str:

@@ -5,6 +5,7 @@ memory.
 """
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,7 +14,10 @@ from torch.overrides import TorchFunctionMode
 from ..base import transformers_api
 from ..base.errors import QuantError, one_line
 from ..families.family import Family
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LARGE = 1 << 20  # bytes
 
@@ -34,8 +38,8 @@ class _LargeOnMeta(TorchFunctionMode):
 
 
 def empty_model(
-    checkpoint: Checkpoint, family: Family, dtype: torch.dtype, trust_remote_code: bool = False
-) -> nn.Module:
+    checkpoint: Source, family: Family, dtype: torch.dtype, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """The family's transformers class, its parameters of `dtype` on the meta device; buffers are real, since no
     checkpoint holds them.
 
@@ -64,7 +68,7 @@ def empty_model(
     return model.eval()
 
 
-def _refuse_absurd(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _refuse_absurd(model: nn.Module, checkpoint: Source) -> None:
     """Before memory is taken for it: raises QuantError for a model with far more in it, tables of positions included,
     than the weights.
     """

@@ -24,7 +24,6 @@ Why coroutines and not threads: one sample's code runs at a time in the caller's
 no second set of OpenMP threads, no device to choose for a thread, and nothing that stays behind on an error.
 """
 
-import copy
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -36,6 +35,7 @@ from ..base import transformers_api
 from ..base.errors import QuantError
 from ..families.family import Tower
 from .streamed import StreamedModel
+from .twin import twin
 
 Key = tuple[int, int]
 """(sample number, pass): which forward, and which of its entries into the tower."""
@@ -149,15 +149,16 @@ class Walk:
             self.model.answers_tuple[self.tower.name] = isinstance(output, tuple)
         forward = Forward(self.model, self.earlier, self, key)
         self._forwards[key] = greenlet(forward.run)
-        call = self._forwards[key].switch(self._samples[key[0]])
-        self._stands(key, call)
+        call = self._stands(key, self._forwards[key].switch(self._samples[key[0]]))
         if self._kept is not None:
             self.calls[key] = call.on(self._kept[key].hidden)
 
-    def _stands(self, key: Key, call: Call | None) -> None:
-        if self._forwards[key].dead:
+    def _stands(self, key: Key, handed: object) -> Call:
+        """handed: what a forward gave when it stopped, a Call, or the model's output where it came to its end."""
+        if not isinstance(handed, Call):
             raise QuantError(self.missed(key))
-        self.calls[key] = call
+        self.calls[key] = handed
+        return handed
 
     def missed(self, key: Key) -> str:
         """What to say of a forward that does not reach the block it should stand at."""
@@ -189,7 +190,7 @@ class Walk:
             before = self._outputs.pop(key, None)
             self._stands(key, self._forwards[key].switch(output))
             if before is not None and not _share_memory(before, first(output), self.calls[key].hidden):
-                before.set_()
+                before.data = before.new_empty(0)
             self._outputs[key] = first(output)
 
     def state(self) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
@@ -225,7 +226,7 @@ class Forward:
     ):
         self.model, self.earlier, self.walk, self.key = model, earlier, walk, key
         self.entered: Counter[str] = Counter()
-        self.parent = None
+        self.parent: greenlet = None
 
     def run(self, inputs: dict[str, Tensor]):
         """The model's output for `inputs`, its keyword arguments."""
@@ -247,13 +248,14 @@ class Forward:
             return self._in_form(tower, kept[index].clone() if index in kept else call.hidden)
         if self.walk and tower is self.walk.tower:
             return self._in_form(tower, call.hidden)  # another pass
-        if tower.name not in self.earlier:  # a later tower: the pass that this forward is for was never made
+        if self.walk and tower.name not in self.earlier:  # a later tower: this forward's own pass was never made
             raise QuantError(self.walk.missed(self.key))
-        passed = self.earlier[tower.name].get((self.key[0], turn))
+        passes = self.earlier.get(tower.name, {})
+        passed = passes.get((self.key[0], turn))
         if passed is None:
             raise QuantError(
                 f"{self.model.family.name}: sample {self.key[0]} enters the {tower.name} tower in pass {turn + 1},"
-                f" {sum(number == self.key[0] for number, _ in self.earlier[tower.name])} were announced by its inputs"
+                f" {sum(number == self.key[0] for number, _ in passes)} were announced by its inputs"
             )
         if index == tower.used(self.model.checkpoint.config) - 1:
             return self._in_form(tower, passed.output.clone())  # a model may write into what it is given
@@ -278,32 +280,6 @@ def logits_at(
         return Forward(model, passed, None, (number, 0)).run(given).logits
 
     return transformers_api.logits_at(forward, inputs, positions)
-
-
-def twin(model: StreamedModel, block_forward) -> nn.Module:
-    """The model with module objects of its own and the same parameters; block_forward(tower, index) is the `forward` of
-    its blocks.
-    """
-    blocks = {
-        id(model.block(tower, index)): (tower, index)
-        for tower in model.family.towers
-        for index in range(tower.blocks(model.checkpoint.config))
-    }
-    made: dict[int, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        if id(module) not in made:
-            other = made[id(module)] = copy.copy(module)
-            for name, value in vars(module).items():
-                if isinstance(value, dict) and name.startswith("_") and name not in ("_parameters", "_modules"):
-                    vars(other)[name] = value.copy()  # hooks and buffers; parameters are the model's own
-            if id(module) in blocks:
-                vars(other)["forward"] = block_forward(*blocks[id(module)])
-            else:
-                vars(other)["_modules"] = {name: child and copied(child) for name, child in module._modules.items()}
-        return made[id(module)]
-
-    return copied(model.model)
 
 
 def _share_memory(tensor: Tensor, *others: Tensor) -> bool:

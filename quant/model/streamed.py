@@ -4,8 +4,9 @@ In memory at a time: what stands outside the blocks (while it can be reached), o
 states. paused.py runs it block after block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..base import transformers_api
 from ..base.errors import QuantError
 from ..families.family import Family, Tower
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Source
 from ..files.safetensors_io import read_rows
 from .empty import empty_model
 
@@ -27,7 +28,7 @@ class StreamedModel:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         family: Family,
         dtype: torch.dtype,
         device: str = "cpu",
@@ -81,7 +82,7 @@ class StreamedModel:
         matches = ((old, new) for old, new in self.family.renames if module_name.startswith(new))
         return next((old + module_name[len(new) :] for old, new in matches), module_name)
 
-    # -- weights in and out ------------------------------------------------------------------------------------------------------------
+    # -- weights in and out
 
     def set(self, tensor: str, value: Tensor) -> None:
         """Put a value in the place of the hub tensor `tensor`, in the compute dtype and on the device."""
@@ -97,13 +98,13 @@ class StreamedModel:
         for name, tensor in tensors.items():
             self.set(name, tensor)
 
-    def clear(self, tensors) -> None:
+    def clear(self, tensors: Iterable[str]) -> None:
         """Free the memory of these hub tensors; their places remain."""
         for tensor in tensors:
             owner, _, leaf = self.names[tensor].rpartition(".")
             module = self.model.get_submodule(owner)
-            if leaf in module._parameters:
-                module._parameters[leaf] = nn.Parameter(module._parameters[leaf].to("meta"), requires_grad=False)
+            if (parameter := module._parameters.get(leaf)) is not None:
+                module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
 
     def block_tensors(self, tower: Tower, index: int) -> list[str]:
         """The hub tensors of a block that the model has a place for."""
@@ -121,7 +122,20 @@ class StreamedModel:
 
     def linear(self, name: str) -> nn.Linear:
         """The module of the linear with hub name `name`."""
-        return self.model.get_submodule(self.names[f"{name}.weight"].rpartition(".")[0])
+        return cast(nn.Linear, self._owner(f"{name}.weight"))
+
+    def weights(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """The weight, [O, I] or [C], and the bias, [O] or [C], if it has one, of the linear or norm with hub name
+        `name`, which must be loaded; in the compute dtype, on the device.
+        """
+        parameters = self._owner(f"{name}.weight")._parameters
+        weight, bias = parameters["weight"], parameters.get("bias")
+        assert weight is not None
+        return weight.data, None if bias is None else bias.data
+
+    def _owner(self, tensor: str) -> nn.Module:
+        """The module whose parameter or buffer the hub tensor is."""
+        return self.model.get_submodule(self.names[tensor].rpartition(".")[0])
 
     def load_outside(self, *, head: bool = False, ids: Tensor | None = None) -> None:
         """Read what stands outside the blocks; the head only when asked for. ids: the tokens whose embeddings are
@@ -134,7 +148,7 @@ class StreamedModel:
         tensors = [name for name in self.names if self.family.block_of(name) is None]
         embedding, skipped = self.model.get_input_embeddings(), None if head else self.model.get_output_embeddings()
         for tensor in tensors:
-            owner = self.model.get_submodule(self.names[tensor].rpartition(".")[0])
+            owner = self._owner(tensor)
             if owner is skipped:
                 continue
             self._outside.append(tensor)

@@ -18,7 +18,9 @@ PORTS = {"mindie": 1025, "vllm-ascend": 8000}
 
 @dataclass(frozen=True)
 class Place:
-    """Where the export is served from. directory: its path on the server; float_model: what it was made from, if known."""
+    """Where the export is served from. directory: its path on the server; float_model: what it was made from, if
+    known.
+    """
 
     server: str
     directory: str
@@ -52,7 +54,9 @@ def page(
     https: bool = False,
     warnings: Sequence[str] = (),
 ) -> str:
-    """DEPLOY.md. npu_memory: GiB; merged: whether MindIE's configuration is whole; warnings: of the check, a line each."""
+    """DEPLOY.md. npu_memory: GiB; merged: whether MindIE's configuration is whole; warnings: of the check, a line
+    each.
+    """
     kinds = ", ".join(sorted({export.kind(name) for name in export.int8}))
     vision = "int8" if export.vision_int8 else "float"
     here, there = str(export.dir.resolve()), shlex.quote(place.directory)
@@ -109,11 +113,13 @@ source /usr/local/Ascend/nnal/atb/set_env.sh
 source /usr/local/Ascend/atb-models/set_env.sh
 source /usr/local/Ascend/mindie/latest/mindie-llm/set_env.sh
 source /usr/local/Ascend/mindie/latest/mindie-service/set_env.sh
-cd /usr/local/Ascend/mindie/latest/mindie-service && ./bin/mindieservice_daemon     # at last says: Daemon start success!"""
+cd /usr/local/Ascend/mindie/latest/mindie-service && ./bin/mindieservice_daemon
+# at last it says: Daemon start success!"""
 
 PIXELS = """
-Images are to be at most {max_pixels} pixels in area: write `"max_pixels": {max_pixels}` into preprocessor_config.json of the
-directory on the server, which is where MindIE takes it from. Larger ones would exceed maxInputTokenLen.
+Images are to be at most {max_pixels} pixels in area: write `"max_pixels": {max_pixels}` into
+preprocessor_config.json of the directory on the server, which is where MindIE takes it from. Larger ones would
+exceed maxInputTokenLen.
 """
 
 NOTES = {
@@ -121,7 +127,8 @@ NOTES = {
         """\
 - npuMemSize is the KV cache of one NPU in GiB. It cannot be -1 here, since the vision tower needs room of its own.
 - httpsEnabled is false unless the given config.json says otherwise: keep such a service inside a trusted network.
-- If a request is answered with an error about image_url, give the address itself: "image_url": "data:image/jpeg;base64,..."."""
+- If a request is answered with an error about image_url, give the address itself:
+  "image_url": "data:image/jpeg;base64,..."."""
     ),
     "vllm-ascend": (
         """\

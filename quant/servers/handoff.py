@@ -3,7 +3,8 @@ of commands.
 
     mindie        config.json, the service's: merged into the one it is given, or the part of it that concerns the model
     vllm-ascend   the serve command
-    both          DEPLOY.md: memory, commands, a request with an image, the evaluation against the endpoint, what not to do
+    both          DEPLOY.md: memory, commands, a request with an image, the evaluation against the endpoint, what to
+                  keep from
 
 It refuses, with the reason, what cannot work: an export that breaks a rule of that server, what does not fit the
 memory, and what the server is known to compute wrongly.

@@ -78,7 +78,7 @@ class LinearCheck:
 
     @property
     def static(self) -> bool:
-        """Whether it is a static int8 linear, whose scales repeat one another; a float or dynamic one has none that do."""
+        """Whether it is a static int8 linear, whose scales repeat one another; those of other linears do not."""
         return f"{self.name}.deq_scale" in self.exported
 
     @cached_property

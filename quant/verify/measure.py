@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.int8 import ACT_MAX, ACT_MIN
-from ..arithmetic.schemes import QuantizedLinear
+from ..arithmetic.schemes import QuantizedLinear, StaticLinear
 from ..arithmetic.stats import Observer, Stats
 from ..export.reader import Export
 from ..model.streamed import StreamedModel
@@ -26,8 +26,8 @@ def rounded_linear(
     name: str, model: StreamedModel, relation: Relation, stats: Stats, export: Export
 ) -> "RoundedLinear":
     """The source's linear, rounded as such an export would have to be, on the range that was seen."""
-    module = model.linear(name)
-    weight, bias = module.weight.data.float(), None if module.bias is None else module.bias.data.float()
+    stored, its_bias = model.weights(name)
+    weight, bias = stored.float(), None if its_bias is None else its_bias.float()
     shift = torch.zeros_like(relation.column) if relation.shift is None else relation.shift
     if relation.shift is not None:
         bias = weight @ shift if bias is None else bias + weight @ shift
@@ -60,14 +60,14 @@ class Watch(Observer):
         super().__init__(name, len(column), rows_per_sample, column.device)
         self.relation, self.linear, self.clipped, self.values = relations[name], integer[name], 0, 0
         self.covered: tuple[float, float] | None = None  # of a linear whose server scales every token by itself
-        if self.linear.needs_range:
+        if isinstance(self.linear, StaticLinear):
             scale, offset = self.linear.input_scale.item(), self.linear.input_offset.item()
             self.covered = ((ACT_MIN - offset) * scale, (ACT_MAX - offset) * scale)
 
     def __call__(self, module, args: tuple[Tensor]) -> None:
         self.update(args[0], number=len(self.rows), seed=self.values)
         self.values += args[0].numel()
-        if self.covered is None:
+        if self.covered is None or not isinstance(self.linear, StaticLinear):
             return
         so_far = Stats(self.lo, self.hi, self.lo[None], self.count).smoothed(self.relation.column, self.relation.shift)
         if so_far.lo.min() < self.covered[0] or so_far.hi.max() > self.covered[1]:

@@ -14,9 +14,10 @@ Left out: kernels that keep fewer bits of deq_scale than float32 has, quantized 
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base import transformers_api
 from ..base.errors import QuantError
@@ -28,6 +29,9 @@ from ..files.checkpoint import Checkpoint
 from ..inputs.encoder import Encoder
 from ..model.device import compute_dtype, pick_device
 from ..model.streamed import StreamedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def refuse_outside(export: Export, family: Family) -> None:
@@ -41,50 +45,51 @@ def refuse_outside(export: Export, family: Family) -> None:
 
 def load(
     directory: str | Path, device: str = "cpu", *, max_pixels: int | None = None, trust_remote_code: bool = False
-) -> tuple[nn.Module, Encoder]:
+) -> "tuple[PreTrainedModel, Encoder]":
     """An export of either layout -> (transformers' model with QuantizedLinears in the place of the int8 linears, its
     Encoder).
 
-    model.generate(**encoder(image, prompt)) works, and is greedy. device: "cpu", "cuda" or "npu". The whole model is in memory, the
-    int8 linears at one byte a weight. Raises UsageError when it is no export, QuantError when it is a damaged one.
+    model.generate(**encoder(image, prompt)) works, and is greedy. device: "cpu", "cuda" or "npu". The whole model is in
+    memory, the int8 linears at one byte a weight. Raises UsageError when it is no export, QuantError when it is a
+    damaged one.
     """
     export = reader.read(directory)
-    skeleton = _whole(export, set(export.linear_names), device, trust_remote_code)
+    streamed = _whole(export, set(export.linear_names), device, trust_remote_code)
     for name in export.linear_names:
-        parent, _, leaf = skeleton.names[f"{name}.weight"].removesuffix(".weight").rpartition(".")
-        setattr(skeleton.model.get_submodule(parent), leaf, export.linear(name).to(skeleton.device))
-    return skeleton.model, Encoder(export.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
+        parent, _, leaf = streamed.names[f"{name}.weight"].removesuffix(".weight").rpartition(".")
+        setattr(streamed.model.get_submodule(parent), leaf, export.linear(name).to(streamed.device))
+    return streamed.model, Encoder(export.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
 
 
 def load_float(
     directory: str | Path, device: str = "cpu", *, max_pixels: int | None = None, trust_remote_code: bool = False
-) -> tuple[nn.Module, Encoder]:
+) -> "tuple[PreTrainedModel, Encoder]":
     """The float checkpoint -> (model, Encoder), by the same way and in the same arithmetic as load()."""
     checkpoint = Checkpoint(directory)
-    skeleton = _whole(checkpoint, set(), device, trust_remote_code)
-    return skeleton.model, Encoder(checkpoint.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
+    streamed = _whole(checkpoint, set(), device, trust_remote_code)
+    return streamed.model, Encoder(checkpoint.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
 
 
 def _whole(source: Checkpoint | Export, int8_names: set[str], device: str, trust_remote_code: bool) -> StreamedModel:
-    """A skeleton with every float tensor in its place; the int8 linears' places stay empty."""
+    """The model with every float tensor in its place; the int8 linears' places stay empty."""
     device = pick_device(device)
     family = family_of(source.config, source.dir)
-    skeleton = StreamedModel(source, family, compute_dtype(source.dtype, device), device, trust_remote_code)
-    for tensor in skeleton.names:
+    streamed = StreamedModel(source, family, compute_dtype(source.dtype, device), device, trust_remote_code)
+    for tensor in streamed.names:
         if tensor.rpartition(".")[0] not in int8_names:
-            skeleton.set(tensor, source.load(tensor))
-    skeleton.tie_head()
+            streamed.set(tensor, source.load(tensor))
+    streamed.tie_head()
     # generate() hands the head a slice of one position, with strides for which torch would copy the whole head to
     # multiply with it.
-    skeleton.model.get_output_embeddings().register_forward_pre_hook(
+    streamed.model.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: (args[0].clone(memory_format=torch.contiguous_format),)
     )
     if settings := transformers_api.greedy_generation(source.dir):
-        skeleton.model.generation_config = settings
-    return skeleton
+        streamed.model.generation_config = settings
+    return streamed
 
 
-def greedy(model: nn.Module, inputs: dict[str, Tensor], tokens: int) -> Tensor:
+def greedy(model: Any, inputs: dict[str, Tensor], tokens: int) -> Tensor:
     """The next `tokens` greedy tokens after one sample's inputs, int64 [<= tokens]; fewer where the model ends its
     answer. model: of load() or load_float(), whose settings are greedy.
     """

@@ -44,6 +44,7 @@ def check_format(checkpoint: Checkpoint, export: Export) -> list[Damage]:
     known: set[str] = set()
     for name, info in checkpoint.tensors.items():
         owner, _, leaf = name.rpartition(".")
+        expected: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]
         expected = {name: ((export.dtype if info.dtype.is_floating_point else info.dtype,), info.shape)}
         if leaf == "weight" and owner in export.words:
             if len(info.shape) != 2:

@@ -178,10 +178,8 @@ class ThreeModels:
         self, name: str, relation: Relation, rounded: "RoundedLinear", integer: QuantizedLinear, watch: "Watch"
     ) -> dict:
         """A linear alone, on rows of the float model's activations."""
-        module, stats = self.float.linear(name), watch.stats()
-        expected = torch.nn.functional.linear(
-            stats.rows, module.weight.float(), None if module.bias is None else module.bias.float()
-        )
+        (weight, bias), stats = self.float.weights(name), watch.stats()
+        expected = torch.nn.functional.linear(stats.rows, weight.float(), None if bias is None else bias.float())
         smoothed = stats.smoothed(relation.column, relation.shift)
         got = {"rounded": rounded(stats.rows), "export": integer(smoothed.rows) / relation.row}
         record = {
@@ -197,8 +195,8 @@ class ThreeModels:
     # -- the end of the model
 
     def logits(self, positions: list[Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yields (sample, {"float", "rounded", "export" -> logits [positions, vocabulary]}), at these positions of every
-        sample.
+        """Yields (sample, {"float", "rounded", "export" -> logits [positions, vocabulary]}), at these positions of
+        every sample.
         """
         kept: dict[str, list[Tensor]] = {}
         for name, model in (("float", self.float), ("rounded", self.float), ("export", self.integer)):

@@ -120,7 +120,7 @@ def verify(
                 report["blocks"].append(record)
                 on_block(record)
                 advance()
-    report["logits"] = compare_logits(models, inputs, checkpoint.config)
+    report["logits"] = compare_logits(models, inputs)
     if answers:
         theirs = free_run(runtime.load, export.dir, samples, tokens, device, config)
         report["free_running"] = compare_answers(
@@ -219,22 +219,25 @@ def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Ten
 # -- logits
 
 
-def compared_positions(inputs: dict[str, Tensor], config: dict) -> Tensor:
-    """Where the next token is compared, int64 [positions]: after the image, at most the last POSITIONS."""
+def compared_positions(inputs: dict[str, Tensor], family: Family, config: dict) -> Tensor:
+    """Where the next token is compared, int64 [positions]: after the image, at most the last POSITIONS. config: the
+    checkpoint's, in which the family finds the image's token.
+    """
     ids = inputs["input_ids"][0]
-    image = (ids == config.get("image_token_id", config.get("image_token_index", -1))).nonzero()
+    image = (ids == family.processing.image_token_id(config)).nonzero()
     start = max(int(image[-1]) + 1 if len(image) else 0, len(ids) - POSITIONS)
     return torch.arange(min(start, len(ids) - 1), len(ids))
 
 
-def compare_logits(models: ThreeModels, inputs: list[dict[str, Tensor]], config: dict) -> dict:
+def compare_logits(models: ThreeModels, inputs: list[dict[str, Tensor]]) -> dict:
     """{"positions", "decided", "rounded": {"kl", "kl_worst", "top1", "top1_decided"}, "export": ...}; kl_worst: of the
     worst sample.
     """
     kl: dict[str, list[Tensor]] = {model: [] for model in MODELS}
     same: dict[str, list[Tensor]] = {model: [] for model in MODELS}
     decided = []
-    for _, logits in models.logits([compared_positions(sample, config) for sample in inputs]):
+    family, config = models.family, models.checkpoint.config
+    for _, logits in models.logits([compared_positions(sample, family, config) for sample in inputs]):
         wanted = logits["float"].float().log_softmax(-1)
         first, second = wanted.topk(2).values.unbind(-1)
         decided.append(first - second >= math.log(DECIDED))

@@ -16,8 +16,19 @@ from quant.servers.rules import check
 from quant.servers.rules.repair import repair
 
 # What the scripts write into config.json with --mindie_format; constants but for anti_method.
-SETTINGS = {"group_size": 0, "act_method": 2, "anti_method": "m2", "is_lowbit": False, "mm_tensor": False, "w_sym": True, "open_outlier": True,
-            "is_dynamic": False, "w_bit": 8, "a_bit": 8, "dev_type": "npu"}  # fmt: skip
+SETTINGS = {
+    "group_size": 0,
+    "act_method": 2,
+    "anti_method": "m2",
+    "is_lowbit": False,
+    "mm_tensor": False,
+    "w_sym": True,
+    "open_outlier": True,
+    "is_dynamic": False,
+    "w_bit": 8,
+    "a_bit": 8,
+    "dev_type": "npu",
+}
 MODES_AND_MERGES = {
     "modes",
     "side-files",
