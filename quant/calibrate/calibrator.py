@@ -101,21 +101,12 @@ class Calibrator:
             if self.config.engine == "msmodelslim":
                 self._run_vendor(work)
             else:
-                self._refuse_unseen_towers()
-                model = StreamedModel(
-                    self.checkpoint, self.family, self.compute_dtype, self.device, self.config.trust_remote_code
-                )
-                model.answers_tuple.update(work.state.answers_tuple)
-                self.ranks.check_same(work.state.identity)
-                if work.committed:
-                    self.reporter.line(f"resumed  {self._progress(work)} blocks are done")
+                model, passed = self._model(work), dict[str, dict[Key, Passed]]()
                 with self._writer(work, model) as writer:
-                    if not work.state.outside:
-                        passed: dict[str, dict[Key, Passed]] = {}
-                        with Disk(self.checkpoint, model, work, self.ranks, writer) as disk:
-                            for tower in self.family.towers:
-                                passed[tower.name] = self._pass_tower(tower, passed, model, disk)
-                            disk.finish()
+                    with Disk(self.checkpoint, model, work, self.ranks, writer) as disk:
+                        for tower in self.family.towers if not work.state.outside else ():
+                            passed[tower.name] = self._pass_tower(tower, passed, model, disk)
+                        disk.finish()
             self.blocks, self.seconds = work.state.blocks, work.state.seconds
             if self.ranks.rank == 0:
                 write_records(self, work.export)
@@ -176,6 +167,19 @@ class Calibrator:
                     raise KeyboardInterrupt
             disk.wait()
         return walk.passed
+
+    def _model(self, work: Work) -> StreamedModel:
+        """The model to walk through, with what a resumed job knows of it. Raises UsageError when a tower is to be
+        quantized that no sample enters, or when ranks were given different things.
+        """
+        self._refuse_unseen_towers()
+        self.ranks.check_same(work.state.identity)
+        if work.committed:
+            self.reporter.line(f"resumed  {self._progress(work)} blocks are done")
+        trusted = self.config.trust_remote_code
+        model = StreamedModel(self.checkpoint, self.family, self.compute_dtype, self.device, trusted)
+        model.answers_tuple.update(work.state.answers_tuple)
+        return model
 
     def _progress(self, work: Work) -> str:
         """ "2 of 32 vision and 0 of 28 language" """

@@ -79,6 +79,8 @@ class Disk:
 
     def finish(self) -> None:
         """Until everything is on the disk, and committed. Raises QuantError when the source has changed meanwhile."""
+        if self.work.state.outside:
+            return  # an earlier run of this job came to here
         self.wait()
         self._copied.result()
         if self.writer:
@@ -113,7 +115,7 @@ class Disk:
 
     def _copy_outside(self) -> None:
         """What no block writes: all that stands outside them, blocks without effect, tensors of older revisions."""
-        if not self.writer:
+        if not self.writer or self.work.state.outside:
             return
         used = {tower: tower.used(self.checkpoint.config) for tower in self.family.towers}
         for name in self.checkpoint.tensors:
