@@ -2,19 +2,16 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
-from bench.hub_config import SIZES
 from test_architecture import MODELS, ROOMS, ROOT, imported_rooms, modules
 
+from bench.hub_config import SIZES
 from quant.families import family_of
 from quant.inputs.sizes import resize
 
 PAGES = sorted(
-    file
-    for place in ("", "docs", "examples", "calibImages", "bench", "tests")
-    for file in (ROOT / place).glob("*.md")
+    file for place in ("", "docs", "examples", "calibImages", "bench", "tests") for file in (ROOT / place).glob("*.md")
 )
 ARCHITECTURE, README, CHINESE = ROOT / "docs" / "architecture.md", ROOT / "README.md", ROOT / "README.zh.md"
 TOP = ("quant", "docs", "tests", "examples", "bench", "calibImages", ".ci")
@@ -22,7 +19,7 @@ TOP = ("quant", "docs", "tests", "examples", "bench", "calibImages", ".ci")
 PATH = re.compile(rf"(?<![\w/.{{<-])(?:{'|'.join(map(re.escape, TOP))})/[\w./-]*(?![\w/.<{{*])")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 # `file.py: name`, `file.py: Class.name`, `file.py::test_name`
-NAME = re.compile(r"`([\w/]+\.py)(?:: |::)([\w.]+)`")
+NAME = re.compile(r"`([\w/]+\.py)(?::\s+|::)([\w.]+)`")
 # Not in the repository: made by a user's commands, or somebody else's.
 ELSEWHERE = {"skimage/data/_fetchers.py"}
 
@@ -88,7 +85,9 @@ def test_reduction_leaves_out_what_another_way_leads_to():
 @pytest.mark.parametrize("page", [README, CHINESE], ids=ids([README, CHINESE]))
 def test_the_readme_has_a_line_for_every_room(page):
     text = page.read_text()
-    named = [name for line in text.splitlines() if line.startswith("| `quant/") for name in line.split("|")[1].split(",")]
+    named = [
+        name for line in text.splitlines() if line.startswith("| `quant/") for name in line.split("|")[1].split(",")
+    ]
     folders = [name.strip(" `").removeprefix("quant/").rstrip("/") for name in named]
     assert [name for name in folders if name in ROOMS] == list(ROOMS)
     assert set(folders) == {*ROOMS, *MODELS}
@@ -136,7 +135,9 @@ def names_of(node: ast.AST) -> list[str]:
 def test_the_search_for_names_and_paths_finds_what_it_should():
     assert defined("model/paused.py", "Walk.enter") and defined("tests/test_docs.py", "defined")
     assert not defined("model/paused.py", "Walk.leave") and not defined("model/gone.py", "Walk")
-    text = "(see `quant/gone.py`) quant/<model>/x tests/gone.md. http://a/docs/b [c](gone.md#d) `a/b.py: C.d` OUT/quant/x"
+    text = (
+        "(see `quant/gone.py`) quant/<model>/x tests/gone.md. http://a/docs/b [c](gone.md#d) `a/b.py: C.d` OUT/quant/x"
+    )
     assert PATH.findall(text) == ["quant/gone.py", "tests/gone.md."]
     assert LINK.findall(text) == ["gone.md"] and NAME.findall(text) == [("a/b.py", "C.d")]
 
