@@ -19,7 +19,7 @@ TOP = ("quant", "docs", "tests", "examples", "bench", "calibImages", ".ci")
 PATH = re.compile(rf"(?<![\w/.{{<-])(?:{'|'.join(map(re.escape, TOP))})/[\w./-]*(?![\w/.<{{*])")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 # `file.py: name`, `file.py: Class.name`, `file.py::test_name`
-NAME = re.compile(r"`([\w/]+\.py)(?:: |::)([\w.]+)`")
+NAME = re.compile(r"`([\w/]+\.py)(?::\s+|::)([\w.]+)`")
 # Not in the repository: made by a user's commands, or somebody else's.
 ELSEWHERE = {"skimage/data/_fetchers.py"}
 
