@@ -181,7 +181,7 @@ class Calibrator:
         return " and ".join(counts)
 
     def own_samples(self) -> dict[int, dict[str, Tensor]]:
-        """Sample number -> inputs, of this rank's samples, pixels included."""
+        """Sample number -> the model's inputs, batch [1, ...], of this rank's samples, pixels included."""
         if self._own is None:
             config, towers = self.checkpoint.config, self.family.towers
             costs = [sum(tower.tokens(config, inputs) for tower in towers) for inputs in self.samples.inputs]
