@@ -49,6 +49,28 @@ def shapeless(source: str) -> list[str]:
     ]
 
 
+def raises(node: ast.AST) -> Iterator[str]:
+    """The classes that a function's own body raises; not those of functions inside it, nor an error that it lets on."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Definition | ast.Lambda):
+            continue
+        if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call):
+            yield ast.unparse(child.exc.func)
+        yield from raises(child)
+
+
+def silent(source: str) -> list[str]:
+    """Public functions that raise an error, and classes whose making does, and whose docstring does not say so."""
+    found = []
+    for name, node, _ in public(ast.parse(source)):
+        body = node
+        if isinstance(node, ast.ClassDef):
+            body = next((part for part in node.body if getattr(part, "name", None) == "__init__"), ast.Pass())
+        if set(raises(body)) - {"NotImplementedError"} and "aise" not in (ast.get_docstring(node) or ""):
+            found.append(name)
+    return found
+
+
 def prose(source: str) -> str:
     """All docstrings and comments."""
     texts = [
@@ -73,6 +95,7 @@ def test_public_names_are_documented(file):
     assert not source.strip() or file.name == "__main__.py" or ast.get_docstring(ast.parse(source))
     assert undocumented(source) == []
     assert shapeless(source) == []
+    assert silent(source) == []
     existing = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/**/*.py") if path.is_file()]
     assert gone(source, existing) == []
 
@@ -85,9 +108,13 @@ class Known:
     def rows(self, x: "Tensor | None"):
         """Some."""
     def _own(self): ...
+    def __init__(self):
+        raise QuantError("no")
 def scale(x: Tensor) -> Tensor:
     """[C] -> [C], see away.py."""  # and here.py, room/here.py, room/away.py
 '''
     assert undocumented(source) == ["Known.bare"]
     assert shapeless(source) == ["Known.rows"]
+    assert silent(source) == ["Known"]
+    assert silent(source.replace("A table.", "Raises QuantError.")) == []
     assert gone(source, ["quant/room/here.py"]) == ["away.py", "room/away.py"]

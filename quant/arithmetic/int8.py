@@ -31,7 +31,7 @@ INT32_MAX = 2**31 - 1
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """[O, I] float32 -> [O, 1] float32, per output channel."""
+    """weight [O, I] -> its scales by the formula above, [O, 1], one per output channel; both float32."""
     largest = torch.maximum(
         weight.amax(1, keepdim=True), -weight.amin(1, keepdim=True)
     )  # aminmax(dim=1) is ten times slower

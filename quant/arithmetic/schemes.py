@@ -199,7 +199,7 @@ class StaticLinear(QuantizedLinear):
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
-        """As QuantizedLinear.quantize; range_ is needed: from it come input_scale and input_offset."""
+        """As QuantizedLinear.quantize, which says what it raises; input_scale and input_offset come of range_."""
         lo, hi = range_
         codes, scale = round_weight(name, weight, rounding)
         refuse_not_finite(f"{name}.bias", bias)
@@ -249,7 +249,7 @@ class DynamicLinear(QuantizedLinear):
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
-        """As QuantizedLinear.quantize; range_ is not looked at."""
+        """As QuantizedLinear.quantize, which says what it raises; range_ is not looked at."""
         codes, scale = round_weight(name, weight, rounding, lambda scale: representable(name, scale, dtype))
         refuse_not_finite(f"{name}.bias", bias)
         if WEIGHT_MAX**2 * codes.shape[1] > INT32_MAX:

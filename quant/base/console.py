@@ -14,7 +14,10 @@ from .errors import UsageError
 
 
 class Reporter:
-    """Prints to the terminal unless quiet, and to log_file if one is given. A progress bar only lives on a terminal."""
+    """Prints to the terminal unless quiet, and to log_file if one is given. A progress bar only lives on a terminal.
+
+    Raises UsageError when the log file cannot be written.
+    """
 
     def __init__(self, quiet: bool = False, log_file: str | None = None):
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)

@@ -261,7 +261,8 @@ class Calibrator:
     ) -> None:
         """Put the result into `directory`, which must be absent or empty. save_type: one of formats.SAVE_TYPES, by
         default the directory for MindIE and vLLM-Ascend; act: how activations are rounded, by default as is usual for
-        that format. Can be called again for another place or format.
+        that format. Can be called again for another place or format. Raises UsageError before run(), and for a place or
+        choice that cannot be used.
         """
         if len(save_type) != 1:
             raise UsageError(

@@ -23,7 +23,7 @@ from .block import BlockResult
 
 @contextmanager
 def out_of_memory_named(name: str) -> Iterator[None]:
-    """Memory that does not suffice for `name`, on the device or the host, becomes a QuantError."""
+    """Raises QuantError, naming `name`, when memory on the device or the host does not suffice in the with block."""
     try:
         yield
     except RuntimeError as err:

@@ -28,7 +28,8 @@ class ExportWriter:
     order.
 
     part_bytes: the size above which a further weight file is begun. done: hub tensors that an earlier writer of the
-    same export has brought to the disk. finish() writes what stands beside the weights.
+    same export has brought to the disk. finish() writes what stands beside the weights. Raises QuantError when the disk
+    refuses.
     """
 
     def __init__(

@@ -58,7 +58,9 @@ class Checkpoint:
 
     @cached_property
     def shards(self) -> list[Path]:
-        """The weight files: those that the index names, or the one model.safetensors."""
+        """The weight files: those that the index names, or the one model.safetensors. Raises UsageError when there is
+        neither, QuantError for an index that names none or leaves the directory.
+        """
         if not (self.dir / INDEX).is_file():
             if (self.dir / WEIGHTS).is_file():
                 return [self.dir / WEIGHTS]
@@ -112,7 +114,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds most of the weights."""
+        """The dtype that holds most of the weights, by bytes. Raises UsageError unless it is a float one."""
         sizes: dict[torch.dtype, int] = {}
         for info in self.tensors.values():
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes

@@ -102,6 +102,7 @@ class SafetensorsWriter:
 
     layout: name -> (dtype, shape), in file order. Every tensor must be written exactly once before close(). written:
     the tensors that an earlier writer of the same file and layout brought to the disk; None begins the file anew.
+    Raises QuantError when the disk refuses, or the file that is there has another layout.
     """
 
     def __init__(
@@ -144,7 +145,9 @@ class SafetensorsWriter:
         self.write_pieces(name, [tensor])
 
     def write_pieces(self, name: str, pieces: Iterable[Tensor]) -> None:
-        """The same, of a tensor that comes in pieces, in order."""
+        """The same, of a tensor that comes in flat pieces [N], in order. Raises QuantError as write() does, and when it
+        was written before.
+        """
         info = self.infos[name]
         if name not in self.pending:
             raise QuantError(f"{name}: written twice; this is a bug")
@@ -172,7 +175,7 @@ class SafetensorsWriter:
             raise QuantError(f"{self.file}: {err.strerror}; {self.size / 1e9:.1f} GB needed for this file") from None
 
     def close(self) -> None:
-        """Flush to the disk. Raises QuantError when a tensor was never written."""
+        """Flush to the disk, and close. Raises QuantError when a tensor was never written, or the disk refuses."""
         try:
             if self.pending:
                 raise QuantError(
@@ -184,7 +187,7 @@ class SafetensorsWriter:
             self.abandon()
 
     def sync(self) -> None:
-        """Bring to the disk what was written so far."""
+        """Bring to the disk what was written so far. Raises QuantError when it refuses."""
         try:
             os.fsync(self._handle)
         except OSError as err:

@@ -95,7 +95,7 @@ class Facts:
 
     @property
     def bytes_written(self) -> int:
-        """Size of the export's tensors."""
+        """Size of the export's tensors, bytes."""
         return sum(info.nbytes for info in self.export.tensors.values())
 
     @property
