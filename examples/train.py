@@ -13,7 +13,7 @@ Shapes: pixels uint8 [B,H,W,3] -> visual tokens [B,N,256] -> head [B, columns, s
 6], where columns x slots = 12. All images have one size, so both towers run as plain batches; for Qwen2-VL that is a
 batched rewriting of its ragged forward (test_examples.py holds it against the module's own). Matmuls in bfloat16
 autocast, weights and AdamW in float32. Left out: data-parallel training, accelerators, validation by generate() while
-training (score.py does that afterwards).
+training (demo.py does that afterwards).
 
     python examples/train.py qwen2vl --out DIR --work SCRATCH     # resumes from SCRATCH if interrupted
 """

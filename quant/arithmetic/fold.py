@@ -125,7 +125,7 @@ def spread_heads(per_value: Tensor, heads: int, kv_heads: int) -> Tensor:
 
 
 def power_of_two(scale: Tensor) -> Tensor:
-    """The nearest power of two, scale > 0 of any shape: dividing a float by it loses nothing. With any other scale a
-    bfloat16 weight that is divided and stored again is off by 0.17 % (rms), tests/test_fold.py.
+    """The nearest power of two, scale > 0, float32 of any shape: dividing a float by it loses nothing. With any other
+    scale a bfloat16 weight that is divided and stored again is off by 0.17 % (rms), tests/test_fold.py.
     """
     return torch.exp2(torch.round(torch.log2(scale)))

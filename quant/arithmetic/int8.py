@@ -31,7 +31,7 @@ INT32_MAX = 2**31 - 1
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """[O, I] float32 -> [O, 1] float32, per output channel."""
+    """weight [O, I] -> its scales by the formula above, [O, 1], one per output channel; both float32."""
     largest = torch.maximum(
         weight.amax(1, keepdim=True), -weight.amin(1, keepdim=True)
     )  # aminmax(dim=1) is ten times slower
@@ -133,12 +133,12 @@ def unpack_deq_scale(stored: Tensor) -> Tensor:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """ "bfloat16" and the like."""
+    """As servers and config.json write it: "bfloat16" and the like."""
     return str(dtype).removeprefix("torch.")
 
 
 def signal_to_noise(signal: Tensor, noise: Tensor) -> float:
-    """10 log10(|signal|^2 / |noise|^2), dB; inf without noise."""
+    """10 log10(|signal|^2 / |noise|^2), dB, of two float tensors of one shape, any shape; inf without noise."""
     return 10 * torch.log10(signal.double().square().sum() / noise.double().square().sum()).item()
 
 

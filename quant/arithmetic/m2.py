@@ -25,7 +25,7 @@ def threshold_scale(lo: Tensor, hi: Tensor, threshold: Tensor) -> Tensor:
 
 
 def candidate(problem: Problem, shift: Tensor | None, step: int) -> Smoothing:
-    """With the step-th threshold, 0 the largest."""
+    """The smoothing with the step-th threshold, 0 the largest, and with `shift`, float32 [C] or None."""
     lo, hi = problem.stats.lo, problem.stats.hi
     low, high = (lo, hi) if shift is None else (lo - shift, hi - shift)
     low, high = -problem.share(-low), problem.share(high)

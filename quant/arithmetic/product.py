@@ -127,7 +127,9 @@ def _seconds(multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
 
 
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """torch's own int8 product, where it takes the shape; elsewhere float_matmul."""
+    """a int8 [T, I], b int8 [O, I] -> a b^T int32 [T, O] by torch's own int8 product, where it takes the shape;
+    elsewhere by float_matmul.
+    """
     if a.device.type == "cuda":
         if b.shape[0] % 8 or b.shape[1] % 8:  # cuBLAS takes none of them
             return float_matmul(a, b)
@@ -137,8 +139,8 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def float_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The same integers from float32 products, EXACT columns at a time: what a product of floats takes, and 2 to 20 %
-    more.
+    """a int8 [T, I], b int8 [O, I] -> a b^T int32 [T, O], the same integers, from float32 products of EXACT columns at
+    a time: what a product of floats takes, and 2 to 20 % more.
     """
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
     for start in range(0, a.shape[1], EXACT):

@@ -23,11 +23,12 @@ CLIPS = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3]
 
 
 def minmax_range(stats: Stats) -> tuple[Tensor, Tensor]:
+    """(lo, hi) over all channels, float32 scalars."""
     return stats.lo.min(), stats.hi.max()
 
 
 def histogram_range(stats: Stats, energy: Tensor) -> tuple[Tensor, Tensor]:
-    """energy e_c: float32 [C]."""
+    """(lo, hi), float32 scalars: the clip with the least expected error. energy: e_c of the formula, float32 [C]."""
     lo, hi = minmax_range(stats)
     width = ((hi - lo) / BINS).clamp(min=torch.finfo(torch.float32).tiny)
     mass = torch.zeros(BINS, device=lo.device)

@@ -178,6 +178,7 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
+        """What torch prints of the module: name, sizes, type, dtype."""
         return f"{self.name}, {self.weight.shape[1]} -> {self.weight.shape[0]}, {self.word} in {dtype_name(self.dtype)}"
 
 
@@ -198,6 +199,7 @@ class StaticLinear(QuantizedLinear):
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
+        """As QuantizedLinear.quantize, which says what it raises; input_scale and input_offset come of range_."""
         lo, hi = range_
         codes, scale = round_weight(name, weight, rounding)
         refuse_not_finite(f"{name}.bias", bias)
@@ -227,6 +229,7 @@ class StaticLinear(QuantizedLinear):
 
     @staticmethod
     def trial(rows, weight, range_):
+        """As QuantizedLinear.trial; range_ is needed."""
         step, offset = input_scale_offset(*range_)
         q_x, scale = quantize_input(rows, step, offset), weight_scale(weight)
         q_w = quantize_weight(weight, scale)
@@ -246,6 +249,7 @@ class DynamicLinear(QuantizedLinear):
 
     @classmethod
     def quantize(cls, name, weight, bias, range_, dtype, rounding=NEAREST):
+        """As QuantizedLinear.quantize, which says what it raises; range_ is not looked at."""
         codes, scale = round_weight(name, weight, rounding, lambda scale: representable(name, scale, dtype))
         refuse_not_finite(f"{name}.bias", bias)
         if WEIGHT_MAX**2 * codes.shape[1] > INT32_MAX:
@@ -263,6 +267,7 @@ class DynamicLinear(QuantizedLinear):
 
     @staticmethod
     def trial(rows, weight, range_):
+        """As QuantizedLinear.trial; range_ is not looked at."""
         (q_x, step), scale = quantize_tokens(rows), weight_scale(weight)
         return int8_matmul(q_x, quantize_weight(weight, scale)).float().mul_(scale.T).mul_(step)
 

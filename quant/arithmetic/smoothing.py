@@ -69,5 +69,5 @@ class Problem:
 
 
 def some_outputs(count: int, device) -> Tensor:
-    """At most OUTPUTS evenly spaced indices out of `count`."""
+    """At most OUTPUTS evenly spaced indices out of `count`, ascending: int64 [min(OUTPUTS, count)]."""
     return torch.linspace(0, count - 1, min(OUTPUTS, count), device=device).round().long()

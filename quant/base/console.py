@@ -14,7 +14,10 @@ from .errors import UsageError
 
 
 class Reporter:
-    """Prints to the terminal unless quiet, and to log_file if one is given. A progress bar only lives on a terminal."""
+    """Prints to the terminal unless quiet, and to log_file if one is given. A progress bar only lives on a terminal.
+
+    Raises UsageError when the log file cannot be written.
+    """
 
     def __init__(self, quiet: bool = False, log_file: str | None = None):
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
@@ -26,13 +29,16 @@ class Reporter:
                 raise UsageError(f"--log_file {log_file}: {err.strerror}") from None
 
     def line(self, text: str = "") -> None:
+        """Print a line as it is, and append it to the log file with the time."""
         self.console.print(escape(text))
         if self.log:
             self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     @contextmanager
     def progress(self, title: str, total: int):
-        """Yields a function that advances the bar by one."""
+        """Yields a function that advances the bar by one of `total`; on a terminal it is shown until the with block
+        ends.
+        """
         columns = (
             TextColumn("{task.description}"),
             BarColumn(None),

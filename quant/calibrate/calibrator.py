@@ -188,7 +188,7 @@ class Calibrator:
         return " and ".join(counts)
 
     def own_samples(self) -> dict[int, dict[str, Tensor]]:
-        """Sample number -> inputs, of this rank's samples, pixels included."""
+        """Sample number -> the model's inputs, batch [1, ...], of this rank's samples, pixels included."""
         if self._own is None:
             config, towers = self.checkpoint.config, self.family.towers
             costs = [sum(tower.tokens(config, inputs) for tower in towers) for inputs in self.samples.inputs]
@@ -268,7 +268,8 @@ class Calibrator:
     ) -> None:
         """Put the result into `directory`, which must be absent or empty. save_type: one of formats.SAVE_TYPES, by
         default the directory for MindIE and vLLM-Ascend; act: how activations are rounded, by default as is usual for
-        that format. Can be called again for another place or format.
+        that format. Can be called again for another place or format. Raises UsageError before run(), and for a place or
+        choice that cannot be used.
         """
         if len(save_type) != 1:
             raise UsageError(

@@ -23,7 +23,10 @@ from .work import Work
 
 
 class Disk:
-    """Use as a context manager. checkpoint: what `model` is made of; writer: None on every rank but the first."""
+    """Use as a context manager. checkpoint: what `model` is made of; writer: None on every rank but the first.
+
+    Tensors are those of the checkpoint, of any shape, under their hub names.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, model: StreamedModel, work: Work, ranks: Ranks, writer: ExportWriter | None

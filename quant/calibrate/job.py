@@ -45,7 +45,9 @@ def job(calibrator: Calibrator, directory: Path, resume: bool = False) -> Iterat
 
 
 def launch_job(calibrator: Calibrator, directory: Path, workers: int, resume: bool) -> int:
-    """This command line, in `workers` processes; its exit code. What can be refused at once is refused here."""
+    """This command line, in `workers` processes; its exit code. What can be refused at once is refused here: raises
+    UsageError for the vendor's engine, which is one process, and for an output directory that cannot be written.
+    """
     if calibrator.config.engine != "native":
         raise UsageError(f"--num_workers {workers}: msmodelslim runs in one process; leave it out, and name one card")
     if not (resume and directory.exists()):

@@ -115,7 +115,8 @@ def started_by_launcher() -> bool:
 def joined(device: str) -> Iterator[Ranks]:
     """The Ranks that this process belongs to; alone, if torch.distributed.run did not start it.
 
-    Of an error that several of them meet, the first is reported; the others exit in silence, with its exit code.
+    Of an error that several of them meet, the first is reported; the others exit in silence, with its exit code:
+    raises SystemExit there.
     """
     if not started_by_launcher() or os.environ["WORLD_SIZE"] == "1":
         yield Ranks()

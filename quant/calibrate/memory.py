@@ -23,7 +23,7 @@ from .block import BlockResult
 
 @contextmanager
 def out_of_memory_named(name: str) -> Iterator[None]:
-    """Memory that does not suffice for `name`, on the device or the host, becomes a QuantError."""
+    """Raises QuantError, naming `name`, when memory on the device or the host does not suffice in the with block."""
     try:
         yield
     except RuntimeError as err:
@@ -37,8 +37,9 @@ def out_of_memory_named(name: str) -> Iterator[None]:
 def on_cpu(
     model: StreamedModel, place: tuple[Tower, int], tensors: dict[str, Tensor], calls: dict[Key, Call], quantizer
 ) -> BlockResult:
-    """Quantize a block on the CPU; its outputs are on the device again. place: its tower and index; tensors: as it was
-    read: what the device has of it is dropped, since an attempt may have changed it.
+    """Quantize a block on the CPU; its outputs, [..., tokens, width], are on the device again. place: its tower and
+    index; tensors: as it was read: what the device has of it is dropped, since an attempt may have changed it. calls:
+    how the model calls the block; quantizer: a BlockQuantizer of `model`. Raises QuantError as quantize() does.
     """
     device = model.device
     model.clear(tensors)

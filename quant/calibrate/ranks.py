@@ -155,11 +155,13 @@ class Ranks:
                     )
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait for the others. Raises QuantError when one has died."""
         self.gather(None)
 
     def commit_barrier(self) -> None:
-        """The same for the thread that commits."""
+        """Wait for the others in the thread that commits, which has a connection of its own: two threads must not share
+        one. Raises QuantError when another rank has died.
+        """
         if self.size > 1:
             from torch import distributed
 

@@ -52,7 +52,9 @@ class VendorExport:
     tensors: dict[str, TensorInfo]
 
     def load(self, name: str) -> Tensor:
-        """A tensor by its hub name (of an int8 linear name.weight, name.deq_scale ...), in the library's dtype."""
+        """A tensor of any shape by its hub name (of an int8 linear name.weight, name.deq_scale ...), in the library's
+        dtype.
+        """
         return read_tensor(self.tensors[name])
 
 
@@ -89,9 +91,9 @@ def vendor_export(
 ) -> Iterator[VendorExport]:
     """Quantize with the library and yield what it wrote: files in a new directory inside `work`, removed at the end.
 
-    inputs: the model's keyword arguments per sample, batch 1. dtype: what the model is loaded, computed and exported
-    in. notice: gets a line at a time for the user. log: gets what the library logs.
-    Raises UsageError as `check` does, QuantError when the library fails or rounds other linears than planned.
+    inputs: the model's keyword arguments per sample, batch [1, ...]. dtype: what the model is loaded, computed and
+    exported in. notice: gets a line at a time for the user. log: gets what the library logs. Raises UsageError as
+    `check` does, QuantError when the library fails or rounds other linears than planned.
     """
     check(config, device)
     notice(f"msmodelslim {version('msmodelslim')} holds the whole model in memory, {size(checkpoint.nbytes)} and more")
@@ -153,7 +155,11 @@ def run(
     directory: Path,
     notice: Callable[[str], None],
 ) -> None:
-    """The steps of the library's published scripts: outlier suppression, calibration, export into `directory`."""
+    """The steps of the library's published scripts: outlier suppression, calibration, export into `directory`.
+
+    inputs: as vendor_export's, batch [1, ...]; notice: gets a line at a time for the user. Raises whatever the library
+    does.
+    """
     from msmodelslim.pytorch.llm_ptq.anti_outlier import AntiOutlier, AntiOutlierConfig
     from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator as VendorCalibrator
     from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import QuantConfig as VendorConfig
@@ -183,7 +189,10 @@ def run(
 
 
 def positional(model: nn.Module, sample: dict[str, Tensor]) -> list[Tensor | None]:
-    """{"input_ids": ..., "pixel_values": ...} -> the forward's arguments in order, None where there is none."""
+    """{"input_ids": ..., "pixel_values": ...} -> the forward's arguments in order, None where there is none.
+
+    sample: tensors [1, ...]; those that the forward does not name are left out.
+    """
     order = list(inspect.signature(type(model).forward).parameters)[1:]
     device = next(model.parameters()).device
     known = {name: tensor.to(device) for name, tensor in sample.items() if name in order}

@@ -60,6 +60,7 @@ class Work:
 
     @property
     def committed(self) -> bool:
+        """Whether at least one block is on the disk and can be gone on from."""
         return bool(self.state.done)
 
     def begin(self, identity: dict[str, str]) -> None:
@@ -78,8 +79,9 @@ class Work:
     def keep_hidden(
         self, tower: str, index: int, rank: int, hidden: dict[Key, Tensor], taps: dict[Key, Tensor]
     ) -> None:
-        """Of this rank's passes. hidden: what the block after `index` got, or the tower's output; taps: the output of
-        block `index` itself, where it is one of the tower's taps, else nothing.
+        """Write the hidden states, [..., tokens, width], of this rank's passes. hidden: what the block after `index`
+        got, or the tower's output; taps: the output of block `index` itself, where it is one of the tower's taps, else
+        nothing.
         """
         if self.keeps:
             _save(self._hidden / f"{tower}-{index}.{rank}.safetensors", hidden)

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when nothing is wrong, 1 when there are findings; warnings alone are 0."""
+    """0 when nothing is wrong, 1 when there are findings; warnings alone are 0. Raises UsageError for flags that do not
+    do, and QuantError for a directory that cannot be read.
+    """
     from ..servers.rules import SERVERS, check
 
     if args.world_size < 1:

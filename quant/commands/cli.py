@@ -35,7 +35,7 @@ WITH_LIMITS = ", ".join(family.name for family in FAMILIES.values() if family.pr
 
 
 def boolean(word: str) -> bool:
-    """True or False, in words, as the vendor's scripts take them."""
+    """True or False, in words, as the vendor's scripts take them. Raises ArgumentTypeError for any other word."""
     if word.lower() not in ("true", "false", "1", "0", "yes", "no"):
         raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
     return word.lower() in ("true", "1", "yes")

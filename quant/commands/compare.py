@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when all features agree, 1 when one differs."""
+    """0 when all features agree, 1 when one differs. Raises UsageError for flags that cannot be used, QuantError for a
+    dump that cannot be read or a report that cannot be written.
+    """
     from ..compare.compare import TOLERANCE, compare, read_map
     from ..compare.features import Dump
 

@@ -103,7 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 within --max_drop, 1 outside or with questions unanswered, 130 when interrupted."""
+    """0 within --max_drop, 1 outside or with questions unanswered, 130 when interrupted. Raises UsageError for flags or
+    questions that cannot be used, QuantError for a model that cannot be run or a report that cannot be written.
+    """
     _check(args)
     from pathlib import Path
 

@@ -7,6 +7,7 @@ from ..base.config import COCO_LIST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Fill the folder. Raises UsageError and QuantError as inputs.fetch_coco does."""
     from ..inputs.fetch_coco import fetch_coco
 
     fetch_coco(args.out, args.list, args.base_url, report=print)

@@ -175,7 +175,9 @@ def quant_config(args: argparse.Namespace) -> QuantConfig:
 
 
 def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
-    """wanted: the family that the calling script is for; None takes any that is supported."""
+    """The exit code. wanted: the family that the calling script is for; None takes any that is supported. Raises
+    UsageError for what cannot be done as it was asked for, QuantError for what fails, and KeyboardInterrupt.
+    """
     config = quant_config(args)
     if not args.dry_run and not args.save_directory:
         raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")

@@ -9,7 +9,7 @@ from .cli import WITH_LIMITS, boolean
 
 
 def image_size(words: str) -> tuple[int, int]:
-    """ "720x1280" -> (720, 1280): height, width."""
+    """ "720x1280" -> (720, 1280): height, width in pixels. Raises ArgumentTypeError for other words."""
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", words)
     if not match:
         raise argparse.ArgumentTypeError(f"{words!r} is not HEIGHTxWIDTH in pixels, such as 720x1280")

@@ -80,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 within the thresholds, 1 outside."""
+    """0 within the thresholds, 1 outside. Raises UsageError for flags that cannot be used, QuantError for an export
+    that cannot be run or a report that cannot be written.
+    """
     limits = thresholds(args.threshold)
     if args.tokens < 0:
         raise UsageError(f"--tokens {args.tokens}: 0 or more")

@@ -34,7 +34,7 @@ LOGITS = "logits"
 
 
 class Catcher:
-    """Hooks on modules: the output of each, by feature name."""
+    """Hooks on modules: the output of each, by feature name, float32 [...] on the CPU."""
 
     def __init__(self, modules: dict[str, nn.Module]):
         self.caught: dict[str, Tensor] = {}
@@ -54,6 +54,7 @@ class Catcher:
         return caught
 
     def remove(self) -> None:
+        """Take the hooks away again."""
         for hook in self.hooks:
             hook.remove()
 

@@ -33,7 +33,9 @@ def alike(text: str, math: bool) -> str:
 
 
 def is_right(question: Question, prediction: str | None, exact: bool = False) -> bool:
-    """Whether the prediction answers the question. None, for no answer at all, is wrong."""
+    """Whether the prediction answers the question, by OCRBench's rule or, if `exact`, by equality (see above). None,
+    for no answer at all, is wrong.
+    """
     if prediction is None:
         return False
     said = alike(prediction, question.math)

@@ -26,6 +26,7 @@ class Decision:
 
     @property
     def int8(self) -> bool:
+        """Whether it becomes int8, of whichever scheme."""
         return self.scheme is not None
 
 
@@ -39,6 +40,7 @@ class Plan:
     decisions: dict[str, Decision]
 
     def is_int8(self, name: str) -> bool:
+        """Whether `name`, a hub name without ".weight", is a linear that becomes int8."""
         return name in self.decisions and self.decisions[name].int8
 
     def groups(self, tower: Tower) -> list[Group]:
@@ -73,6 +75,7 @@ class Plan:
 
     @property
     def int8_names(self) -> set[str]:
+        """Names of the int8 linears."""
         return set(self.words)
 
     @property

@@ -55,7 +55,9 @@ class Export:
         return [f"{linear}.{part}" for part in self.scheme(linear).parts]
 
     def load(self, name: str) -> Tensor:
-        """The tensor as it is stored. Raises QuantError when there is none."""
+        """The tensor as it is stored, of any shape and dtype. Raises QuantError when there is none, or as read_tensor
+        does.
+        """
         if name not in self.tensors:
             raise QuantError(f"{self.dir}: tensor {name} is missing")
         return read_tensor(self.tensors[name])

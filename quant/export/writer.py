@@ -28,7 +28,8 @@ class ExportWriter:
     order.
 
     part_bytes: the size above which a further weight file is begun. done: hub tensors that an earlier writer of the
-    same export has brought to the disk. finish() writes what stands beside the weights.
+    same export has brought to the disk. finish() writes what stands beside the weights. Raises QuantError when the disk
+    refuses.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ExportWriter:
 
     @property
     def nbytes(self) -> int:
+        """Size of all weight files when they are whole, bytes."""
         return sum(file.size for file in self.files)
 
     def put_linear(self, linear: QuantizedLinear) -> None:
@@ -62,7 +64,7 @@ class ExportWriter:
             self.put(name, tensor)
 
     def put_float(self, name: str, tensor: Tensor) -> None:
-        """Any tensor that is not part of an int8 linear; floats are rounded to the model's dtype.
+        """A tensor, of any shape, that is not part of an int8 linear; floats are rounded to the model's dtype.
 
         Raises QuantError when a value does not fit it.
         """
@@ -71,12 +73,14 @@ class ExportWriter:
         self.put(name, tensor)
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """A tensor as it will stand in the file."""
+        """A tensor as it will stand in the file: raises QuantError unless it has the dtype and shape of the layout,
+        which can be any shape.
+        """
         self.file_of[name].write(name, tensor)
 
     def copy(self, name: str, pieces: Iterable[Tensor]) -> None:
-        """A tensor of the checkpoint as it was, in pieces that follow each other; floats are rounded to the model's
-        dtype.
+        """A tensor of the checkpoint as it was, in flat pieces [N] that follow each other; floats are rounded to the
+        model's dtype. Raises QuantError when a value does not fit it.
         """
         kind = self.layout[name][0]
         self.file_of[name].write_pieces(
@@ -101,6 +105,7 @@ class ExportWriter:
 
 
 def to_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float tensor of any shape, rounded to `dtype`. Raises QuantError, naming it, when a value leaves float16."""
     rounded = tensor.to(dtype)
     if (
         dtype == torch.float16
@@ -141,6 +146,7 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: La
 
 
 def copy_file(source: Path, target: Path) -> None:
+    """A file's content, not its mode or times. Raises QuantError when the disk refuses."""
     try:
         shutil.copyfile(source, target)
     except OSError as err:

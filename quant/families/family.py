@@ -175,13 +175,15 @@ MAX_NUMBER = 1 << 20
 def text(config: dict, key: str, default: int | None = None) -> int:
     """A number of the language model: beside vision_config as the hub's Qwen files have it, or in text_config.
 
-    Raises QuantError when it is in neither and has no default, or is none.
+    Raises QuantError when it is in neither and has no default, or is no whole number from 1 to MAX_NUMBER.
     """
     return _number(key, config[key] if key in config else _section(config, "text_config").get(key), default, "")
 
 
 def vision(config: dict, key: str, default: int | None = None) -> int:
-    """A number of vision_config. Raises QuantError when it is not there and has no default, or is none."""
+    """A number of vision_config. Raises QuantError when it is not there and has no default, or is no whole number from
+    1 to MAX_NUMBER.
+    """
     return _number(key, _section(config, "vision_config").get(key), default, "vision_config ")
 
 

@@ -29,7 +29,7 @@ class Source(Protocol):
     tensors: dict[str, TensorInfo]
 
     def load(self, name: str) -> Tensor:
-        """The tensor as it is stored. Raises QuantError when there is none, or it cannot be read."""
+        """The tensor as it is stored, of any shape. Raises QuantError when there is none, or it cannot be read."""
         ...
 
 
@@ -58,7 +58,9 @@ class Checkpoint:
 
     @cached_property
     def shards(self) -> list[Path]:
-        """The weight files: those that the index names, or the one model.safetensors."""
+        """The weight files: those that the index names, or the one model.safetensors. Raises UsageError when there is
+        neither, QuantError for an index that names none or leaves the directory.
+        """
         if not (self.dir / INDEX).is_file():
             if (self.dir / WEIGHTS).is_file():
                 return [self.dir / WEIGHTS]
@@ -112,7 +114,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds most of the weights."""
+        """The dtype that holds most of the weights, by bytes. Raises UsageError unless it is a float one."""
         sizes: dict[torch.dtype, int] = {}
         for info in self.tensors.values():
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
@@ -126,11 +128,12 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
+        """Size of all tensors, bytes."""
         return sum(info.nbytes for info in self.tensors.values())
 
     def load(self, name: str) -> Tensor:
-        """The tensor, in fresh memory, in its stored dtype. Raises QuantError when it is missing or cannot be read,
-        SourceError when it holds NaN or Inf.
+        """The tensor, of any shape, in fresh memory, in its stored dtype. Raises QuantError when it is missing or
+        cannot be read, SourceError when it holds NaN or Inf.
         """
         if name not in self.tensors:
             raise QuantError(f"{self.dir}: tensor {name} is missing; fetch the model again")
@@ -139,7 +142,7 @@ class Checkpoint:
         return tensor
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """The same as flat pieces that follow each other, for a tensor that is only passed on. Raises what `load`
+        """The same as flat pieces [N] that follow each other, for a tensor that is only passed on. Raises what `load`
         does.
         """
         for piece in read_pieces(self.tensors[name]):

@@ -34,6 +34,7 @@ def read_json(file: Path) -> dict:
 
 
 def dumps(value: dict) -> str:
+    """A JSON object as the hub's files have it: indented by two, with a newline at the end."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -28,6 +28,7 @@ class HeaderEntry:
 
     @property
     def nbytes(self) -> int:
+        """Size of its data, bytes."""
         return math.prod(self.shape) * ITEM_SIZE[self.dtype]
 
     def read(self) -> bytes:

@@ -40,6 +40,7 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
+        """Size of its data, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, start: int, count: int) -> "TensorInfo":
@@ -55,7 +56,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
-    """A fresh tensor, filled from the file. Raises QuantError on a read error or a file that has become shorter."""
+    """A fresh tensor of any shape, filled from the file. Raises QuantError on a read error or a file that has become
+    shorter.
+    """
     tensor = torch.empty(info.shape, dtype=info.dtype)
     if not info.nbytes:
         return tensor
@@ -78,8 +81,8 @@ def read_tensor(info: TensorInfo) -> Tensor:
 
 
 def read_rows(info: TensorInfo, rows: Tensor) -> Tensor:
-    """A tensor of which only these rows, int64, are read; the others are undefined, and take no memory before they are
-    touched. Rows that it does not have are left out. Raises QuantError as read_tensor does.
+    """A tensor [R, ...] of which only these rows, int64 [N], are read; the others are undefined, and take no memory
+    before they are touched. Rows that it does not have are left out. Raises QuantError as read_tensor does.
     """
     tensor = torch.empty(info.shape, dtype=info.dtype)
     for row in rows[(rows >= 0) & (rows < len(tensor))].tolist():
@@ -88,17 +91,18 @@ def read_rows(info: TensorInfo, rows: Tensor) -> Tensor:
 
 
 def read_pieces(info: TensorInfo, numbers: int = 1 << 23) -> Iterator[Tensor]:
-    """The same tensor as flat pieces of at most `numbers` numbers that follow each other."""
+    """The same tensor as flat pieces [N] of at most `numbers` numbers that follow each other. Raises as read_tensor."""
     flat = replace(info, shape=(math.prod(info.shape),))
     for start in range(0, flat.shape[0], numbers):
         yield read_tensor(flat.rows(start, min(numbers, flat.shape[0] - start)))
 
 
 class SafetensorsWriter:
-    """One safetensors file of known layout, whose tensors arrive in any order.
+    """One safetensors file of known layout, whose tensors, of any shape, arrive in any order.
 
     layout: name -> (dtype, shape), in file order. Every tensor must be written exactly once before close(). written:
     the tensors that an earlier writer of the same file and layout brought to the disk; None begins the file anew.
+    Raises QuantError when the disk refuses, or the file that is there has another layout.
     """
 
     def __init__(
@@ -141,7 +145,9 @@ class SafetensorsWriter:
         self.write_pieces(name, [tensor])
 
     def write_pieces(self, name: str, pieces: Iterable[Tensor]) -> None:
-        """The same, of a tensor that comes in pieces, in order."""
+        """The same, of a tensor that comes in flat pieces [N], in order. Raises QuantError as write() does, and when it
+        was written before.
+        """
         info = self.infos[name]
         if name not in self.pending:
             raise QuantError(f"{name}: written twice; this is a bug")
@@ -169,7 +175,7 @@ class SafetensorsWriter:
             raise QuantError(f"{self.file}: {err.strerror}; {self.size / 1e9:.1f} GB needed for this file") from None
 
     def close(self) -> None:
-        """Flush to the disk. Raises QuantError when a tensor was never written."""
+        """Flush to the disk, and close. Raises QuantError when a tensor was never written, or the disk refuses."""
         try:
             if self.pending:
                 raise QuantError(
@@ -181,7 +187,7 @@ class SafetensorsWriter:
             self.abandon()
 
     def sync(self) -> None:
-        """Bring to the disk what was written so far."""
+        """Bring to the disk what was written so far. Raises QuantError when it refuses."""
         try:
             os.fsync(self._handle)
         except OSError as err:

@@ -77,8 +77,8 @@ class Encoder:
         return self._processor(images, text, self._chat.adds_special_tokens(text))
 
     def encode_sample(self, sample: Sample) -> dict[str, "torch.Tensor"]:
-        """Open and encode a sample of images.load_samples. Raises QuantError, naming its file, as __call__ does, and
-        when the file has changed since.
+        """Open and encode a sample of images.load_samples: model inputs, batch [1, ...]. Raises QuantError, naming its
+        file, as __call__ does, and when the file has changed since.
         """
         image = reopen_image(sample)
         try:

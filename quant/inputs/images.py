@@ -120,7 +120,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, name: Path | str) -> Image.Image:
-    """open_image for bytes at hand; `name` stands for them in errors."""
+    """open_image for bytes at hand: 8-bit RGB. Raises QuantError as open_image does; `name` stands for them there."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -237,7 +237,7 @@ def _parse(line: bytes) -> tuple[str, str | None]:
 
 
 def inside(root: Path, name: str) -> Path:
-    """`root/name`, refused where it is not below root: absolute, by way of .., or through a symbolic link."""
+    """`root/name`. Raises QuantError where it is not below root: absolute, by way of .., or through a symbolic link."""
     if Path(name).is_absolute():
         raise QuantError(f"image {json.dumps(name)} is an absolute path: give it relative to the folder of this file")
     try:

@@ -26,7 +26,9 @@ from .images import choose, load_samples
 
 @dataclass
 class CalibrationSet:
-    """inputs: the model's keyword arguments per sample, batch 1; keys: sha256 hex of each sample's content, ascending.
+    """inputs: the model's keyword arguments per sample, batch [1, ...]; keys: sha256 hex of each sample's content,
+    ascending; names: of the images, for the user; encoder: what made the inputs (Encoder.describe); notices: lines for
+    the user.
 
     encode: sample number -> its inputs, where `inputs` lack the pixels; None where they are complete.
     """

@@ -65,7 +65,7 @@ class Call:
 
 
 def first(output) -> Tensor:
-    """The hidden state in a block's output; transformers 4.57 returns some of them in a tuple."""
+    """The hidden state, [..., tokens, width], in a block's output; transformers 4.57 returns some in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -86,7 +86,8 @@ class Kept:
 
 
 class Walk:
-    """Samples on their way through one tower. calls: how the model calls the block that they stand at, by Key.
+    """Samples on their way through one tower. calls: how the model calls the block that they stand at, by Key. Hidden
+    states, the outputs of blocks among them, are [..., tokens, width] in the model's dtype.
 
     samples: sample number -> the model's keyword arguments. earlier: tower name -> what its passes left, of the towers
     that come before. start, kept: the block to begin at and what is kept of every pass, to go on with an earlier walk.
@@ -229,7 +230,7 @@ class Forward:
         self.parent: greenlet = None
 
     def run(self, inputs: dict[str, Tensor]):
-        """The model's output for `inputs`, its keyword arguments."""
+        """The model's output for `inputs`, its keyword arguments, batch [1, ...]."""
         self.parent = getcurrent().parent if self.walk else None
         return twin(self.model, self._block_forward)(**self.model.on_device(inputs), use_cache=False)
 

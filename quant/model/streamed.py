@@ -85,7 +85,9 @@ class StreamedModel:
     # -- weights in and out
 
     def set(self, tensor: str, value: Tensor) -> None:
-        """Put a value in the place of the hub tensor `tensor`, in the compute dtype and on the device."""
+        """Put a value in the place of the hub tensor `tensor`, whose shape [...] it has, in the compute dtype and on
+        the device; a buffer keeps its own dtype.
+        """
         owner, _, leaf = self.names[tensor].rpartition(".")
         module = self.model.get_submodule(owner)
         if leaf in module._buffers:
@@ -94,7 +96,7 @@ class StreamedModel:
         module._parameters[leaf] = nn.Parameter(value.to(self.device, self.dtype), requires_grad=False)
 
     def set_all(self, tensors: dict[str, Tensor]) -> None:
-        """The same for several, by hub name."""
+        """The same for several: hub name -> value [...]."""
         for name, tensor in tensors.items():
             self.set(name, tensor)
 
@@ -138,9 +140,9 @@ class StreamedModel:
         return self.model.get_submodule(self.names[tensor].rpartition(".")[0])
 
     def load_outside(self, *, head: bool = False, ids: Tensor | None = None) -> None:
-        """Read what stands outside the blocks; the head only when asked for. ids: the tokens whose embeddings are
-        needed, None for all; of a large vocabulary they are few, and the rest takes neither time nor memory. Each call
-        wants one of clear_outside; the second and later ones at a time must be for the same tokens.
+        """Read what stands outside the blocks; the head only when asked for. ids: int64 [N], the tokens whose
+        embeddings are needed, None for all; of a large vocabulary they are few, and the rest takes neither time nor
+        memory. Each call wants one of clear_outside; the second and later ones at a time must be for the same tokens.
         """
         self._users += 1
         if self._users > 1:
@@ -179,7 +181,7 @@ class StreamedModel:
             self.clear_outside()
 
     def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A sample's inputs where the model computes."""
+        """A sample's inputs, [1, ...], where the model computes."""
         return {key: value.to(self.device) for key, value in inputs.items()}
 
     def tie_head(self) -> None:

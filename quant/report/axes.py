@@ -15,7 +15,7 @@ TICKS = 5
 
 
 class Across:
-    """Block index -> x."""
+    """Block index -> x in the panel, pixels. blocks: the indices that have a place; left: the margin there, pixels."""
 
     def __init__(self, blocks: Sequence[int], left: int = LEFT):
         self.left, self.first, self.last = left, min(blocks, default=0), max(blocks, default=0)

@@ -95,16 +95,16 @@ class Facts:
 
     @property
     def bytes_written(self) -> int:
-        """Size of the export's tensors."""
+        """Size of the export's tensors, bytes."""
         return sum(info.nbytes for info in self.export.tensors.values())
 
     @property
     def bytes_16bit(self) -> int:
-        """What the model takes with every weight in 16 bits."""
-        beside = {  # what comes with a weight in int8
+        """What the model takes with every weight in 16 bits, bytes."""
+        scales = {  # the tensors that come with a weight in int8
             part for layer in self.layers if layer.int8 for part in self.export.parts(f"{layer.name}.weight")[1:]
         }
-        return sum(2 * prod(info.shape) for name, info in self.export.tensors.items() if name not in beside)
+        return sum(2 * prod(info.shape) for name, info in self.export.tensors.items() if name not in scales)
 
 
 VERIFY_KEYS = ("passed", "verdict", "findings", "thresholds", "blocks", "logits", "free_running")

@@ -36,8 +36,9 @@ def check_block(
 ) -> "BlockCheck":
     """Block `index` of a tower, checked.
 
-    config: the source's config.json; source, exported: hub tensor name -> tensor of the block, all that it has, in the
-    shapes and dtypes that tensors.check_format asks for, on one device; int8: the linears described as W8A8.
+    config: the source's config.json; source, exported: hub tensor name -> tensor of the block, all that it has, such as
+    a weight [O, I] and its weight_scale [O, 1], in the shapes and dtypes that tensors.check_format asks for, on one
+    device; int8: the linears described as W8A8.
     """
     check = BlockCheck(tower.block(index), tower.groups_of(config, index), tower.heads(config), source, exported, int8)
     check.run()

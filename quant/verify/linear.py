@@ -91,7 +91,7 @@ class LinearCheck:
         self.damage.append(Damage(f"{self.name}.{part}", problem))
 
     def part(self, part: str) -> Tensor:
-        """A tensor of the linear as it was exported."""
+        """A tensor of the linear as it was exported, such as the weight, int8 [O, I]."""
         return self.exported[f"{self.name}.{part}"]
 
     def _product(self) -> Tensor:

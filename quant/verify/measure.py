@@ -77,6 +77,7 @@ class Watch(Observer):
 
     @property
     def clipped_share(self) -> float:
+        """Share of the values seen so far that the codes do not reach, 0 to 1."""
         return self.clipped / self.values
 
 

@@ -138,7 +138,9 @@ def check_outside(
 
 
 def difference(exported: Tensor, source: Tensor) -> str | None:
-    """How a tensor differs from the source's, rounded to its dtype; None when it does not."""
+    """How a tensor differs from the source's, of the same shape, any shape, rounded to its dtype; None when it does
+    not.
+    """
     expected = source.to(exported.dtype)
     if torch.equal(exported, expected):
         return None

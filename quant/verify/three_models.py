@@ -213,6 +213,6 @@ class ThreeModels:
 
 
 def run(walk: Walk) -> dict[Key, Tensor | tuple]:
-    """The outputs of the block that a walk stands at."""
+    """The outputs, [..., tokens, width] or a tuple that begins with one, of the block that a walk stands at."""
     block = walk.model.block(walk.tower, walk.index)
     return {key: call(block) for key, call in walk.calls.items()}

@@ -173,7 +173,7 @@ def linears(report: dict) -> list[dict]:
 
 
 def decibels(entry: dict, model: str) -> float:
-    """A record's signal-to-noise ratio; -inf where the model computed NaN."""
+    """A record's signal-to-noise ratio of `model` ("rounded" or "export"), dB; -inf where the model computed NaN."""
     value = entry[model]["snr_db"]
     return -math.inf if value is None or math.isnan(value) else value
 

@@ -181,7 +181,7 @@ def free_run(
 
 
 def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
-    """The inputs of a sample with an answer behind them: what teacher-forcing runs on."""
+    """The inputs of a sample, [1, ...], with an answer, int64 [A], behind them: what teacher-forcing runs on."""
     longer = dict(inputs)
     for name, fill in (
         ("input_ids", answer),
@@ -194,7 +194,9 @@ def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
 
 
 def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Tensor], encoder: Encoder) -> dict:
-    """docs/verify.md, "free_running". wanted, got: the float model's token ids and the export's, as free_run gives."""
+    """docs/verify.md, "free_running". wanted, got: the float model's token ids and the export's, as free_run gives:
+    int64 [<= tokens] each.
+    """
     rows: list[dict] = []
     for name, float_ids, int8_ids in zip(samples.names, wanted, got):
         same = 0
@@ -230,8 +232,8 @@ def compared_positions(inputs: dict[str, Tensor], family: Family, config: dict) 
 
 
 def compare_logits(models: ThreeModels, inputs: list[dict[str, Tensor]]) -> dict:
-    """{"positions", "decided", "rounded": {"kl", "kl_worst", "top1", "top1_decided"}, "export": ...}; kl_worst: of the
-    worst sample.
+    """{"positions", "decided", "rounded": {"kl", "kl_worst", "top1", "top1_decided"}, "export": ...}: divergences in
+    nats, shares from 0 to 1; kl_worst: of the worst sample. inputs: of every sample, [1, ...].
     """
     kl: dict[str, list[Tensor]] = {model: [] for model in MODELS}
     same: dict[str, list[Tensor]] = {model: [] for model in MODELS}

@@ -1,4 +1,5 @@
-"""msmodelslim through quant/vendor.py, and what tests see of it but users do not: observers, other layout, own files.
+"""msmodelslim through quant/calibrate/vendor.py, and what tests see of it but users do not: observers, other layout,
+own files.
 
 reference = run(source, images, QuantConfig(...), directory)
 reference.export                  the library's own files, as an Export
