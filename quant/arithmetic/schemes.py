@@ -11,6 +11,7 @@ They are modules with buffers, so that one can stand in a model in the place of 
 Left out: what a kernel loses besides (fewer bits of deq_scale than float32 has); nothing of it was seen on an NPU.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Range = tuple[Tensor, Tensor]  # lo, hi: float32 scalars
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module, ABC):
     """An int8 linear [O, I]. name: its hub name; dtype: what the server computes in; word: its type in the description.
 
     Buffers, whatever the kind: weight int8 [O, I]; weight_scale float32 [O, 1]; bias [O] in `dtype`, or None.
@@ -125,6 +126,7 @@ class QuantizedLinear(nn.Module):
     # -- made and read --
 
     @classmethod
+    @abstractmethod
     def quantize(
         cls,
         name: str,
@@ -140,7 +142,6 @@ class QuantizedLinear(nn.Module):
         Raises QuantError when the weight, the bias or the range holds NaN or Inf, when a scale does not fit `dtype`,
         and where an input could take a sum over int32.
         """
-        raise NotImplementedError
 
     @classmethod
     def read(
@@ -166,16 +167,16 @@ class QuantizedLinear(nn.Module):
             y[part] = self._run(rows[part].to(self.dtype)).to(self.dtype)
         return y.reshape(*x.shape[:-1], -1)
 
+    @abstractmethod
     def _run(self, x: Tensor) -> Tensor:
         """[T, I] in the server's dtype -> float32 [T, O]."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def trial(rows: Tensor, weight: Tensor, range_: Range | None) -> Tensor:
         """rows W^T without a bias, through this kind's quantizers: how a search sees a candidate. rows [T, I], weight
         [O, I], float32 -> float32 [T, O].
         """
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """What torch prints of the module: name, sizes, type, dtype."""

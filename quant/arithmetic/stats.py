@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..base.errors import SourceError
 
-ROWS = 512  # rows kept over all samples
+ROWS = 512  # rows kept over all samples, rounded up to as many for each
 COARSE, FINE = 2.0**8, 2.0**-32  # units of the two whole numbers that a sum of products is kept as
 MOST = 2.0**54  # what one sample's sum may reach: 2^16 samples of it fit 63 bits in units of COARSE
 SLAB = 1 << 23  # products in float64 at a time: 64 MB

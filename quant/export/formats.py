@@ -49,7 +49,7 @@ def resolve(save_type: str, act: str | None, words: Collection[str] = ("W8A8",))
     act = None if act == AS_IS else act
     if act is not None and act not in SAVE_TYPES[save_type]:
         raise UsageError(f"--act {act}: {save_type} has {' and '.join(SAVE_TYPES[save_type])}")
-    if "W8A8_DYNAMIC" not in words:
+    if all(SCHEMES[word].needs_range for word in words):
         return act or SAVE_TYPES[save_type][0]
     if act is None and save_type == "ascendV1":
         return AS_IS
