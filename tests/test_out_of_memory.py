@@ -16,6 +16,7 @@ from test_ranks import QWEN, in_ranks, quantize, world  # noqa: F401  the fixtur
 
 from quant import QuantError
 from quant.arithmetic.stats import Observer
+from quant.base.console import Reporter
 from quant.calibrate.block import BlockQuantizer
 from quant.calibrate.ranks import NoMemory, Ranks
 from quant.model.paused import Walk
@@ -116,6 +117,7 @@ def test_of_one_rank_or_more(world, tmp_path, capfd, size, failing):  # noqa: F8
         if rank in failing:
             memory_ends(*failing[rank])
         calibrator = world.calibrator()
+        calibrator.reporter = Reporter(quiet=True)  # the first rank alone prints, as in the command
         if rank == 0:
             calibrator.reporter.line = lambda text="": print(text, flush=True)
         quantize(calibrator, tmp_path / "out")
