@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..servers.rules.finding import SERVERS, VERSIONS
 
     parser.epilog = (
-        f"The rules are those of the loaders of {' and '.join(VERSIONS.values())}. An error keeps the server from loading"
-        " the export or makes it wrong, a warning can be gone round, a matter of taste is what no loader asks for."
+        f"The rules are those of the loaders of {' and '.join(VERSIONS.values())}. An error keeps the server from"
+        " loading the export or makes it wrong, a warning can be gone round, and no loader asks for a matter of taste."
     )
 
     parser.add_argument("export", metavar="EXPORT", help="an exported directory, of this project or of msmodelslim")

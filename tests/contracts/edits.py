@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 
 def apply(steps, export: Path, source: Path, family: str) -> Path:
-    """Do the steps; returns where the export is then. source: a copy of the checkpoint, whose config.json may change."""
+    """Do the steps; returns where the export is then. source: a copy of the checkpoint, which steps may edit too."""
     prefix = "language_model." if family == LLAVA else ""
     words = {
         "LAYERS": LAYERS[family],
