@@ -132,7 +132,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from quant.commands.quantize import script
-code = script("Qwen2VLForConditionalGeneration", "")
+code = script("quant_qwen2vl.py")
 names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
 Path({here!r}, os.environ["RANK"] + ".txt").write_text(f"{{code}} {{sum('gloo' in name for name in names)}}")
 """

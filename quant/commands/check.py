@@ -8,7 +8,12 @@ from ..base.errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    from ..servers.rules.finding import SERVERS
+    from ..servers.rules.finding import SERVERS, VERSIONS
+
+    parser.epilog = (
+        f"The rules are those of the loaders of {' and '.join(VERSIONS.values())}. An error keeps the server from"
+        " loading the export or makes it wrong, a warning can be gone round, and no loader asks for a matter of taste."
+    )
 
     parser.add_argument("export", metavar="EXPORT", help="an exported directory, of this project or of msmodelslim")
     parser.add_argument(
@@ -19,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--world_size", type=int, default=1, metavar="N", help="NPUs that share the model (default: 1)")
     parser.add_argument(
-        "--model_path", metavar="DIR", help="the float checkpoint: compare names and side files with it"
+        "--model_path",
+        metavar="DIR",
+        help="the float checkpoint: compare names, side files and what config.json says of the model with it",
     )
     parser.add_argument(
         "--fix",
@@ -34,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when nothing is wrong, 1 when there are findings; warnings alone are 0. Raises UsageError for flags that do not
-    do, and QuantError for a directory that cannot be read.
+    """0 when there is no error, whatever else was found; 1 when there is. Raises UsageError for flags that do not do, and
+    QuantError for a directory that cannot be read.
     """
     from ..servers.rules import SERVERS, check
 
@@ -56,14 +63,22 @@ def run(args: argparse.Namespace) -> int:
         load_processor(directory)
     for line in render(findings):
         print(line)
-    errors = sum(finding.level == "error" for finding in findings)
-    place = " and ".join(SERVERS[server] for server in servers)
-    print(
-        f"{directory}: {errors} errors, {len(findings) - errors} warnings for {place}"
-        if findings
-        else f"{directory}: nothing wrong for {place}"
-    )
-    return 1 if errors else 0
+    print(f"{directory}: {counted(findings, servers)}")
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def counted(findings: list, servers: list[str]) -> str:
+    """How many findings each server has; servers with equal counts together."""
+    from ..servers.rules import SERVERS
+
+    told: dict[str, list[str]] = {}
+    for server in servers:
+        levels = [finding.level for finding in findings if server in finding.effects]
+        errors, warnings, tastes = (levels.count(level) for level in ("error", "warning", "taste"))
+        tasteful = f", {tastes} matters of taste" if tastes else ""
+        said = f"{errors} errors, {warnings} warnings{tasteful}" if levels else "nothing wrong"
+        told.setdefault(said, []).append(SERVERS[server])
+    return "; ".join(f"{said} for {' and '.join(names)}" for said, names in told.items())
 
 
 SHOWN = 3  # findings of one rule that are printed in full
@@ -74,8 +89,9 @@ def render(findings: list) -> list[str]:
     from ..servers.rules import SERVERS
 
     lines = []
-    for rule, fix in dict.fromkeys((finding.rule, finding.fix) for finding in findings):
-        alike = [finding for finding in findings if (finding.rule, finding.fix) == (rule, fix)]
+    for key in dict.fromkeys(map(_way_out, findings)):
+        alike = [finding for finding in findings if _way_out(finding) == key]
+        rule, fix = alike[0].rule, alike[0].fix
         lines.append(f"{alike[0].level}: {rule}")
         lines += [f"  {finding.where} {finding.what}" for finding in alike[:SHOWN]]
         if len(alike) > SHOWN:
@@ -83,6 +99,10 @@ def render(findings: list) -> list[str]:
         lines += [f"  {SERVERS[server]}: {effect}" for server, effect in alike[0].effects.items()]
         lines.append(f"  fix: {fix}")
     return lines
+
+
+def _way_out(finding) -> tuple:
+    return finding.rule, finding.level, finding.fix, tuple(finding.effects)
 
 
 def load_processor(directory: Path) -> None:

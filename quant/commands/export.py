@@ -10,6 +10,10 @@ TARGETS = {("ascendV1", "static"): "all", ("mindie", "static"): "mindie"}
 """Format and activations -> the servers that it is for; vLLM-Ascend for the rest, dynamic linears among them, and
 compressed-tensors has rules of its own.
 """
+STATIC_SYMMETRIC = (
+    "vLLM-Ascend leaves the input offset of this format's static activations uninitialised: wrong output there; use"
+    " --act dynamic for it. Other vLLM takes it"
+)
 EPILOG = (
     "compressed-tensors is for vLLM and transformers; dynamic and mix are for vLLM-Ascend."
     " docs/mindie_format.md describes them all."
@@ -84,18 +88,26 @@ def verdict(directory: Path, target: str | None, save_type: str, act: str, say: 
     from .check import render
 
     if save_type == "compressed-tensors":
+        if act == "static":
+            say(f"warning  {STATIC_SYMMETRIC}")
         return
     target = target or TARGETS.get((save_type, act), "vllm-ascend")
     servers = list(SERVERS) if target == "all" else [target]
     findings = check(directory, servers)
     for line in render(findings):
         say(line)
-    names = " and ".join(SERVERS[server] for server in servers)
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
-        rules = ", ".join(dict.fromkeys(finding.rule for finding in errors))
+        broken = {
+            name: [finding.rule for finding in errors if server in finding.effects] for server, name in SERVERS.items()
+        }
+        blamed: dict[str, list[str]] = {}
+        for name, found in broken.items():
+            if found:
+                blamed.setdefault(", ".join(dict.fromkeys(found)), []).append(name)
+        told = "; ".join(f"{' and '.join(names)}: {rules}" for rules, names in blamed.items())
         raise QuantError(
-            f"{directory}: is written, but breaks rules of {names}: {rules}; `python -m quant check` tells more,"
+            f"{directory}: is written, but breaks rules of {told}; `python -m quant check` tells more,"
             " --target chooses the server"
         )
-    say(f"check    nothing wrong for {names}")
+    say(f"check    nothing wrong for {' and '.join(SERVERS[server] for server in servers)}")

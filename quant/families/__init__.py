@@ -15,10 +15,14 @@ FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_
 def family_of(config: dict, where) -> Family:
     """The family of a checkpoint's config.json; where: the file or directory that an error names.
 
-    Raises UsageError, listing what is supported, for another architecture.
+    Where it has no "architectures", its "model_type" says it, as to the servers. Raises UsageError, listing what is
+    supported, for another architecture.
     """
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
+    if not architectures:
+        types = {family.model_type: family.architecture for family in FAMILIES.values()}
+        architecture = types.get(str(config.get("model_type")), architecture)
     if architecture not in FAMILIES:
         supported = ", ".join(f"{family.name} ({name})" for name, family in FAMILIES.items())
         raise UsageError(f"{where}: architecture {architecture} is not supported; supported are {supported}")

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from ..base.errors import QuantError
+from .shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Tower:
     """A sample's inputs that enter the tower: each of them that it has does so in a pass of its own."""
     taps: Callable[[dict], tuple[int, ...]] = lambda config: ()
     """config.json -> blocks, besides the last, whose output is read outside the tower's own blocks."""
+    holds: Callable[[dict, int], Shapes] = lambda config, index: {}
+    """config.json and a block's index -> the tensors of that block of a float checkpoint, by their names in the block,
+    with shapes. None of them: not known.
+    """
 
     def block(self, index: int) -> str:
         """The prefix of block `index`'s tensors."""
@@ -81,6 +86,8 @@ class Processing:
 
     processor: str
     """Class in transformers."""
+    image_processors: tuple[str, ...]
+    """Classes in transformers that preprocessor_config.json may name, without the "Fast" of some."""
     image_token: str
     """Stands for an image in the text; the processor repeats it once for each image feature."""
     image_token_id: Callable[[dict], int]
@@ -112,6 +119,8 @@ class Family:
     name: str
     architecture: str
     """config.json's "architectures", and the class of that name in transformers."""
+    model_type: str
+    """config.json's "model_type"; where there are no "architectures", the family is known by it."""
     script: str
     """The script for this family is quant/{script}/quant_{script}.py."""
     processing: Processing
@@ -123,6 +132,8 @@ class Family:
     """Hub name of the norm between the last language block and the head."""
     head: str
     """Hub name of the language model's head; checkpoints with a tied head have no tensor of it."""
+    holds: Callable[[dict], Shapes]
+    """config.json -> the tensors of a float checkpoint that are outside the blocks, with shapes; the head too."""
     renames: tuple[tuple[str, str], ...]
     """(hub prefix, module prefix); the first pair whose result names something in the installed transformers' model is
     taken.
@@ -145,6 +156,14 @@ class Family:
     """Whether servers read the language model's keys at the top of config.json; the older of the hub's two layouts."""
     vocab_size: Callable[[dict], int]
     """config.json -> rows of the embedding, which MindIE reads at the top of config.json."""
+    mindie_config_alone: bool
+    """Whether MindIE makes its configuration of config.json alone. Else it adds generation_config.json's keys, and
+    takes a missing `quantize` from the description.
+    """
+    mindie_looks_up: tuple[str, ...]
+    """Patterns of linears whose type MindIE looks up by name among those that it has; it has no W8A8_MIX. Of others it
+    asks at most whether they are W8A8.
+    """
     mindie_310p: bool
     """Whether MindIE runs the model on the Atlas 300I Duo (310P)."""
     mindie_vision_head: int | None
@@ -178,6 +197,12 @@ def text(config: dict, key: str, default: int | None = None) -> int:
     Raises QuantError when it is in neither and has no default, or is no whole number from 1 to MAX_NUMBER.
     """
     return _number(key, config[key] if key in config else _section(config, "text_config").get(key), default, "")
+
+
+def nested_text(config: dict, key: str, default: int | None = None) -> int:
+    """As text(), for models whose text_config counts where both say it."""
+    section = _section(config, "text_config")
+    return _number(key, section[key] if key in section else config.get(key), default, "")
 
 
 def vision(config: dict, key: str, default: int | None = None) -> int:

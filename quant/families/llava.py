@@ -5,7 +5,8 @@ carried over unseen.
 """
 
 from ..base.errors import UsageError
-from .family import Family, Group, Processing, Tower, text, vision
+from .family import Family, Group, Processing, Tower, nested_text, vision
+from .shapes import Shapes, decoder_block, linear, norm
 
 
 def _vision_blocks_used(config: dict) -> int:
@@ -40,6 +41,7 @@ def _processor_arguments(config: dict) -> dict:
 
 PROCESSING = Processing(
     processor="LlavaProcessor",
+    image_processors=("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor"),
     image_token="<image>",
     image_token_id=_image_token_id,
     reserved=("<image>",),
@@ -50,6 +52,44 @@ PROCESSING = Processing(
     limits=None,
     from_config=_processor_arguments,
 )
+
+
+def _vision_block(config: dict, index: int) -> Shapes:
+    width, mlp = VISION.width(config), VISION.mlp(config)
+    return {
+        **norm("layer_norm1", width),
+        **norm("layer_norm2", width),
+        **linear("self_attn.q_proj", width, width),
+        **linear("self_attn.k_proj", width, width),
+        **linear("self_attn.v_proj", width, width),
+        **linear("self_attn.out_proj", width, width),
+        **linear("mlp.fc1", mlp, width),
+        **linear("mlp.fc2", width, mlp),
+    }
+
+
+def _language_block(config: dict, index: int) -> Shapes:
+    said = config.get("text_config") or {}
+    bias, mlp_bias = bool(said.get("attention_bias")), bool(said.get("mlp_bias"))
+    return decoder_block(LANGUAGE.width(config), LANGUAGE.mlp(config), LANGUAGE.heads(config), bias, bias, mlp_bias)
+
+
+def _outside(config: dict) -> Shapes:
+    width, hidden, words = VISION.width(config), LANGUAGE.width(config), nested_text(config, "vocab_size", 32000)
+    patch, tower = vision(config, "patch_size"), "vision_tower.vision_model."
+    return {
+        f"{tower}embeddings.class_embedding": (width,),
+        f"{tower}embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        f"{tower}embeddings.position_embedding.weight": ((vision(config, "image_size") // patch) ** 2 + 1, width),
+        **norm(f"{tower}pre_layrnorm", width),
+        **norm(f"{tower}post_layernorm", width),
+        **linear("multi_modal_projector.linear_1", hidden, width),
+        **linear("multi_modal_projector.linear_2", hidden, hidden),
+        "language_model.model.embed_tokens.weight": (words, hidden),
+        "language_model.model.norm.weight": (hidden,),
+        "language_model.lm_head.weight": (words, hidden),
+    }
+
 
 VISION = Tower(
     name="vision",
@@ -67,6 +107,7 @@ VISION = Tower(
     mlp=lambda config: vision(config, "intermediate_size"),
     tokens=_vision_tokens,
     inputs=("pixel_values",),
+    holds=_vision_block,
 )
 
 # llava-hf's config.json leaves out what equals LlamaConfig's defaults: hence the 32s, 4096, 11008 and 32000.
@@ -79,23 +120,29 @@ LANGUAGE = Tower(
         Group(("mlp.gate_proj", "mlp.up_proj"), source="post_attention_layernorm", kind="norm"),
         Group(("mlp.down_proj",), source="mlp.up_proj", kind="up"),
     ),
-    blocks=lambda config: text(config, "num_hidden_layers", 32),
-    used=lambda config: text(config, "num_hidden_layers", 32),
-    heads=lambda config: (heads := text(config, "num_attention_heads", 32), text(config, "num_key_value_heads", heads)),
-    width=lambda config: text(config, "hidden_size", 4096),
-    mlp=lambda config: text(config, "intermediate_size", 11008),
+    blocks=lambda config: nested_text(config, "num_hidden_layers", 32),
+    used=lambda config: nested_text(config, "num_hidden_layers", 32),
+    heads=lambda config: (
+        heads := nested_text(config, "num_attention_heads", 32),
+        nested_text(config, "num_key_value_heads", heads),
+    ),
+    width=lambda config: nested_text(config, "hidden_size", 4096),
+    mlp=lambda config: nested_text(config, "intermediate_size", 11008),
     tokens=lambda config, inputs: inputs["input_ids"].numel(),
+    holds=_language_block,
 )
 
 LLAVA = Family(
     name="LLaVA-1.5",
     architecture="LlavaForConditionalGeneration",
+    model_type="llava",
     script="llava",
     processing=PROCESSING,
     towers=(VISION, LANGUAGE),
     embedding="language_model.model.embed_tokens",
     final_norm="language_model.model.norm",
     head="language_model.lm_head",
+    holds=_outside,
     renames=(
         ("vision_tower.vision_model.", "model.vision_tower.vision_model."),
         ("vision_tower.vision_model.", "model.vision_tower."),  # transformers 5
@@ -117,7 +164,13 @@ LLAVA = Family(
     vision_int8_whole=(),
     dtype="float16",
     flat_config=False,
-    vocab_size=lambda config: text(config, "vocab_size", 32000),
+    vocab_size=lambda config: nested_text(config, "vocab_size", 32000),
+    mindie_config_alone=True,
+    mindie_looks_up=(
+        "language_model.model.layers.*.self_attn.[qkv]_proj",
+        "language_model.model.layers.*.mlp.gate_proj",
+        "language_model.model.layers.*.mlp.up_proj",
+    ),
     mindie_310p=True,
     mindie_vision_head=None,
     mindie_transposed=None,

@@ -10,8 +10,9 @@ attn.proj and gate/up may be either, down_proj must be float.
 from dataclasses import replace
 
 from .family import Family, Group, Tower, text, vision
-from .qwen2vl import GRIDS, LANGUAGE
+from .qwen2vl import GRIDS, LANGUAGE, outside
 from .qwen2vl import PROCESSING as QWEN2_VL_PROCESSING
+from .shapes import gated_vision_block
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
 # 3584 (which no published size has) and 3420.
@@ -31,17 +32,20 @@ VISION = Tower(
     mlp=lambda config: vision(config, "intermediate_size", 3420),
     tokens=lambda config, inputs: sum(int(inputs[name].prod(-1).sum()) for name in GRIDS if name in inputs),
     inputs=("pixel_values", "pixel_values_videos"),
+    holds=lambda config, index: gated_vision_block(VISION.width(config), VISION.mlp(config)),
 )
 
 QWEN2_5_VL = Family(
     name="Qwen2.5-VL",
     architecture="Qwen2_5_VLForConditionalGeneration",
+    model_type="qwen2_5_vl",
     script="qwen2_5vl",
     processing=replace(QWEN2_VL_PROCESSING, processor="Qwen2_5_VLProcessor"),
     towers=(VISION, LANGUAGE),
     embedding="model.embed_tokens",
     final_norm="model.norm",
     head="lm_head",
+    holds=lambda config: outside(config, VISION.width(config), vision(config, "out_hidden_size", 3584), False),
     renames=(("visual.", "model.visual."), ("model.", "model.language_model."), ("lm_head.", "lm_head.")),
     must_float={
         "lm_head": "servers load the head in float",
@@ -56,6 +60,8 @@ QWEN2_5_VL = Family(
     dtype=None,
     flat_config=True,
     vocab_size=lambda config: text(config, "vocab_size", 152064),
+    mindie_config_alone=False,
+    mindie_looks_up=("visual.blocks.*.mlp.gate_proj", "visual.blocks.*.mlp.up_proj"),
     mindie_310p=True,
     mindie_vision_head=None,
     mindie_transposed=None,

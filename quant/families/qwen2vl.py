@@ -5,11 +5,13 @@ float there.
 """
 
 from .family import Family, Group, Processing, Tower, text, vision
+from .shapes import Shapes, decoder_block, linear, norm
 
 GRIDS = ("image_grid_thw", "video_grid_thw")  # [images, 3]: patches along time, height, width
 
 PROCESSING = Processing(
     processor="Qwen2VLProcessor",
+    image_processors=("Qwen2VLImageProcessor",),
     image_token="<|image_pad|>",
     image_token_id=lambda config: config.get("image_token_id", 151655),
     reserved=("<|image_pad|>", "<|video_pad|>"),
@@ -22,6 +24,35 @@ PROCESSING = Processing(
     merge=lambda config: vision(config, "spatial_merge_size", 2),
     limits=(56 * 56, 28 * 28 * 1280),
 )
+
+
+def _vision_block(config: dict, index: int) -> Shapes:
+    width, mlp = VISION.width(config), VISION.mlp(config)
+    return {
+        **norm("norm1", width),
+        **norm("norm2", width),
+        **linear("attn.qkv", 3 * width, width),
+        **linear("attn.proj", width, width),
+        **linear("mlp.fc1", mlp, width),
+        **linear("mlp.fc2", width, mlp),
+    }
+
+
+def outside(config: dict, width: int, merged: int, layer_norm: bool) -> Shapes:
+    """What is outside the blocks of Qwen2-VL and Qwen2.5-VL. width: of the vision tower; merged: behind its merger."""
+    patch, square = vision(config, "patch_size", 14), vision(config, "spatial_merge_size", 2) ** 2
+    channels, frames = vision(config, "in_channels", 3), vision(config, "temporal_patch_size", 2)
+    hidden, words = LANGUAGE.width(config), text(config, "vocab_size", 152064)
+    return {
+        "visual.patch_embed.proj.weight": (width, channels, frames, patch, patch),
+        **norm("visual.merger.ln_q", width, layer_norm),
+        **linear("visual.merger.mlp.0", square * width, square * width),
+        **linear("visual.merger.mlp.2", merged, square * width),
+        "model.embed_tokens.weight": (words, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (words, hidden),
+    }
+
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
 # 1280 and 4. (hidden_size is the width behind the merger here, the language model's.)
@@ -41,6 +72,7 @@ VISION = Tower(
     mlp=lambda config: vision(config, "embed_dim", 1280) * vision(config, "mlp_ratio", 4),
     tokens=lambda config, inputs: sum(int(inputs[name].prod(-1).sum()) for name in GRIDS if name in inputs),
     inputs=("pixel_values", "pixel_values_videos"),
+    holds=_vision_block,
 )
 
 LANGUAGE = Tower(
@@ -58,17 +90,22 @@ LANGUAGE = Tower(
     width=lambda config: text(config, "hidden_size"),
     mlp=lambda config: text(config, "intermediate_size"),
     tokens=lambda config, inputs: inputs["input_ids"].numel(),
+    holds=lambda config, index: decoder_block(
+        LANGUAGE.width(config), LANGUAGE.mlp(config), LANGUAGE.heads(config), qkv_bias=True
+    ),
 )
 
 QWEN2_VL = Family(
     name="Qwen2-VL",
     architecture="Qwen2VLForConditionalGeneration",
+    model_type="qwen2_vl",
     script="qwen2vl",
     processing=PROCESSING,
     towers=(VISION, LANGUAGE),
     embedding="model.embed_tokens",
     final_norm="model.norm",
     head="lm_head",
+    holds=lambda config: outside(config, VISION.width(config), vision(config, "hidden_size", 3584), layer_norm=True),
     renames=(("visual.", "model.visual."), ("model.", "model.language_model."), ("lm_head.", "lm_head.")),
     must_float={
         "lm_head": "servers load the head in float",
@@ -84,6 +121,8 @@ QWEN2_VL = Family(
     dtype=None,
     flat_config=True,
     vocab_size=lambda config: text(config, "vocab_size", 152064),
+    mindie_config_alone=False,
+    mindie_looks_up=(),
     mindie_310p=False,
     mindie_vision_head=80,  # padded to 128
     mindie_transposed="attn.proj",

@@ -1,17 +1,18 @@
 """Rules on quant_model_description.json: one entry per tensor, "FLOAT" or the type of the int8 linear that the tensor
 is a part of.
 
-Servers decide by it how a layer is built, before they see a tensor: MindIE and vLLM-Ascend look up `name.weight` of
-every linear and embedding. Besides the entries it holds `model_quant_type`, `version`, and no key whose value is null.
+Servers decide by it how a layer is built, before they see a tensor: vLLM-Ascend looks up `name.weight` of every linear
+and embedding, MindIE those of the linears that it packs (q, k, v; gate, up). Besides the entries it holds
+`model_quant_type`, `version`, and no key whose value is null.
 """
 
 from collections.abc import Iterator
 
+from ...families.family import match
 from .directory import DESCRIPTION, MAX_JSON, OLD_DESCRIPTION, PARTS, STATIC, Directory, Target
 from .finding import Finding
 
 METADATA = ("model_quant_type", "version", "group_size", "metadata", "optional")
-UNKNOWN_TO_MINDIE = "KeyError, from the lookup of the type in LinearTypeV2"
 
 
 def description_file(directory: Directory, target: Target) -> Iterator[Finding]:
@@ -49,25 +50,21 @@ def description_size(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def description_keys(directory: Directory, target: Target) -> Iterator[Finding]:
-    """model_quant_type and version, and no null."""
+    """model_quant_type and version, as good exports have them (quantize_key says where MindIE needs the first), and no
+    null.
+    """
     if directory.description is None:
         return
     name, described = directory.description_name, directory.description
-    if "model_quant_type" not in described:
-        yield Finding(
-            f"{name}: model_quant_type",
-            "is missing",
-            {"mindie": "its newer runtime looks the model's type up there"},
-            "add it, the type of the int8 linears: --fix does it",
-        )
-    version = described.get("version")
-    if version != "1.0.0" and (version is not None or name == DESCRIPTION):  # msmodelslim's older format has none
-        yield Finding(
-            f"{name}: version",
-            f'is {version!r}, "1.0.0" is what this format is called',
-            {"mindie": "takes the directory for the older format, version 0.0.0"},
-            'set it to "1.0.0": --fix does it',
-        )
+    for key in ("model_quant_type", "version"):
+        if key not in described and name == DESCRIPTION:  # msmodelslim's older format has no version
+            yield Finding(
+                f"{name}: {key}",
+                "is missing",
+                {"mindie": "does without"},
+                "add it, as good exports have it: --fix does it",
+                level="taste",
+            )
     for key, value in described.items():
         if value is None:
             yield Finding(
@@ -83,19 +80,21 @@ def description_keys(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def description_entry(directory: Directory, target: Target) -> Iterator[Finding]:
-    """An entry for the weight of every linear and embedding; for a tied head, too, which has no tensor of its own."""
+    """An entry for the weight of every linear and embedding; for a tied head, too, which has no tensor of its own.
+
+    vLLM-Ascend asks for all of them, MindIE for those that it packs.
+    """
     if directory.description is None:
         return
-    looked_up = [name for name in directory.linears if not name.endswith("position_embedding")]
-    if directory.head not in looked_up:
-        looked_up.append(directory.head)
-    for name in looked_up:
+    names = [name for name in directory.linears if f"{name}.weight" in directory.expected]
+    looked_up = [name for name in names if not name.endswith("position_embedding")]
+    for name in dict.fromkeys((*looked_up, directory.head)):
         if f"{name}.weight" in directory.description:
             continue
         effects = {
             "vllm-ascend": f"KeyError: '{name}.weight'; newer releases take a layer that is not packed for float"
         }
-        if f"{name}.weight" in directory.tensors:  # MindIE loads a tied head as the embedding
+        if directory.mindie_asks(name):
             effects["mindie"] = f"KeyError: '{name}.weight'"
         yield Finding(
             f"{directory.description_name}: {name}.weight",
@@ -114,32 +113,44 @@ def description_type(directory: Directory, target: Target) -> Iterator[Finding]:
         if kind is None:
             continue
         if kind != "FLOAT" and kind not in PARTS:
+            effects = {
+                "vllm-ascend": (
+                    f"NotImplementedError: Currently, vLLM Ascend doesn't support quant_type={kind} for"
+                    " layer_type=linear."
+                )
+            }
+            if match(directory.family.mindie_looks_up, name):
+                effects["mindie"] = f"KeyError: '{kind}'"
+            elif directory.mindie_asks(name):
+                effects["mindie"] = "builds the layer as a float one: wrong output, or a kernel error"
             yield Finding(
                 f"{directory.description_name}: {name}.weight",
                 f"is of type {kind!r}; known are FLOAT, {', '.join(PARTS)}",
-                {
-                    "mindie": UNKNOWN_TO_MINDIE,
-                    "vllm-ascend": (
-                        f"NotImplementedError: Currently, vLLM Ascend doesn't support quant_type={kind} for"
-                        " layer_type=linear."
-                    ),
-                },
+                effects,
                 "the description belongs to the tensors beside it: fetch both from the same run",
             )
         elif (kind == "FLOAT") == (entry.dtype == "I8"):
+            effects = {"vllm-ascend": "copies it into a parameter of the other dtype: wrong output"}
+            if directory.mindie_asks(name):
+                effects["mindie"] = "builds the layer for the type described: wrong output, or a kernel error"
             yield Finding(
                 directory.where(f"{name}.weight"),
                 f"is {entry.dtype}, described as {kind}",
-                {
-                    "mindie": "takes codes for values, or values for codes: wrong output, or a kernel error",
-                    "vllm-ascend": "copies it into a parameter of the other dtype: wrong output",
-                },
+                effects,
                 "the description belongs to the tensors beside it: --fix writes it anew from them",
+            )
+        elif kind == "W8A8_MIX" and match(directory.family.mindie_looks_up, name):
+            yield Finding(
+                f"{directory.description_name}: {name}.weight",
+                f"is W8A8_MIX; MindIE looks the types of {directory.family.name}'s packed linears up by their names,"
+                " and has this type under another",
+                {"mindie": "KeyError: 'W8A8_MIX'"},
+                "export it with --act static for MindIE",
             )
 
 
 def description_parts(directory: Directory, target: Target) -> Iterator[Finding]:
-    """All tensors of an int8 linear are of its type; its float bias is FLOAT."""
+    """All tensors of an int8 linear are of its type; its float bias is FLOAT. These releases ask for weights only."""
     if directory.description is None:
         return
     for name in directory.int8:
@@ -148,20 +159,21 @@ def description_parts(directory: Directory, target: Target) -> Iterator[Finding]
             continue
         wanted = {f"{name}.{part}": kind for part in PARTS[kind]} | {f"{name}.bias": "FLOAT"}
         for tensor, type_ in wanted.items():
-            if tensor in directory.tensors and directory.description.get(tensor) != type_:
+            said = directory.description.get(tensor)
+            if tensor in directory.tensors and said not in (None, type_):
                 yield Finding(
                     f"{directory.description_name}: {tensor}",
-                    f"is {directory.description.get(tensor)!r}, its linear is {kind}, so {type_!r} is right",
-                    dict.fromkeys(
-                        ("mindie", "vllm-ascend"),
-                        "reads a linear of two types; which one counts differs between releases",
-                    ),
+                    f"is {said!r}, its linear is {kind}, so {type_!r} is right",
+                    dict.fromkeys(("mindie", "vllm-ascend"), "reads the weight's entry alone, other releases may not"),
                     "--fix writes the description anew from the tensors",
+                    level="warning",
                 )
 
 
 def description_stale(directory: Directory, target: Target) -> Iterator[Finding]:
-    """No entry without its tensor: a sign that description and weights are of different runs."""
+    """No entry without its tensor: a sign that description and weights are of different runs. The servers build the
+    model by config.json, and do not ask for the entry.
+    """
     if directory.description is None or not directory.tensors:
         return
     int8 = set(directory.int8)
@@ -171,9 +183,14 @@ def description_stale(directory: Directory, target: Target) -> Iterator[Finding]
             continue
         if linear in int8 and part in STATIC or tensor in directory.expected:
             continue  # linear_parts and missing_tensors report it
+        wrapped = linear.endswith(".module")
+        effects = dict.fromkeys(("mindie", "vllm-ascend"), "does not ask for it")
+        if wrapped:
+            effects = {"mindie": f"AssertionError: weight {tensor} does not exist"}
         yield Finding(
             f"{directory.description_name}: {tensor}",
             "is described, but there is no such tensor",
-            dict.fromkeys(("mindie", "vllm-ascend"), "builds the layer as described, then does not find its tensor"),
+            effects,
             "description and weights are of different runs, or a weight file is missing: copy the export again",
+            level="error" if wrapped else "warning",
         )

@@ -15,15 +15,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ...base.errors import QuantError, UsageError
-from ...families import family_of
-from ...families.family import Family, Group, Tower
-from ...files.config_json import read_json
-from ...files.safetensors_header import HeaderEntry, read_entries
+from ...base.errors import UsageError
+from ...families.family import Family, Group, Tower, match
+from ...files.safetensors_header import HeaderEntry
 
 DESCRIPTION, OLD_DESCRIPTION = "quant_model_description.json", "quant_model_description_w8a8.json"
 MAX_JSON = 100 * 2**20  # bytes; MindIE opens no larger one
-MAX_COUNT = 10_000  # blocks or heads of a tower, beyond which config.json is damaged
 STATIC = ("weight", "weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
 PARTS = {"W8A8": STATIC, "W8A8_MIX": STATIC, "W8A8_DYNAMIC": STATIC[:3]}
 """Type of an int8 linear in the description -> its tensors."""
@@ -48,9 +45,10 @@ class Target:
 class Directory:
     """What is in the directory.
 
-    config: config.json; tensors: name -> HeaderEntry; duplicates: (name, the later file, the file that counts);
-    damaged: (file, what is wrong with it); description: of the tensors, None where there is none that can be read;
-    description_file: where it is, None where there is none.
+    config: config.json; tensors: hub name -> HeaderEntry; duplicates: (name, the later file, the file that counts);
+    damaged: (file, what is wrong with it); description: of the tensors, by their hub names, None where there is none
+    that can be read; description_file: where it is, None where there is none; renamed: hub name -> what it is called
+    in the weights or in the description, where that is transformers' name for it.
     """
 
     dir: Path
@@ -61,6 +59,7 @@ class Directory:
     damaged: list[tuple[Path, str]] = field(default_factory=list)
     description: dict | None = None
     description_file: Path | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def files(self) -> list[Path]:
@@ -86,22 +85,68 @@ class Directory:
         return bool(self.tensors) and not any(file.suffix == ".safetensors" for file, _ in self.damaged)
 
     def where(self, tensor: str) -> str:
-        """The file and the tensor, for a finding."""
-        return f"{self.tensors[tensor].file.name}: {tensor}" if tensor in self.tensors else tensor
+        """The file and the tensor, as it is called there, for a finding."""
+        called = self.renamed.get(tensor, tensor)
+        return f"{self.tensors[tensor].file.name}: {called}" if tensor in self.tensors else called
+
+    # -- what there should be
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the float model that config.json's numbers make, with its shape; {} where the family does not
+        know it. An int8 linear's `weight` has the shape of the float one.
+        """
+        found = dict(self.family.holds(self.config))
+        for tower in self.family.towers:
+            for index in range(tower.blocks(self.config)):
+                inside = tower.holds(self.config, index)
+                found |= {tower.block(index) + part: shape for part, shape in inside.items()}
+        return found
 
     @cached_property
     def expected(self) -> set[str]:
-        """What any block of a tower has, for every block that config.json counts; the embedding, and the norm before
-        the head.
+        """What must be there: what the family's blocks hold; and what any block of a tower has, each of them. That is
+        all that is known of a family that does not say, and else the shift of a norm.
         """
-        names: set[str] = set()
+        names = {f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight", *self.shapes}
         for tower in self.family.towers:
             inside = (
                 name[len(tower.prefix) :].partition(".")[2] for name in self.tensors if name.startswith(tower.prefix)
             )
-            parts = {part for part in inside if part.rpartition(".")[2] not in STATIC[1:]}
+            held = tower.holds(self.config, 0)
+            norms = {part.replace(".weight", ".bias") for part, shape in held.items() if len(shape) == 1}
+            parts = {part for part in inside if (part in norms if held else part.rpartition(".")[2] not in STATIC[1:])}
             names |= {tower.block(index) + part for index in range(tower.blocks(self.config)) for part in parts}
-        return names | {f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight"}
+        return names
+
+    @cached_property
+    def packable(self) -> set[str]:
+        """The linears of all blocks, those that are missing too, that servers pack with others into one: q, k, v; gate,
+        up. Both look their types up before they see a tensor.
+        """
+        return {
+            tower.block(index) + linear
+            for tower in self.family.towers
+            for index in range(tower.blocks(self.config))
+            for group in tower.groups_of(self.config, index)
+            if len(group.linears) > 1
+            for linear in group.linears
+        }
+
+    def mindie_asks(self, linear: str) -> bool:
+        """Whether MindIE looks the type of this linear up in the description. Of all others it goes by the tensor."""
+        language = linear.startswith(self.family.tower("language").prefix)
+        return bool(match(self.family.mindie_looks_up, linear)) or language and linear in self.packable
+
+    def needs(self, server: str, tensor: str) -> bool:
+        """Whether a server loads this tensor. vLLM leaves out the blocks that the output does not depend on."""
+        place = self.family.block_of(tensor)
+        if server != "vllm-ascend" or place is None:
+            return True
+        try:
+            return place[1] < place[0].used(self.config)
+        except UsageError:  # a vision_feature_layer that there is not: nothing is left out
+            return True
 
     # -- linears
 
@@ -186,6 +231,20 @@ class Directory:
                 sizes[TORCH_NAMES[entry.dtype]] += math.prod(entry.shape)
         return sizes.most_common(1)[0][0] if sizes else None
 
+    @property
+    def tied(self) -> bool:
+        """Whether servers take the embedding for the head: by the keys of the language model, wherever those are."""
+        said = self.config if self.family.flat_config else self.config.get("text_config", {})
+        nested = self.config.get("text_config", {}).get("tie_word_embeddings", False)
+        return bool(said.get("tie_word_embeddings", nested))
+
+    def bytes_at(self, name: str, offset: int, count: int) -> bytes:
+        """Some of a tensor's bytes. Raises OSError."""
+        entry = self.tensors[name]
+        with open(entry.file, "rb") as stream:
+            stream.seek(entry.offset + offset)
+            return stream.read(min(count, entry.nbytes - offset))
+
     def scalar(self, name: str) -> float | None:
         """The value of a float tensor with one element; None where there is no such tensor."""
         entry = self.tensors.get(name)
@@ -195,71 +254,6 @@ class Directory:
         if entry.dtype == "BF16":  # the upper half of a float32
             return struct.unpack("<f", b"\0\0" + data)[0]
         return struct.unpack("<e" if entry.dtype == "F16" else "<f", data)[0]
-
-
-def open_directory(directory: str | Path) -> Directory:
-    """Read a directory. Raises UsageError when there is no model directory, or none that this can judge; QuantError
-    when config.json cannot be read.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UsageError(f"{directory}: no such directory")
-    if not (directory / "config.json").is_file():
-        raise UsageError(f"{directory}: holds no config.json; an export is a whole model directory")
-    config = read_json(directory / "config.json")
-    settings = config.get("quantization_config")
-    if isinstance(settings, dict) and settings.get("quant_method") == "compressed-tensors":
-        raise UsageError(
-            f"{directory}: is in the compressed-tensors format; the rules here are those of the Ascend format"
-        )
-    opened = Directory(directory, config, _family(config, directory))
-    _read_description(opened)
-    for file in sorted(directory.glob("*.safetensors")):
-        try:
-            entries = read_entries(file)
-        except QuantError as err:
-            opened.damaged.append((file, str(err).removeprefix(f"{file}: ")))
-            continue
-        for name, entry in entries.items():
-            if name in opened.tensors:
-                opened.duplicates.append((name, file, opened.tensors[name].file))
-            else:
-                opened.tensors[name] = entry
-    return opened
-
-
-def _family(config: dict, directory: Path) -> Family:
-    """The family, with the numbers of config.json that the rules count with."""
-    for key in ("vision_config", "text_config"):
-        if not isinstance(config.get(key, {}), dict):
-            raise QuantError(f"{directory / 'config.json'}: {key} is no object; copy the file again")
-    family = family_of(config, directory)
-    for tower in family.towers:
-        for number in (tower.blocks(config), *tower.heads(config)):
-            if type(number) is not int or not 0 < number <= MAX_COUNT:
-                raise QuantError(
-                    f"{directory / 'config.json'}: {number!r} blocks or heads in the {tower.name} tower; copy the file"
-                    " again"
-                )
-    return family
-
-
-def _read_description(opened: Directory) -> None:
-    for name in (DESCRIPTION, OLD_DESCRIPTION):
-        file = opened.dir / name
-        if not file.is_file():
-            continue
-        opened.description_file = file
-        if file.stat().st_size > MAX_JSON:
-            return
-        try:
-            entries = read_json(file).items()
-            opened.description = {
-                key: value if value is None or "." not in key else str(value) for key, value in entries
-            }
-        except QuantError as err:
-            opened.damaged.append((file, str(err).removeprefix(f"{file}: ")))
-        return
 
 
 def read_json_or_none(file: Path) -> dict | list | None:

@@ -5,14 +5,19 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...families import FAMILIES
 from .directory import Directory, Target, read_json_or_none
 from .finding import Finding
+from .opening import hub_name
 
+READ_BY_SERVICE = ("config.json", "generation_config.json")  # in C++, before the model is loaded
 VLLM_INDEX = "model.safetensors.index.json"  # the only index that vLLM looks at
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 DIR_MODE, FILE_MODE = 0o750, 0o640
 OPENED = (".safetensors", ".json", ".model", ".py", ".jinja")  # by a server; a README is not
 PLAIN = re.compile(r"[A-Za-z0-9_./-]*")
+TOKENIZER = "tokenizer_config.json"
+SLOW_TOKENIZER = ("vocab.json", "merges.txt")  # which tokenizer.json holds too
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 BOTH = ("mindie", "vllm-ascend")
 
@@ -69,6 +74,7 @@ def weight_index(directory: Directory, target: Target) -> Iterator[Finding]:
                 "remove it: no server needs it",
             )
             continue
+        weight_map = {hub_name(directory.family, name): file for name, file in weight_map.items()}
         wrong = [name for name, entry in directory.tensors.items() if weight_map.get(name) != entry.file.name]
         wrong += [name for name in weight_map if name not in directory.tensors]
         if wrong and directory.readable:
@@ -88,17 +94,23 @@ def weight_index(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def side_files(directory: Directory, target: Target) -> Iterator[Finding]:
-    """With the source at hand: every file of it that is no weight was copied."""
+    """With the source at hand: every file of it that is no weight was copied. What a server cannot do without has rules
+    of its own.
+    """
     if target.source is None:
         return
+    names = {file.name for file in directory.files}
     for file in source_side_files(target.source):
-        if not (directory.dir / file.name).is_file():
-            yield Finding(
-                file.name,
-                f"is in {target.source.name} and was not copied",
-                dict.fromkeys(BOTH, "the tokenizer, processor or chat template is not the model's, or does not load"),
-                "copy it: --fix does it",
-            )
+        if file.name in names:
+            continue
+        idle = file.suffix not in OPENED or "tokenizer.json" in names and file.name in SLOW_TOKENIZER
+        yield Finding(
+            file.name,
+            f"is in {target.source.name} and was not copied",
+            dict.fromkeys(BOTH, "does without" if idle else "does without it, or not as the model's makers meant it"),
+            "copy it: --fix does it",
+            level="taste" if idle else "warning",
+        )
 
 
 def source_side_files(source: Path) -> list[Path]:
@@ -114,7 +126,9 @@ def source_side_files(source: Path) -> list[Path]:
 
 
 def tokenizer(directory: Directory, target: Target) -> Iterator[Finding]:
-    """A vocabulary, and the merges that go with it: vocab.json without merges.txt is half a tokenizer."""
+    """A vocabulary, and the merges that go with it: vocab.json without merges.txt is half a tokenizer, where there is
+    no tokenizer.json, which has both.
+    """
     names = {file.name for file in directory.files}
     if not names & set(VOCABULARIES):
         yield Finding(
@@ -123,17 +137,12 @@ def tokenizer(directory: Directory, target: Target) -> Iterator[Finding]:
             dict.fromkeys(BOTH, "OSError: Can't load tokenizer"),
             "copy the source's tokenizer files: --fix with --model_path does it",
         )
-    elif ("vocab.json" in names) != ("merges.txt" in names):
-        there, lacking = ("vocab.json", "merges.txt") if "vocab.json" in names else ("merges.txt", "vocab.json")
+    elif not names & {"tokenizer.json", "tokenizer.model", "merges.txt"}:
         yield Finding(
-            lacking,
-            f"is missing beside {there}",
-            dict.fromkeys(
-                BOTH,
-                "TypeError: expected str, bytes or os.PathLike object, not NoneType, wherever the tokenizer is not the"
-                " fast one",
-            ),
-            f"copy the source's {lacking}: --fix with --model_path does it",
+            "merges.txt",
+            "is missing beside vocab.json, and there is no tokenizer.json",
+            dict.fromkeys(BOTH, "TypeError: expected str, bytes or os.PathLike object, not NoneType"),
+            "copy the source's merges.txt: --fix with --model_path does it",
         )
 
 
@@ -148,11 +157,12 @@ def processor(directory: Directory, target: Target) -> Iterator[Finding]:
             dict.fromkeys(BOTH, "OSError: Can't load image processor"),
             "copy it from the source: --fix with --model_path does it",
         )
+    yield from _processor_names(directory, configs)
     for file in directory.not_json:
         yield Finding(
             file.name, "is not valid JSON", dict.fromkeys(BOTH, "JSONDecodeError"), "copy it from the source again"
         )
-    said = read_json_or_none(directory.dir / "tokenizer_config.json")
+    said = read_json_or_none(directory.dir / TOKENIZER)
     in_tokenizer = isinstance(said, dict) and said.get("chat_template")
     if not in_tokenizer and not any(name.startswith("chat_template") for name in names):
         yield Finding(
@@ -164,6 +174,47 @@ def processor(directory: Directory, target: Target) -> Iterator[Finding]:
             },
             "copy it from the source, or take a newer revision of the model",
         )
+
+
+def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Finding]:
+    """The classes that these files name are transformers', and of a model like this one."""
+    said = {name: read_json_or_none(directory.dir / name) for name in ("processor_config.json", *configs, TOKENIZER)}
+    said = {name: values for name, values in said.items() if isinstance(values, dict)}
+    known = directory.family.processing.image_processors
+    for name in configs:
+        values = said.get(name, {})
+        inner = values.get("image_processor")  # where transformers 5 writes it
+        kind = (inner if isinstance(inner, dict) else values).get("image_processor_type")
+        if kind is not None and str(kind).removesuffix("Fast").removesuffix("Pil") not in known:
+            yield Finding(
+                f"{name}: image_processor_type",
+                f"is {kind!r}; {directory.family.name}'s are {', '.join(known)}",
+                dict.fromkeys(BOTH, "ValueError: Unrecognized image processor, or images are cut as for another model"),
+                "copy the file from the source again",
+            )
+    classes = {family.processing.processor for family in FAMILIES.values()}
+    name = next((name for name, values in said.items() if values.get("processor_class")), None)
+    if name and said[name]["processor_class"] not in classes:
+        yield Finding(
+            f"{name}: processor_class",
+            f"is {said[name]['processor_class']!r}, {directory.family.processing.processor!r} is the family's",
+            dict.fromkeys(BOTH, "AttributeError: the tokenizer has no attribute image_processor"),
+            "copy the file from the source again",
+        )
+
+
+def symbolic_links(directory: Directory, target: Target) -> Iterator[Finding]:
+    """MindIE's service refuses links where it is given the directory and where it reads JSON, whoever runs it; its
+    Python loader, and links to weights, are not concerned.
+    """
+    for path in (directory.dir, *(directory.dir / name for name in READ_BY_SERVICE)):
+        if path.is_symlink():
+            yield Finding(
+                path.name,
+                "is a symbolic link",
+                {"mindie": f"Found symlink path: {path}"},
+                "put the file or directory itself there: --fix does it",
+            )
 
 
 def modes(directory: Directory, target: Target) -> Iterator[Finding]:

@@ -1,13 +1,13 @@
 """Rules on the tensors of an int8 linear, weight int8 [O, I]:
 
     weight_scale, weight_offset  float [O, 1]
-    input_scale, input_offset    float [1]
-    quant_bias                   int32 [O]
+    input_scale, input_offset    float [1]; the offset also as integers, which both cast it to
+    quant_bias                   int32 [O]; vLLM-Ascend takes any integers
     deq_scale                    [O]: float32 in a bfloat16 model, else int64
     bias                         float [O], where the layer has one
 
-W8A8_DYNAMIC has the first three alone. Linears that read one tensor (q, k, v; gate, up) are one kernel call: one type,
-one input_scale and one input_offset.
+W8A8_DYNAMIC has the first three alone; of static W8A8 MindIE reads neither weight_scale nor weight_offset. Linears that
+read one tensor (q, k, v; gate, up) are one kernel call: one type, one input_scale and one input_offset.
 """
 
 from collections.abc import Iterator
@@ -16,47 +16,75 @@ from .directory import PARTS, TORCH_NAMES, Directory, Target
 from .finding import Finding, missing
 
 FLOATS = tuple(TORCH_NAMES)
+INTEGERS = ("I8", "I16", "I32", "I64")
 SHAPE_ERROR = {
     "mindie": "RuntimeError from the slicing of the tensor, or a kernel error",
     "vllm-ascend": "AssertionError: Attempted to load weight (torch.Size(...)) into parameter (torch.Size(...))",
 }
+IDLE = {"W8A8": ("weight_scale", "weight_offset")}
+"""Type of a linear -> its tensors that no kernel computes with: MindIE does not read them, vLLM-Ascend does."""
 
 
 def linear_parts(directory: Directory, target: Target) -> Iterator[Finding]:
     """Every tensor of an int8 linear is there."""
     for name in directory.int8:
-        for part in PARTS[directory.kind(name)]:
-            if f"{name}.{part}" not in directory.tensors:
-                yield Finding(
-                    f"{name}.{part}",
-                    f"is missing; {directory.kind(name)} needs {', '.join(PARTS[directory.kind(name)])}",
-                    missing(f"{name}.{part}"),
-                    "copy the export again; if it was made so, quantize again",
-                )
+        kind = directory.kind(name)
+        for part in PARTS[kind]:
+            if f"{name}.{part}" in directory.tensors:
+                continue
+            idle = part in IDLE.get(kind, ())
+            effects = missing(directory, f"{name}.{part}")
+            if idle:
+                effects = {"vllm-ascend": "leaves it uninitialised, which the static product does not notice"}
+            yield Finding(
+                f"{name}.{part}",
+                f"is missing; {kind} needs {', '.join(PARTS[kind])}",
+                effects,
+                "copy the export again; if it was made so, quantize again",
+                level="warning" if idle else "error",
+            )
 
 
 def linear_shapes(directory: Directory, target: Target) -> Iterator[Finding]:
     """Shapes and dtypes of all parts but deq_scale's dtype, which is a rule of its own."""
     for name in directory.int8:
-        outputs = directory.tensors[f"{name}.weight"].shape[0]
+        kind, shape = directory.kind(name), directory.tensors[f"{name}.weight"].shape
+        made = directory.shapes.get(f"{name}.weight", shape)
+        if shape != made and shape == made[::-1]:
+            yield _misshapen(directory, f"{name}.weight", made, ("I8",), SHAPE_ERROR)
+            shape = made
+        outputs = shape[0]
         wanted = {
             "weight_scale": ((outputs, 1), FLOATS),
-            "weight_offset": ((outputs, 1), FLOATS),
+            "weight_offset": ((outputs, 1), (*FLOATS, *INTEGERS)),
             "input_scale": ((1,), FLOATS),
-            "input_offset": ((1,), FLOATS),
-            "quant_bias": ((outputs,), ("I32",)),
+            "input_offset": ((1,), (*FLOATS, *INTEGERS)),
+            "quant_bias": ((outputs,), ("I32",) if target.server == "mindie" else INTEGERS),
             "deq_scale": ((outputs,), ("F32", "I64")),
             "bias": ((outputs,), FLOATS),
         }
-        for part, (shape, dtypes) in wanted.items():
+        for part, (shape_, dtypes) in wanted.items():
             entry = directory.tensors.get(f"{name}.{part}")
-            if entry and (entry.shape != shape or entry.dtype not in dtypes):
-                yield Finding(
-                    directory.where(f"{name}.{part}"),
-                    f"is {entry.dtype} {list(entry.shape)}, {' or '.join(dtypes)} {list(shape)} is demanded",
-                    SHAPE_ERROR,
-                    "quantize again; this is not what a loader of this format can read",
-                )
+            if target.server == "mindie" and part in IDLE.get(kind, ()):
+                continue
+            if entry and (entry.shape != shape_ or entry.dtype not in dtypes):
+                effects = SHAPE_ERROR
+                if entry.shape == shape_:
+                    effects = {
+                        "mindie": "hands it to the kernel as it is, or rounded to the model's dtype: wrong output",
+                        "vllm-ascend": "casts it into a parameter of another dtype: wrong output without an error",
+                    }
+                yield _misshapen(directory, f"{name}.{part}", shape_, dtypes, effects)
+
+
+def _misshapen(directory: Directory, tensor: str, shape: tuple, dtypes: tuple, effects: dict[str, str]) -> Finding:
+    entry = directory.tensors[tensor]
+    return Finding(
+        directory.where(tensor),
+        f"is {entry.dtype} {list(entry.shape)}, {' or '.join(dtypes)} {list(shape)} is demanded",
+        effects,
+        "quantize again; this is not what a loader of this format can read",
+    )
 
 
 def deq_scale_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
@@ -75,7 +103,7 @@ def deq_scale_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
                 directory.where(f"{name}.deq_scale"),
                 f"is {entry.dtype}, {wanted} is what {why} takes",
                 {
-                    "mindie": "bits are read as numbers or numbers as bits: wrong output without an error",
+                    "mindie": "reads bits as numbers, or rounds numbers to float16: wrong output without an error",
                     "vllm-ascend": "is cast into a parameter of the other dtype: wrong output without an error",
                 },
                 (
@@ -92,17 +120,21 @@ def packed_types(directory: Directory, target: Target) -> Iterator[Finding]:
         kinds = {name: directory.kind(name) if name in directory.int8 else "FLOAT" for name in group}
         if len(set(kinds.values())) > 1:
             prefix, leaf = group[-1].rsplit(".", 1)
+            mixed = target.server == "mindie" and set(kinds.values()) == {"FLOAT", "W8A8"}
             yield Finding(
                 f"{prefix}: {', '.join(name.rsplit('.', 1)[1] for name in group)}",
                 f"are {', '.join(kinds.values())}: one type is demanded, since they are one matrix product",
                 {
-                    "mindie": "the layer is built for one type: RuntimeError, or wrong output",
+                    "mindie": "loads them one by one; what its graph makes of the layer was not established"
+                    if mixed
+                    else "the layer is built for one type: RuntimeError, or wrong output",
                     "vllm-ascend": (
                         f"ValueError: Not all shards of {prefix}.{_packed_name(leaf)} are quantized with same quant"
                         " type."
                     ),
                 },
                 "quantize again and keep all of them float or none (--disable_names)",
+                level="warning" if mixed else "error",
             )
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from ...base.errors import QuantError
 from ...base.output import FILE_MODE, appearing, check_output, link_or_copy
 from ...files import config_json
-from .directory import DESCRIPTION, OLD_DESCRIPTION, PARTS, Directory, Target, open_directory
+from .config import QUANTIZE
+from .directory import DESCRIPTION, OLD_DESCRIPTION, PARTS, Directory, Target
 from .files import source_side_files, weight_index
-from .model import QUANTIZE
+from .opening import open_directory
 
 
 def repair(directory: Path, target: Path, source: Path | None = None) -> list[str]:
@@ -95,4 +96,5 @@ def configure(opened: Directory) -> dict:
     )
     kinds = {opened.kind(name) for name in opened.int8}
     config.pop("quantize")
+    config["model_type"] = opened.family.model_type
     return {**config, "quantize": QUANTIZE[min(kinds)]} if kinds else config
