@@ -541,6 +541,51 @@ def test_another_config_is_damage(made, tmp_path, capsys, family, change, said):
     assert f"config.json: {said}" in printed and "the export is damaged" in printed
 
 
+def depths(family, vision, language):
+    """Sets the numbers of blocks in config.json."""
+
+    def change(config):
+        config["vision_config"]["num_hidden_layers" if family is LLAVA else "depth"] = vision
+        config.get("text_config", config)["num_hidden_layers"] = language
+
+    return change
+
+
+@pytest.mark.parametrize("which", ["export", "source", "both"])
+@pytest.mark.parametrize(
+    "family,blocks,said",
+    [
+        (QWEN, (2, 1), "blocks of the language tower: 1 by config.json, 2 in the weights"),
+        (QWEN, (1, 2), "blocks of the vision tower: 1 by config.json, 2 in the weights"),
+        (QWEN, (2, 3), "blocks of the language tower: 3 by config.json, 2 in the weights"),
+        (LLAVA, (2, 2), "blocks of the vision tower: 2 by config.json, 3 in the weights"),
+    ],
+)
+def test_another_number_of_blocks_is_one_line(made, tmp_path, capsys, which, family, blocks, said):
+    directory, source = exports.copy(made(*family), tmp_path / "out"), tmp_path / "src"
+    exports.copy(made.source(*family), source)
+    for changed in [directory] * (which != "source") + [source] * (which != "export"):
+        exports.edit_json(changed / "config.json", depths(family, *blocks))
+    words = ["verify", directory, "--model_path", source, "--images", made.images, "--device_type", "cpu"]
+    assert main(list(map(str, words))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {directory if which == 'export' else source}: {said};") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["quantize", "dump"])
+def test_fewer_blocks_than_the_weights_hold_are_one_line_to_every_command(made, tmp_path, capsys, command):
+    source = exports.copy(made.source(*QWEN), tmp_path / "src")
+    exports.edit_json(source / "config.json", depths(QWEN, 1, 2))
+    words = {
+        "quantize": ["--model_path", source, "--calib_images", made.images, "--save_directory", tmp_path / "out"],
+        "dump": [tmp_path / "dump", "--model_path", source, "--images", made.images],
+    }[command]
+    assert main([command, *map(str, words), "--device_type", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert f"{source}: blocks of the vision tower: 1 by config.json, 2 in the weights" in error
+    assert error.count("\n") == 1
+
+
 def test_side_files_are_compared(made, tmp_path, capsys):
     directory = exports.copy(made(*QWEN), tmp_path / "out")
     (directory / "merges.txt").unlink()

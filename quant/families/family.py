@@ -5,7 +5,7 @@ Names of tensors are those of the hub's checkpoints ("visual.blocks.0.norm1.weig
 installed transformers, which change from version to version; `Family.renames` leads from the one to the other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -184,6 +184,20 @@ class Family:
                 index = name[len(tower.prefix) :].split(".", 1)[0]
                 return (tower, int(index)) if index.isdecimal() else None
         return None
+
+    def check_depths(self, config: dict, tensors: Iterable[str], where) -> None:
+        """Raises QuantError where config.json gives a tower another number of blocks than the hub tensor names
+        `tensors` do; where: their directory.
+        """
+        held = dict.fromkeys((tower.name for tower in self.towers), 0)
+        for tower, index in filter(None, map(self.block_of, tensors)):
+            held[tower.name] = max(held[tower.name], index + 1)
+        for tower in self.towers:
+            if (stated := tower.blocks(config)) != held[tower.name]:
+                raise QuantError(
+                    f"{where}: blocks of the {tower.name} tower: {stated} by config.json, {held[tower.name]} in the"
+                    " weights; one of the two is of another model, fetch both again"
+                )
 
 
 # Of blocks, heads, channels, pixels a side, words: far above any model, far below what would take the machine's time

@@ -41,6 +41,7 @@ class StreamedModel:
             module._buffers.update(
                 {name: buffer.to(self.device) for name, buffer in module._buffers.items() if buffer is not None}
             )
+        family.check_depths(checkpoint.config, checkpoint.tensors, checkpoint.dir)
         self.names = self._map_names()
         self._blocks: dict[str, nn.Module] = {}
         self._outside: list[str] = []

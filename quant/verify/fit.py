@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..arithmetic.int8 import WEIGHT_MAX
 
+NOISE = 6.0  # how many standard deviations a sum of rounding errors may be off
 LEAST_STEPS = 2.0  # of an element that a column's factor is fitted to
 CHUNK = 2**22  # elements held in float32 at a time
 TINY = torch.finfo(torch.float32).tiny
@@ -82,6 +83,15 @@ class WeightPair:
             worst.append(torch.maximum(error.amax(1), -error.amin(1)) / step)
             rms.append(error.square_().mean(1).sqrt() / step)
         return torch.cat(rms), torch.cat(worst)
+
+
+def half_step(stored: Tensor) -> Tensor:
+    """The most that rounding to its dtype can have moved what `stored` holds, float32 of its shape:
+
+    |round(v) - v| <= eps / 2 * max(|v|, smallest normal number)        eps: 2^-7 in bfloat16, 2^-10 in float16
+    """
+    limits = torch.finfo(stored.dtype)
+    return stored.float().abs().clamp(min=limits.smallest_normal) * (limits.eps / 2)
 
 
 def _ratio(product: Tensor, energy: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ weight_scale and S the source's weight:
 
     weight            E ~ diag(row) S diag(s), row = 1 unless a fold divides it; what is left over is rounding
     source of a group no channel in which all linears that read it miss s by one factor
-    norm.bias         no channel along which the biases of all consumers miss what z moved them by
+    norm.bias         no channel along which the biases of all consumers miss what z moved them by, by more than the
+                      rounding of these biases and of the norm explains
     scales, biases    linear.py
     other tensors     the source's, rounded to the model's dtype, bit for bit
 """
@@ -21,11 +22,10 @@ from torch import Tensor
 from ..arithmetic.fold import share_heads, spread_heads
 from ..arithmetic.int8 import unpack_deq_scale
 from ..families.family import Group, Tower
-from .fit import TINY, WeightPair
-from .linear import FACTOR, LinearCheck, Relation
+from .fit import NOISE, TINY, WeightPair, half_step
+from .linear import FACTOR, SUMS, LinearCheck, Relation
 from .tensors import Damage, difference, where
 
-NOISE = 6.0  # how many standard deviations of its fit a factor may be off, besides FACTOR
 RMS_STEPS = 1.0  # rounding leaves 0.29, in bfloat16 0.5
 WORST_STEPS = 4.0  # rounding leaves 0.5, in bfloat16 1
 LOST = 0.25  # share of rows that are not the source's, above which the weight is called another one
@@ -43,6 +43,23 @@ def check_block(
     check = BlockCheck(tower.block(index), tower.groups_of(config, index), tower.heads(config), source, exported, int8)
     check.run()
     return check
+
+
+@dataclass
+class Input:
+    """What linears read, in place of what they read in the source: that minus `shift`, over `column`.
+
+    float32 [I] each. shift: None where there is none. doubt: how far the norm's stored bias b' and weight w' leave the
+    shift open, for they were rounded, and an exporter need not have passed on what that took:
+
+        z = b - s b',  s = w / w'        |error of z| <= s (half_step(b') + |b'| half_step(w') / |w'|)
+
+    None where nothing was rounded.
+    """
+
+    column: Tensor
+    shift: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 @dataclass
@@ -132,24 +149,24 @@ class BlockCheck:
             return
         found = len(self.damage)
         for trusted in (True, False):
-            column, shift = self._columns(group, pairs, trusted)
+            read = self._columns(group, pairs, trusted)
             for name, pair in pairs.items():
-                self.relations[name] = self._relate(name, pair, column, shift)
+                self.relations[name] = self._relate(name, pair, read)
             if not any(self.relations[name].lost for name in pairs):
                 return
             if trusted:  # a weight that is another one says nothing about what it reads: once more, without trust
                 del self.damage[found:]
 
-    def _columns(self, group: Group, pairs: dict[str, WeightPair], trusted: bool) -> tuple[Tensor, Tensor | None]:
-        """(column, shift) of the linears of a group; corrected, if they can be trusted, where all of them say that
-        their source is wrong.
+    def _columns(self, group: Group, pairs: dict[str, WeightPair], trusted: bool) -> "Input":
+        """What the linears of a group read; corrected, if they can be trusted, where all of them say that their source
+        is wrong.
         """
         if group.source and self._in_int8(group):
             if group.kind == "norm":
                 return self._norm(self.prefix + group.source, pairs, trusted)
-            return self._fold(group, self.prefix + group.source, pairs, trusted), None
+            return Input(self._fold(group, self.prefix + group.source, pairs, trusted))
         example = next(iter(pairs.values())).source
-        return torch.ones(example.shape[1], device=example.device), None
+        return Input(torch.ones(example.shape[1], device=example.device))
 
     def _missed(self, pairs: dict[str, WeightPair], column: Tensor) -> tuple[Tensor, Tensor]:
         """(by what factor the exported columns miss `column`, whether all linears agree that they do), [I] each."""
@@ -185,7 +202,7 @@ class BlockCheck:
         scale = self.exported[f"{name}.weight_scale"].float() if name in self.int8 else None
         return WeightPair(self.exported[f"{name}.weight"], scale, self.source[f"{name}.weight"])
 
-    def _norm(self, norm: str, pairs: dict[str, WeightPair], trusted: bool) -> tuple[Tensor, Tensor | None]:
+    def _norm(self, norm: str, pairs: dict[str, WeightPair], trusted: bool) -> "Input":
         """_columns of a norm's consumers."""
         before, after = self.source[f"{norm}.weight"], self.exported[f"{norm}.weight"]
         untouched = torch.equal(before.to(after.dtype), after)
@@ -205,28 +222,39 @@ class BlockCheck:
             )
             column = torch.where(bad, column * mean, column)
         if f"{norm}.bias" not in self.source:
-            return column, None
+            return Input(column)
         bias, moved = self.source[f"{norm}.bias"], self.exported[f"{norm}.bias"]
         unshifted = untouched and torch.equal(bias.to(moved.dtype), moved)
-        shift = torch.zeros_like(column) if unshifted else bias.float() - column * moved.float()
+        if unshifted and torch.equal(bias.float(), moved.float()):
+            read = Input(column, torch.zeros_like(column))
+        else:
+            stored = self.exported[f"{norm}.weight"]
+            known = half_step(moved) + moved.float().abs() * half_step(stored) / after.abs().clamp(min=TINY)
+            shift = torch.zeros_like(column) if unshifted else bias.float() - column * moved.float()
+            read = Input(column, shift, known * column)
         if trusted:
-            shift = self._norm_bias(norm, pairs, column, shift)
-        return column, shift if shift.any() else None
+            read.shift = self._norm_bias(norm, pairs, read)
+        return read if read.shift.any() else Input(column, None, read.doubt)
 
-    def _norm_bias(self, norm: str, pairs: dict[str, WeightPair], column: Tensor, shift: Tensor) -> Tensor:
-        """A wrong channel i of the norm's bias leaves every consumer's bias off by a multiple of the column S_i: look
-        for one.
+    def _norm_bias(self, norm: str, pairs: dict[str, WeightPair], read: "Input") -> Tensor:
+        """The shift. A wrong channel i of the norm's bias leaves every consumer's bias off by a multiple of the column
+        S_i: look for one.
+
+        The consumers' biases were rounded when they had taken up the shift. Of a shift that is smaller than that
+        rounding they show nothing, and what is left over lies along S z as if z were wrong: so a leftover counts only
+        where it is larger than the rounding of the bias, half_step(bias), in some row, and a channel only where it is
+        off by more than `doubt`.
         """
+        column, shift, beyond = read.column, read.shift, False
         product, energy, total = (torch.zeros_like(shift), torch.zeros_like(shift), torch.zeros_like(shift[0]))
         for name, pair in pairs.items():
             if f"{name}.bias" in self.exported:
                 fixed = slice(None, len(pair.source) - self.folds.get(name, (None, 0))[1])
                 weight = pair.source[fixed].float()
-                error = (
-                    self.exported[f"{name}.bias"][fixed].float()
-                    - self.source[f"{name}.bias"][fixed].float()
-                    - weight @ shift
-                )
+                stored, before = self.exported[f"{name}.bias"][fixed], self.source[f"{name}.bias"][fixed].float()
+                error = stored.float() - before - weight @ shift
+                rounding = half_step(stored) + SUMS * (before.abs() + weight.abs() @ shift.abs())
+                beyond |= bool((error.abs() > rounding).any())
                 product, energy, total = (
                     product + weight.T @ error,
                     energy + weight.square().sum(0),
@@ -235,7 +263,8 @@ class BlockCheck:
         explained = product.square() / (energy * total).clamp(min=TINY)
         channel = int(explained.argmax())
         delta = product[channel] / energy[channel].clamp(min=TINY)
-        if explained[channel] < 0.9:  # rounding of the biases leaves an error along no single column
+        within = read.doubt is not None and delta.abs() <= read.doubt[channel]
+        if not beyond or within or explained[channel] < 0.9:  # several roundings leave an error along no single column
             return shift
         stored = self.exported[f"{norm}.bias"][channel].float()
         self.say(
@@ -245,22 +274,23 @@ class BlockCheck:
         )
         return shift + delta * torch.nn.functional.one_hot(torch.tensor(channel, device=shift.device), len(shift))
 
-    def _relate(self, name: str, pair: WeightPair, column: Tensor, shift: Tensor | None) -> Relation:
-        row = pair.row_factors(column)
+    def _relate(self, name: str, pair: WeightPair, read: "Input") -> Relation:
+        column, row = read.column, pair.row_factors(read.column)
         free = self._folded_rows(name)
         scaled = free | ((row - 1).abs() > FACTOR)
         rms, worst = pair.residual(torch.where(scaled, row, 1.0), column)
         relation = Relation(
             column,
-            shift,
+            read.shift,
             torch.where(free, row, 1.0),
             torch.where(free, 1.0, row),
             (rms > RMS_STEPS) | (worst > WORST_STEPS),
+            doubt=read.doubt,
         )
         if relation.unlike.float().mean() > LOST:
             rows = f"{int(relation.unlike.sum())} of {len(row)} rows"
             self.say(f"{name}.weight", f"is not the source's: {rows} differ by more than rounding")
-            return Relation(column, shift, torch.ones_like(row), torch.ones_like(row), relation.unlike, lost=True)
+            return Relation(column, read.shift, torch.ones_like(row), torch.ones_like(row), relation.unlike, lost=True)
         return relation
 
     def _folded_rows(self, name: str) -> Tensor:

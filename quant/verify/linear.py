@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.int8 import unpack_deq_scale
+from .fit import NOISE, half_step
 from .tensors import Damage, where
 
 FACTOR = 0.02  # how much a factor may be off: exporters that compute in bfloat16 are off by 0.4 %
 PRODUCT = 0.01  # and deq_scale from input_scale * weight_scale
 BIAS = 0.01  # and a bias, as a share of its terms
+SUMS = 1e-6  # and a sum in float32, as a share of its terms
 
 
 @dataclass
@@ -30,7 +32,8 @@ class Relation:
     over `column`; its output is the source's times `row`.
 
     column [I], shift [I] or None, row [O], float32. factor, float32 [O]: by what the exported rows miss `row`, 1 where
-    all is well; unlike, bool [O]: rows that are not the source's; lost: most rows are not.
+    all is well; unlike, bool [O]: rows that are not the source's; lost: most rows are not; doubt [I] or None: how far
+    the norm leaves the shift open (folding.Input).
     """
 
     column: Tensor
@@ -39,6 +42,7 @@ class Relation:
     factor: Tensor
     unlike: Tensor
     lost: bool = False
+    doubt: Tensor | None = None
 
 
 @dataclass
@@ -162,16 +166,23 @@ class LinearCheck:
         return None
 
     def _bias(self) -> bool:
-        """Whether the float bias is wrong."""
+        """Whether the float bias is wrong. It is the sum row_o (b_o + sum_i S_oi z_i), rounded; every term may be off
+        by BIAS of itself, each z_i by any of +- doubt_i, which makes a standard deviation of doubt_i / sqrt(3), and the
+        stored bias by half the least number that its dtype tells from zero.
+        """
         if f"{self.name}.bias" not in self.exported:
             return False
         relation, expected = self.relation, self.source[f"{self.name}.bias"].float()
-        terms = expected.abs()
+        terms, left_open = expected.abs(), torch.zeros_like(expected)
         if relation.shift is not None:
             weight = self.source[f"{self.name}.weight"].float()
             expected, terms = expected + weight @ relation.shift, terms + weight.abs() @ relation.shift.abs()
-        bias, expected, terms = self.part("bias").float(), expected * relation.row, terms * relation.row.abs()
-        bad = ~((bias - expected).abs() <= BIAS * terms + 1e-6 * terms.max())
+        if relation.doubt is not None:
+            weight = self.source[f"{self.name}.weight"].float()
+            left_open = NOISE * (weight.square() @ relation.doubt.square() / 3).sqrt()
+        bias, row = self.part("bias").float(), relation.row.abs()
+        expected, terms, left_open = expected * relation.row, terms * row, left_open * row
+        bad = ~((bias - expected).abs() <= BIAS * terms + SUMS * terms.max() + left_open + self._least())
         if bad.any():
             first = int(bad.nonzero()[0])
             self.say(
@@ -181,14 +192,19 @@ class LinearCheck:
             )
         return bool(bad.any())
 
+    def _least(self) -> float:
+        """What rounding to its dtype takes from a bias at most, however small it is: in float16, that has no small
+        numbers, 3e-8.
+        """
+        return float(half_step(self.part("bias")[:0].new_zeros(()))) if f"{self.name}.bias" in self.exported else 0.0
+
     def _quant_bias(self, deq: Tensor, offset: float) -> None:
         """quant_bias, or input_offset where that is what contradicts it. deq: _deq_scale's, float64 [O]."""
         codes, stored = self.part("weight").sum(1, dtype=torch.int64).double(), self.part("quant_bias").double()
         bias = self.part("bias").double() / deq if f"{self.name}.bias" in self.exported else torch.zeros_like(deq)
         expected = bias - offset * codes
-        tolerance = (
-            2 + BIAS * bias.abs() + 1e-5 * (offset * codes).abs()
-        )  # the bias was rounded to its dtype; sums in float32
+        # The bias was rounded to its dtype; sums in float32.
+        tolerance = 2 + BIAS * bias.abs() + self._least() / deq + 1e-5 * (offset * codes).abs()
         bad = ((stored - expected).abs() > tolerance) & ~(self.wrong_rows | self.relation.unlike)
         if not bad.any():
             return

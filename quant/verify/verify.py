@@ -64,7 +64,8 @@ def verify(
     config: prompt, num_samples, max_pixels, seed, dev_type, trust_remote_code are used; images: as Calibrator's
     calib_data. thresholds: in place of some of verdict.THRESHOLDS. tokens: how many each model writes itself, 0 for
     none. on_block: called with every block's record as it is done. Raises UsageError, QuantError: a directory that is
-    no checkpoint or no export, of another model, or that cannot be run.
+    no checkpoint or no export, of another model, whose config.json has another number of blocks than its weights, or
+    that cannot be run.
     """
     start = time.perf_counter()
     limits = {name: value for name, (value, _) in THRESHOLDS.items()} | (thresholds or {})
@@ -75,6 +76,8 @@ def verify(
             f"{export.dir}: is a {export.config['architectures'][0]}, {checkpoint.dir} a {family.architecture}; one"
             " must be made from the other"
         )
+    for model in (checkpoint, export):
+        family.check_depths(model.config, model.tensors, model.dir)
     device = pick_device(config.dev_type)
     report: dict = {
         "schema": SCHEMA,
