@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when there is no error, whatever else was found; 1 when there is. Raises UsageError for flags that do not do, and
-    QuantError for a directory that cannot be read.
+    """0 when there is no error, whatever else was found; 1 when there is. Raises UsageError for flags that do not do,
+    and QuantError for a directory that cannot be read.
     """
     from ..servers.rules import SERVERS, check
 

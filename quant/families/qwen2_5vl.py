@@ -16,7 +16,7 @@ from .shapes import gated_vision_block
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
 # 3584 (which no published size has) and 3420.
-VISION = Tower(
+VISION: Tower = Tower(
     name="vision",
     prefix="visual.blocks.",
     groups=(

@@ -56,7 +56,7 @@ def outside(config: dict, width: int, merged: int, layer_norm: bool) -> Shapes:
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
 # 1280 and 4. (hidden_size is the width behind the merger here, the language model's.)
-VISION = Tower(
+VISION: Tower = Tower(
     name="vision",
     prefix="visual.blocks.",
     groups=(
@@ -75,7 +75,7 @@ VISION = Tower(
     holds=_vision_block,
 )
 
-LANGUAGE = Tower(
+LANGUAGE: Tower = Tower(
     name="language",
     prefix="model.layers.",
     groups=(

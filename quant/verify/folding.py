@@ -232,9 +232,8 @@ class BlockCheck:
             known = half_step(moved) + moved.float().abs() * half_step(stored) / after.abs().clamp(min=TINY)
             shift = torch.zeros_like(column) if unshifted else bias.float() - column * moved.float()
             read = Input(column, shift, known * column)
-        if trusted:
-            read.shift = self._norm_bias(norm, pairs, read)
-        return read if read.shift.any() else Input(column, None, read.doubt)
+        found = self._norm_bias(norm, pairs, read) if trusted else read.shift
+        return Input(column, found if found is not None and found.any() else None, read.doubt)
 
     def _norm_bias(self, norm: str, pairs: dict[str, WeightPair], read: "Input") -> Tensor:
         """The shift. A wrong channel i of the norm's bias leaves every consumer's bias off by a multiple of the column
@@ -245,7 +244,8 @@ class BlockCheck:
         where it is larger than the rounding of the bias, half_step(bias), in some row, and a channel only where it is
         off by more than `doubt`.
         """
-        column, shift, beyond = read.column, read.shift, False
+        column, beyond = read.column, False
+        shift = torch.zeros_like(column) if read.shift is None else read.shift
         product, energy, total = (torch.zeros_like(shift), torch.zeros_like(shift), torch.zeros_like(shift[0]))
         for name, pair in pairs.items():
             if f"{name}.bias" in self.exported:

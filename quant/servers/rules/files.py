@@ -149,7 +149,7 @@ def tokenizer(directory: Directory, target: Target) -> Iterator[Finding]:
 def processor(directory: Directory, target: Target) -> Iterator[Finding]:
     """preprocessor_config.json names an image processor; a chat template is there; whatever is called .json is JSON."""
     names = {file.name for file in directory.files}
-    configs = [name for name in ("preprocessor_config.json", "processor_config.json") if name in names]
+    configs: list[str] = [name for name in ("preprocessor_config.json", "processor_config.json") if name in names]
     if not configs:
         yield Finding(
             "preprocessor_config.json",
@@ -178,8 +178,8 @@ def processor(directory: Directory, target: Target) -> Iterator[Finding]:
 
 def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Finding]:
     """The classes that these files name are transformers', and of a model like this one."""
-    said = {name: read_json_or_none(directory.dir / name) for name in ("processor_config.json", *configs, TOKENIZER)}
-    said = {name: values for name, values in said.items() if isinstance(values, dict)}
+    files = {name: read_json_or_none(directory.dir / name) for name in ("processor_config.json", *configs, TOKENIZER)}
+    said = {name: values for name, values in files.items() if isinstance(values, dict)}
     known = directory.family.processing.image_processors
     for name in configs:
         values = said.get(name, {})
@@ -193,11 +193,11 @@ def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Findi
                 "copy the file from the source again",
             )
     classes = {family.processing.processor for family in FAMILIES.values()}
-    name = next((name for name, values in said.items() if values.get("processor_class")), None)
-    if name and said[name]["processor_class"] not in classes:
+    first = next((name for name, values in said.items() if values.get("processor_class")), None)
+    if first and said[first]["processor_class"] not in classes:
         yield Finding(
-            f"{name}: processor_class",
-            f"is {said[name]['processor_class']!r}, {directory.family.processing.processor!r} is the family's",
+            f"{first}: processor_class",
+            f"is {said[first]['processor_class']!r}, {directory.family.processing.processor!r} is the family's",
             dict.fromkeys(BOTH, "AttributeError: the tokenizer has no attribute image_processor"),
             "copy the file from the source again",
         )

@@ -53,7 +53,7 @@ def unknown_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
             continue  # norm_names reports the third
         if tower and place and place[1] >= tower.blocks(directory.config):
             continue  # block_count reports it
-        part = name.split(".", 1)[0] if not place else tower.name + name[len(tower.block(place[1])) :]
+        part = name.split(".", 1)[0] if not place else place[0].name + name[len(place[0].block(place[1])) :]
         found.setdefault(part, []).append(name)
     for names in found.values():
         yield Finding(
@@ -95,8 +95,9 @@ def config_numbers(directory: Directory, target: Target) -> Iterator[Finding]:
             continue
         place = directory.family.block_of(name)
         tower = place[0] if place else None
-        pairs = [pair for pair in zip(shape, entry.shape, strict=False) if pair[0] != pair[1]]
-        found.setdefault((tower and tower.name, *(pairs or [(shape, entry.shape)])[0]), []).append(name)
+        unlike = [pair for pair in zip(shape, entry.shape, strict=False) if pair[0] != pair[1]]
+        sizes: tuple = unlike[0] if unlike else (shape, entry.shape)
+        found.setdefault((tower and tower.name, *sizes), []).append(name)
     for (tower, wanted, _), names in found.items():
         first = names[0]
         key = _key_of(directory, tower, wanted, first)
