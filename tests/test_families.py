@@ -190,7 +190,7 @@ def test_a_fourth_family_from_images_to_the_servers_rules(fourth, source, tmp_pa
     assert "Picture: Was ist das?" in text
     out = tmp_path / "out"
     done = Calibrator(str(source), QuantConfig(anti_method="m2"), str(tiny.make_images(tmp_path / "images", 2))).run()
-    with pytest.raises(QuantError, match="is written, but breaks rules of MindIE .*vision-shape"):
+    with pytest.raises(QuantError, match="is written, but breaks rules of MindIE: .*vision-shape"):
         done.save(out)  # it is checked where it is saved
     rules = {finding.rule: finding for finding in check(out, ["mindie"], hardware="310p")}
     assert "hardware" not in rules and "80 channels, 64 is what the kernel takes" in rules["vision-shape"].what

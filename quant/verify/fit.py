@@ -86,7 +86,7 @@ class WeightPair:
 
 
 def half_step(stored: Tensor) -> Tensor:
-    """The most that rounding to its dtype can have moved what `stored` holds, float32 of its shape:
+    """The most that rounding to its dtype can have moved what `stored` holds, any shape -> float32 of that shape:
 
     |round(v) - v| <= eps / 2 * max(|v|, smallest normal number)        eps: 2^-7 in bfloat16, 2^-10 in float16
     """
