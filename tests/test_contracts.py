@@ -217,7 +217,7 @@ BROKEN = {
     ),
     "no tokenizer": Broken("tokenizer", remove("tokenizer.json"), family="llava", dtype="float16"),
     "no image processor": Broken("processor", remove("preprocessor_config.json")),
-    "no chat template": Broken("processor", no_chat_template),
+    "no chat template": Broken("processor", no_chat_template, level="warning"),
     "side file is no JSON": Broken("processor", put("generation_config.json", "nonsense")),
     "weights for the owner alone": Broken("modes", lambda d: (d / WEIGHTS).chmod(0o400), ("mindie",)),
     "weights for everyone": Broken("modes", lambda d: (d / WEIGHTS).chmod(0o666), ("mindie",)),

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from .directory import DESCRIPTION, TORCH_NAMES, Directory, Target
-from .finding import Finding, missing
-from .vision import NOT_MATCHED
+from .finding import NOT_MATCHED, Finding, missing
 
 QUANTIZE = {"W8A8": "w8a8", "W8A8_DYNAMIC": "w8a8_dynamic", "W8A8_MIX": "w8a8_pdmix"}
 """Type of the int8 linears -> MindIE's name for it in config.json."""

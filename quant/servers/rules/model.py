@@ -8,7 +8,7 @@ from pathlib import Path
 from ...families.family import Tower, match
 from ...files.safetensors_header import read_entries
 from .directory import PARTS, Directory, Target
-from .finding import Finding, missing
+from .finding import NOT_MATCHED, Finding, missing
 from .opening import hub_name
 
 BUFFERS = ("inv_freq", "position_ids")  # of old checkpoints; no server minds them
@@ -148,6 +148,10 @@ def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
         if pattern is None:
             continue
         effects = {"mindie": "takes the codes for float values: wrong output without an error"}
+        switched = directory.config.get("vision_config", {}).get("quantize")
+        merged = directory.family.vision_int8_refused is None and not switched and name != directory.head
+        if merged or name == directory.head:  # built by a switch that says float
+            effects["mindie"] = NOT_MATCHED
         if name == directory.head:
             effects["vllm-ascend"] = "NotImplementedError or wrong output: its head is float"
         yield Finding(
