@@ -214,9 +214,8 @@ def text(config: dict, key: str, default: int | None = None) -> int:
 
 
 def nested_text(config: dict, key: str, default: int | None = None) -> int:
-    """As text(), for models whose text_config counts where both say it."""
-    section = _section(config, "text_config")
-    return _number(key, section[key] if key in section else config.get(key), default, "")
+    """As text(), for models whose language model is described in text_config alone, as transformers reads it."""
+    return _number(key, _section(config, "text_config").get(key), default, "text_config ")
 
 
 def vision(config: dict, key: str, default: int | None = None) -> int:

@@ -80,7 +80,7 @@ def _outside(config: dict) -> Shapes:
     return {
         f"{tower}embeddings.class_embedding": (width,),
         f"{tower}embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        f"{tower}embeddings.position_embedding.weight": ((vision(config, "image_size") // patch) ** 2 + 1, width),
+        f"{tower}embeddings.position_embedding.weight": ((vision(config, "image_size", 224) // patch) ** 2 + 1, width),
         **norm(f"{tower}pre_layrnorm", width),
         **norm(f"{tower}post_layernorm", width),
         **linear("multi_modal_projector.linear_1", hidden, width),

@@ -65,6 +65,7 @@ _RULES = (
     Rule(config.changed_dtype),
     Rule(config.vocab_size, "warning", None),
     Rule(config.flat_config, vllm_ascend=None),
+    Rule(config.nested_config, vllm_ascend=None),
     Rule(source.same_model),
     Rule(source.sampling, vllm_ascend=None),
     Rule(deployment.activation_type, "warning", None),

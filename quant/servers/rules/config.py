@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-from .directory import DESCRIPTION, TORCH_NAMES, Directory, Target
-from .finding import Finding, missing
-from .vision import NOT_MATCHED
+from .directory import DESCRIPTION, STATIC, TORCH_NAMES, Directory, Target
+from .finding import NOT_MATCHED, Finding, missing
 
 QUANTIZE = {"W8A8": "w8a8", "W8A8_DYNAMIC": "w8a8_dynamic", "W8A8_MIX": "w8a8_pdmix"}
 """Type of the int8 linears -> MindIE's name for it in config.json."""
+READS = {"w8a8": STATIC[:1] + STATIC[3:], "w8a8_dynamic": STATIC[:3], "w8a8_pdmix": STATIC}
+"""MindIE's name -> the tensors of an int8 linear that it then reads."""
 KNOWN_TO_MINDIE = (
     *("w4a16", "w8a8", "w8a16", "w8a8s", "w8a8sc", "w8a8_dynamic", "w8a8_pdmix"),
     *("w4a8_dynamic", "w8a8_mix", "w16a16s", "w16a16sc"),
@@ -94,10 +95,14 @@ def quantize_key(directory: Directory, target: Target) -> Iterator[Finding]:
     elif found not in KNOWN_TO_MINDIE:
         effect = "NotImplementedError: `quantize` is only supported for value in [...]"
     elif kinds:
-        part = "deq_scale" if wanted == "w8a8_dynamic" else "weight_scale"
-        effect = f"AssertionError: weight {directory.int8[0]}.{part} does not exist, or wrong output"
+        effect = f"AssertionError: weight {directory.int8[0]}.deq_scale does not exist, or another part of it"
     else:
         effect = "reads a description that is not there"
+    loads = (
+        found in READS and kinds and all(f"{directory.int8[0]}.{part}" in directory.tensors for part in READS[found])
+    )
+    if loads:
+        effect = f"loads, and computes it as {found}: not what was exported, and not documented for these models"
     yield Finding(
         where,
         f"is {says if found == says else described!r}, {wanted!r} is what the tensors are"
@@ -105,6 +110,7 @@ def quantize_key(directory: Directory, target: Target) -> Iterator[Finding]:
         else f"is missing, {wanted!r} is what the tensors are",
         {"mindie": effect},
         f"set quantize to {wanted!r}: --fix does it" if wanted else "remove the key: --fix does it",
+        level="warning" if loads else "error",
     )
 
 
@@ -195,3 +201,22 @@ def flat_config(directory: Directory, target: Target) -> Iterator[Finding]:
             {"mindie": effect},
             "take the hub's own config.json and edit it: --fix does it",
         )
+
+
+def nested_config(directory: Directory, target: Target) -> Iterator[Finding]:
+    """Of families whose language model has a text_config of its own, MindIE takes these two keys from nowhere else."""
+    text = directory.config.get("text_config", {})
+    if directory.family.flat_config or not directory.family.mindie_config_alone:
+        return
+    effects = {
+        "vocab_size": "KeyError: 'vocab_size', told as: Get config from pretrained failed",
+        "max_position_embeddings": "ValueError: The parameter `max_position_embeddings` is not initialized.",
+    }
+    for key, effect in effects.items():
+        if not text.get(key):
+            yield Finding(
+                f"config.json: text_config.{key}",
+                "is missing",
+                {"mindie": effect},
+                "take it over from the source's config.json",
+            )

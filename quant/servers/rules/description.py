@@ -181,7 +181,8 @@ def description_stale(directory: Directory, target: Target) -> Iterator[Finding]
         linear, _, part = tensor.rpartition(".")
         if tensor in directory.tensors or tensor in METADATA or tensor == f"{directory.head}.weight" or not linear:
             continue
-        if linear in int8 and part in STATIC or tensor in directory.expected:
+        lost = f"{linear}.weight" in directory.expected and f"{linear}.weight" not in directory.tensors
+        if (linear in int8 or lost) and part in STATIC or tensor in directory.expected:
             continue  # linear_parts and missing_tensors report it
         wrapped = linear.endswith(".module")
         effects = dict.fromkeys(("mindie", "vllm-ascend"), "does not ask for it")

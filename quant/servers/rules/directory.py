@@ -177,7 +177,8 @@ class Directory:
     @cached_property
     def int8(self) -> list[str]:
         """The linears whose weight is int8."""
-        return [name for name in self.linears if self.tensors[f"{name}.weight"].dtype == "I8"]
+        weights = ((name, self.tensors[f"{name}.weight"]) for name in self.linears)
+        return [name for name, weight in weights if weight.dtype == "I8" and len(weight.shape) == 2]
 
     def kind(self, name: str) -> str:
         """The type of an int8 linear: as described, or else as its tensors tell."""

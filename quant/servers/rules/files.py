@@ -172,7 +172,8 @@ def processor(directory: Directory, target: Target) -> Iterator[Finding]:
                 "vllm-ascend": "ValueError: a chat template is needed, at every chat request",
                 "mindie": "chat requests are answered with an error",
             },
-            "copy it from the source, or take a newer revision of the model",
+            "copy it from the source, take a newer revision of the model, or give the server one (--chat-template)",
+            level="warning",
         )
 
 
@@ -185,7 +186,8 @@ def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Findi
         values = said.get(name, {})
         inner = values.get("image_processor")  # where transformers 5 writes it
         kind = (inner if isinstance(inner, dict) else values).get("image_processor_type")
-        if kind is not None and str(kind).removesuffix("Fast").removesuffix("Pil") not in known:
+        brought = isinstance(values.get("auto_map"), dict)  # a class of the checkpoint's own code
+        if kind is not None and not brought and str(kind).removesuffix("Fast").removesuffix("Pil") not in known:
             yield Finding(
                 f"{name}: image_processor_type",
                 f"is {kind!r}; {directory.family.name}'s are {', '.join(known)}",
@@ -194,7 +196,7 @@ def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Findi
             )
     classes = {family.processing.processor for family in FAMILIES.values()}
     first = next((name for name, values in said.items() if values.get("processor_class")), None)
-    if first and said[first]["processor_class"] not in classes:
+    if first and "auto_map" not in said[first] and said[first]["processor_class"] not in classes:
         yield Finding(
             f"{first}: processor_class",
             f"is {said[first]['processor_class']!r}, {directory.family.processing.processor!r} is the family's",

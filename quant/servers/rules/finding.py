@@ -15,6 +15,9 @@ VERSIONS = {
 }
 """Whose loaders the rules state; other releases may ask for less, or for more."""
 
+NOT_MATCHED = "ValueError: linear type not matched, please check `config.json` `quantize` parameter"
+"""MindIE's, where it is given int8 weights for a linear that it takes for a float one."""
+
 Level = Literal["error", "warning", "taste"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "taste")
 

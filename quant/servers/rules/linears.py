@@ -91,14 +91,17 @@ def deq_scale_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
     """deq_scale: float32 for a bfloat16 model, int64 that holds the float32's bits for a float16 one, int64 always on
     the 310P.
     """
-    if directory.float_dtype is None:
+    dtype = directory.float_dtype
+    if dtype not in ("float16", "bfloat16"):  # float32, which servers round to what config.json says
+        dtype = directory.configured_dtype
+    if dtype is None:
         return
     on_310p = target.hardware == "310p"
-    wanted = "F32" if directory.float_dtype == "bfloat16" and not on_310p else "I64"
+    wanted = "F32" if dtype == "bfloat16" and not on_310p else "I64"
     for name in directory.int8:
         entry = directory.tensors.get(f"{name}.deq_scale")
         if entry and entry.dtype in ("F32", "I64") and entry.dtype != wanted:
-            why = "the Atlas 300I Duo (310P)" if on_310p else f"a {directory.float_dtype} model"
+            why = "the Atlas 300I Duo (310P)" if on_310p else f"a {dtype} model"
             yield Finding(
                 directory.where(f"{name}.deq_scale"),
                 f"is {entry.dtype}, {wanted} is what {why} takes",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...families.family import Tower, match
 from ...files.safetensors_header import read_entries
-from .directory import PARTS, Directory, Target
-from .finding import Finding, missing
+from .directory import PARTS, STATIC, Directory, Target
+from .finding import NOT_MATCHED, Finding, missing
 from .opening import hub_name
 
 BUFFERS = ("inv_freq", "position_ids")  # of old checkpoints; no server minds them
@@ -49,12 +49,15 @@ def unknown_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
     for name in directory.tensors:
         tower = next((tower for tower in directory.family.towers if name.startswith(tower.prefix)), None)
         place = directory.family.block_of(name)
+        linear, _, part = name.rpartition(".")
+        if part in STATIC and f"{linear}.weight" in directory.shapes and f"{linear}.weight" not in directory.tensors:
+            continue  # missing_tensors reports the weight
         if name in directory.shapes or name in int8 or ".module." in name or name.endswith((".bias", *BUFFERS)):
             continue  # norm_names reports the third
         if tower and place and place[1] >= tower.blocks(directory.config):
             continue  # block_count reports it
-        part = name.split(".", 1)[0] if not place else place[0].name + name[len(place[0].block(place[1])) :]
-        found.setdefault(part, []).append(name)
+        kind = name.split(".", 1)[0] if not place else place[0].name + name[len(place[0].block(place[1])) :]
+        found.setdefault(kind, []).append(name)
     for names in found.values():
         yield Finding(
             directory.where(names[0]),
@@ -149,6 +152,10 @@ def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
         if pattern is None:
             continue
         effects = {"mindie": "takes the codes for float values: wrong output without an error"}
+        switched = directory.config.get("vision_config", {}).get("quantize")
+        merged = directory.family.vision_int8_refused is None and not switched and name != directory.head
+        if merged or name == directory.head:  # built by a switch that says float
+            effects["mindie"] = NOT_MATCHED
         if name == directory.head:
             effects["vllm-ascend"] = "NotImplementedError or wrong output: its head is float"
         yield Finding(

@@ -9,7 +9,15 @@ from .directory import Directory, Target, read_json_or_none
 from .finding import Finding
 
 # Of the rest some is for training, some is the servers' own, and shapes have rules of their own.
-TEXT = ("rms_norm_eps", "hidden_act", "head_dim", "use_sliding_window", "attention_bias", "mlp_bias")
+TEXT = (
+    "num_attention_heads",
+    "rms_norm_eps",
+    "hidden_act",
+    "head_dim",
+    "use_sliding_window",
+    "attention_bias",
+    "mlp_bias",
+)
 TOP = (
     *("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
     *("vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act"),

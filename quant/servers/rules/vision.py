@@ -4,9 +4,7 @@ from collections.abc import Iterator
 
 from ...families.family import match
 from .directory import Directory, Target
-from .finding import Finding
-
-NOT_MATCHED = "ValueError: linear type not matched, please check `config.json` `quantize` parameter"
+from .finding import NOT_MATCHED, Finding
 
 
 def vision_whole(directory: Directory, target: Target) -> Iterator[Finding]:
