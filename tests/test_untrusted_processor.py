@@ -262,10 +262,20 @@ def test_json_files_without_end(source_of):
         file.write_text(whole)
 
 
-@pytest.mark.parametrize("architectures", [{}, {"a": 1}, 3, "x", [[]], [None], [{}], None])
+@pytest.mark.parametrize("architectures", [{"a": 1}, 3, "x", [[]], [None], [{}]])
 def test_architectures_of_any_kind(source_of, architectures):
     source = source_of("llava")
     change(source / "config.json", architectures=architectures)
+    assert "is not supported; supported are" in refusal(source)
+
+
+@pytest.mark.parametrize("architectures", [{}, [], None])
+@pytest.mark.parametrize("model_type", [[], {"a": 1}, 3, "x", None])
+def test_without_architectures_the_model_type_is_asked(source_of, architectures, model_type):
+    source = source_of("llava")
+    change(source / "config.json", architectures=architectures)
+    Encoder(source)  # as servers take it
+    change(source / "config.json", model_type=model_type)
     assert "is not supported; supported are" in refusal(source)
 
 
