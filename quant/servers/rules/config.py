@@ -9,8 +9,11 @@ QUANTIZE = {"W8A8": "w8a8", "W8A8_DYNAMIC": "w8a8_dynamic", "W8A8_MIX": "w8a8_pd
 """Type of the int8 linears -> MindIE's name for it in config.json."""
 READS = {"w8a8": STATIC[:1] + STATIC[3:], "w8a8_dynamic": STATIC[:3], "w8a8_pdmix": STATIC}
 """MindIE's name -> the tensors of an int8 linear that it then reads."""
-KNOWN_TO_MINDIE = ("w4a16", "w8a8", "w8a16", "w8a8s", "w8a8sc", "w8a8_dynamic", "w8a8_pdmix", "w4a8_dynamic")
-KNOWN_TO_MINDIE += ("w8a8_mix", "w16a16s", "w16a16sc")
+KNOWN_TO_MINDIE = {"w4a16", "w8a8", "w8a16", "w8a8s", "w8a8sc", "w8a8_dynamic", "w8a8_pdmix", "w4a8_dynamic"} | {
+    "w8a8_mix",
+    "w16a16s",
+    "w16a16sc",
+}
 MINDIE_THETA = 1000000.0  # where config.json has no rope_theta; Qwen's
 SERVED = ("float16", "bfloat16")
 BOTH = ("mindie", "vllm-ascend")

@@ -2,7 +2,7 @@
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...families import FAMILIES
@@ -177,10 +177,13 @@ def processor(directory: Directory, target: Target) -> Iterator[Finding]:
         )
 
 
-def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Finding]:
+def _processor_names(directory: Directory, configs: Sequence[str]) -> Iterator[Finding]:
     """The classes that these files name are transformers', and of a model like this one."""
-    said = {name: read_json_or_none(directory.dir / name) for name in ("processor_config.json", *configs, TOKENIZER)}
-    said = {name: values for name, values in said.items() if isinstance(values, dict)}
+    said: dict[str, dict] = {}
+    for name in ("processor_config.json", *configs, TOKENIZER):
+        values = read_json_or_none(directory.dir / name)
+        if isinstance(values, dict):
+            said[name] = values
     known = directory.family.processing.image_processors
     for name in configs:
         values = said.get(name, {})
@@ -195,11 +198,11 @@ def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Findi
                 "copy the file from the source again",
             )
     classes = {family.processing.processor for family in FAMILIES.values()}
-    name = next((name for name, values in said.items() if values.get("processor_class")), None)
-    if name and "auto_map" not in said[name] and said[name]["processor_class"] not in classes:
+    first = next((name for name, values in said.items() if values.get("processor_class")), None)
+    if first and "auto_map" not in said[first] and said[first]["processor_class"] not in classes:
         yield Finding(
-            f"{name}: processor_class",
-            f"is {said[name]['processor_class']!r}, {directory.family.processing.processor!r} is the family's",
+            f"{first}: processor_class",
+            f"is {said[first]['processor_class']!r}, {directory.family.processing.processor!r} is the family's",
             dict.fromkeys(BOTH, "AttributeError: the tokenizer has no attribute image_processor"),
             "copy the file from the source again",
         )

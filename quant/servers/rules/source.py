@@ -18,8 +18,16 @@ TEXT = (
     "attention_bias",
     "mlp_bias",
 )
-TOP = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-TOP += ("vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act")
+TOP = (
+    "image_token_id",
+    "image_token_index",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "projector_hidden_act",
+)
 NOT_THE_TOWER = ("quantize", "torch_dtype", "dtype", "model_type", "initializer_range", "transformers_version")
 MINDIE_TOP_K = 1000  # where no file says one
 
