@@ -12,7 +12,12 @@ from dataclasses import replace
 from .family import Family, Group, Tower, text, vision
 from .qwen2vl import GRIDS, LANGUAGE, outside
 from .qwen2vl import PROCESSING as QWEN2_VL_PROCESSING
-from .shapes import gated_vision_block
+from .shapes import Shapes, gated_vision_block
+
+
+def _vision_block(config: dict, index: int) -> Shapes:
+    return gated_vision_block(VISION.width(config), VISION.mlp(config))
+
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
 # 3584 (which no published size has) and 3420.
@@ -32,7 +37,7 @@ VISION: Tower = Tower(
     mlp=lambda config: vision(config, "intermediate_size", 3420),
     tokens=lambda config, inputs: sum(int(inputs[name].prod(-1).sum()) for name in GRIDS if name in inputs),
     inputs=("pixel_values", "pixel_values_videos"),
-    holds=lambda config, index: gated_vision_block(VISION.width(config), VISION.mlp(config)),
+    holds=_vision_block,
 )
 
 QWEN2_5_VL = Family(

@@ -38,6 +38,10 @@ def _vision_block(config: dict, index: int) -> Shapes:
     }
 
 
+def _language_block(config: dict, index: int) -> Shapes:
+    return decoder_block(LANGUAGE.width(config), LANGUAGE.mlp(config), LANGUAGE.heads(config), qkv_bias=True)
+
+
 def outside(config: dict, width: int, merged: int, layer_norm: bool) -> Shapes:
     """What is outside the blocks of Qwen2-VL and Qwen2.5-VL. width: of the vision tower; merged: behind its merger."""
     patch, square = vision(config, "patch_size", 14), vision(config, "spatial_merge_size", 2) ** 2
@@ -90,9 +94,7 @@ LANGUAGE: Tower = Tower(
     width=lambda config: text(config, "hidden_size"),
     mlp=lambda config: text(config, "intermediate_size"),
     tokens=lambda config, inputs: inputs["input_ids"].numel(),
-    holds=lambda config, index: decoder_block(
-        LANGUAGE.width(config), LANGUAGE.mlp(config), LANGUAGE.heads(config), qkv_bias=True
-    ),
+    holds=_language_block,
 )
 
 QWEN2_VL = Family(

@@ -2,7 +2,7 @@
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...families import FAMILIES
@@ -177,7 +177,7 @@ def processor(directory: Directory, target: Target) -> Iterator[Finding]:
         )
 
 
-def _processor_names(directory: Directory, configs: list[str]) -> Iterator[Finding]:
+def _processor_names(directory: Directory, configs: Sequence[str]) -> Iterator[Finding]:
     """The classes that these files name are transformers', and of a model like this one."""
     files = {name: read_json_or_none(directory.dir / name) for name in ("processor_config.json", *configs, TOKENIZER)}
     said = {name: values for name, values in files.items() if isinstance(values, dict)}

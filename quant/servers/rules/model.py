@@ -47,14 +47,13 @@ def unknown_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
     int8 = {f"{name}.{part}" for name in known for part in PARTS[directory.kind(name)]}
     found: dict[str, list[str]] = {}
     for name in directory.tensors:
-        tower = next((tower for tower in directory.family.towers if name.startswith(tower.prefix)), None)
         place = directory.family.block_of(name)
         linear, _, part = name.rpartition(".")
         if part in STATIC and f"{linear}.weight" in directory.shapes and f"{linear}.weight" not in directory.tensors:
             continue  # missing_tensors reports the weight
         if name in directory.shapes or name in int8 or ".module." in name or name.endswith((".bias", *BUFFERS)):
             continue  # norm_names reports the third
-        if tower and place and place[1] >= tower.blocks(directory.config):
+        if place and place[1] >= place[0].blocks(directory.config):
             continue  # block_count reports it
         kind = name.split(".", 1)[0] if not place else place[0].name + name[len(place[0].block(place[1])) :]
         found.setdefault(kind, []).append(name)
