@@ -257,7 +257,7 @@ class Calibrator:
         memory = {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_on_card(self.device)}
         multiplied = product_on(self.device).name if self.config.engine == "native" else None
         log = {"seconds": round(self.seconds, 1), **memory, "device": self.device, "int8_product": multiplied}
-        log["blocks"] = self.blocks
+        log |= {"identity": self._work.state.identity, "blocks": self.blocks}
         replace_file(work / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
         for name in (RECIPE, RUN_LOG):
             (work / name).chmod(FILE_MODE)
