@@ -437,6 +437,42 @@ def test_interrupt_leaves_nothing_or_what_can_be_resumed(world, capsys, blocks, 
     assert [path.name for path in world.out.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("format_", [[], ["--mindie_format"], ["--save_type", "compressed-tensors"]])
+def test_resume_of_a_finished_job_says_so(world, capsys, format_):
+    assert world.run(*format_) == 0
+    before = {path.name: path.read_bytes() for path in world.out.iterdir()}
+    capsys.readouterr()
+    assert world.run("--resume", *format_) == 0
+    assert f"finished {world.out} is complete" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in world.out.iterdir()} == before
+    assert [path.name for path in world.out.parent.iterdir()] == ["out"]
+
+
+def test_resume_of_another_job_that_is_finished_says_what_differs(world, capsys, tmp_path):
+    assert world.run() == 0
+    before = {path.name: path.read_bytes() for path in world.out.iterdir()}
+    other = tiny.make(tmp_path / "other", "qwen2_vl", shards=3, seed=1)
+    for flags, paths, said in [
+        (["--act_method", "3"], {}, "act_method was 1 and is 3"),
+        (["--mindie_format"], {}, "format was ascendV1, W8A8 and is mindie, W8A8"),
+        (["--act", "dynamic"], {}, "format was ascendV1, W8A8 and is ascendV1, W8A8_DYNAMIC"),
+        (["--num_samples", "1"], {}, "calibration_sha256 was"),
+        ([], {"--model_path": other}, r"\S+ was .* sampled sha256 .* and is"),
+    ]:
+        capsys.readouterr()
+        assert world.run("--resume", *flags, **paths) == 2
+        error = capsys.readouterr().err
+        assert re.match(f"error: --resume: {world.out} is finished, and {said}", error) and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in world.out.iterdir()} == before
+
+
+def test_resume_into_a_directory_that_no_job_wrote_is_refused(world, capsys):
+    world.out.mkdir(parents=True)
+    (world.out / "notes.txt").write_text("mine")
+    assert world.run("--resume") == 2
+    assert "is not empty, notes.txt is in it" in capsys.readouterr().err
+
+
 def test_unset_device_says_which(world, capsys):
     args = ["quantize", "--model_path", world.source, "--save_directory", world.out, "--calib_images", world.images]
     assert main([str(word) for word in args]) == 0

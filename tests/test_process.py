@@ -3,11 +3,17 @@ are fetched again.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny
+
+from quant.base.process import WAITING
+
+ROOT = Path(__file__).resolve().parent.parent
 
 BEGIN = """
 import ctypes, json, re, resource, sys, threading
@@ -133,3 +139,24 @@ def test_a_program_that_is_not_ours_keeps_its_settings(tmp_path):
     """
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 1)
     assert said(PROGRAM, source, images, tmp_path) < 70_000_000
+
+
+WAITS = """
+import os, sys
+from quant.base.process import WAITING
+from quant.commands import cli
+def job(_):
+    assert "torch" not in sys.modules, "too late: OpenMP reads it when torch is imported"
+    print(*(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ))
+cli.guarded(job, None)
+"""
+
+
+@pytest.mark.parametrize("users", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "9"}])
+def test_threads_wait_asleep_unless_the_user_says_otherwise(users):
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING} | users
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    expected = users or {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert done.stdout.split() == [f"{name}={value}" for name, value in expected.items()]

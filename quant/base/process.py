@@ -1,6 +1,6 @@
-"""What a process that is ours, the command line's, is told before it begins: how to keep memory, and when not to tidy
-up. A program that imports `quant` is not ours, and nothing here is called in it: glibc's settings cannot be read, so
-they could not be put back.
+"""What a process that is ours, the command line's, is told before it begins: how to keep memory, how to wait, and when
+not to tidy up. A program that imports `quant` is not ours, and nothing here is called in it: glibc's settings cannot be
+read, so they could not be put back.
 
 Left out: the number of threads, which is the user's (OMP_NUM_THREADS).
 """
@@ -8,6 +8,7 @@ Left out: the number of threads, which is the user's (OMP_NUM_THREADS).
 import atexit
 import ctypes
 import gc
+import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h's
 MB = 1 << 20
@@ -21,6 +22,7 @@ def at_work() -> None:
     atexit.register(gc.freeze)
     one_heap()
     keep_freed()
+    wait_asleep()
 
 
 def one_heap() -> None:
@@ -28,6 +30,18 @@ def one_heap() -> None:
     which uses what another has freed, while a block is read by one thread, computed by others and written by a third.
     """
     _mallopt({M_ARENA_MAX: 1})
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # of OpenMP, GNU's and LLVM's
+
+
+def wait_asleep() -> None:
+    """Let OpenMP's threads sleep while they wait for one another, unless the user has said how they are to wait; to be
+    called before torch is imported, for OpenMP reads it once. By itself it has them spin for milliseconds, at the end
+    of each of thousands of small operations: beside other load, on the core that the thread they wait for needs.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def keep_freed() -> None:

@@ -109,7 +109,7 @@ class Calibrator:
                         disk.finish()
             self.blocks, self.seconds = work.state.blocks, work.state.seconds
             if self.ranks.rank == 0:
-                write_records(self, work.export)
+                write_records(self, work.export, work.state.identity)
         except BaseException:
             self._discard()
             raise

@@ -12,25 +12,29 @@ from pathlib import Path
 
 from ..base.errors import QuantError, SourceError, UsageError
 from ..base.output import check_output
-from ..export.recipe import RECIPE, recipe
+from ..export import formats
+from ..export.recipe import RUN_LOG, identity
 from ..files.config_json import read_json
 from .calibrator import Calibrator
 from .launch import launch
-from .work import Work, work_directory
+from .work import Work, first_change, work_directory
 
 
 @contextmanager
-def job(calibrator: Calibrator, directory: Path, resume: bool = False) -> Iterator[Work | None]:
+def job(
+    calibrator: Calibrator, directory: Path, resume: bool = False, format_: str | None = None
+) -> Iterator[Work | None]:
     """The Work of the job that writes `directory`, which must be absent or empty: run the calibrator on it, and on the
-    first rank save the result. None when an earlier call was cut off behind its very end, and nothing is left to do.
+    first rank save the result. None when an earlier call has finished it, and nothing is left to do.
 
-    resume: go on where an earlier call with the same arguments was cut off, or begin. Raises UsageError when such a job
-    is there and resume is not set, when another process works on it, or when it had another recipe, source or
-    calibration set; a QuantError or KeyboardInterrupt says how to resume, if there is something to resume.
+    resume: go on where an earlier call with the same arguments was cut off, or begin; format_: what will be saved
+    (formats.name_of), None when the caller does not mind. Raises UsageError when such a job is there and resume is not
+    set, when another process works on it, or when it had another recipe, source, calibration set or format; a
+    QuantError or KeyboardInterrupt says how to resume, if there is something to resume.
     """
     ranks = calibrator.ranks
-    if any(ranks.gather(ranks.rank == 0 and resume and _finished(calibrator, directory))):
-        calibrator.reporter.line(f"resumed  {directory} was complete already")
+    if any(ranks.gather(ranks.rank == 0 and resume and _finished(calibrator, directory, format_))):
+        calibrator.reporter.line(f"finished {directory} is complete: this job had written it, nothing is left to do")
         yield None
     elif ranks.rank > 0:
         ranks.barrier()  # until the first has the work directory
@@ -58,18 +62,23 @@ def launch_job(calibrator: Calibrator, directory: Path, workers: int, resume: bo
         _remove_uncommitted(directory)
 
 
-def _finished(calibrator: Calibrator, target: Path) -> bool:
-    """Whether a job was killed after its result had taken its place and before its work was removed. What is left of
-    that goes now.
+def _finished(calibrator: Calibrator, target: Path, format_: str | None) -> bool:
+    """Whether `target` holds the result of this very job. Where that was killed before its work was removed, what is
+    left of it goes now. Raises UsageError when it holds the result of another job.
     """
-    recipe_file = target / RECIPE
-    if not work_directory(target).exists() or not recipe_file.exists():
+    made = read_json(target / RUN_LOG).get("identity") if (target / RUN_LOG).is_file() else None
+    if not isinstance(made, dict):  # not there, or nothing that a job of this version wrote
         return False
     calibrator.prepare()
-    if read_json(recipe_file) != recipe(calibrator):
-        return False
-    with working(target, resume=True):  # locked, and removed at the end
-        return True
+    before, now = dict(made), identity(calibrator)
+    if format_:
+        before["format"], now["format"] = formats.name_in(target), format_
+    if change := first_change(before, now):
+        raise UsageError(f"--resume: {target} is finished, and {change}; choose an empty place for another result")
+    if work_directory(target).exists():
+        with working(target, resume=True):  # locked, and removed at the end
+            pass
+    return True
 
 
 @contextmanager

@@ -67,9 +67,10 @@ def block_line(entry: dict, anti_method: str) -> str:
     return f"{entry['block']:<43} {len(entry['int8']):>2} int8  {change:<17} {entry['seconds']:7.2f} s"
 
 
-def write_records(calibrator, directory: Path) -> None:
+def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None:
     """quant_recipe.json and quant_run.json of a Calibrator that has run. In the latter seconds are of wall time, memory
-    is in bytes, and a signal-to-noise ratio that was not measured is null.
+    is in bytes, and a signal-to-noise ratio that was not measured is null. identity: what a finished job is known by
+    when it is asked for again.
     """
     write_json(directory / RECIPE, recipe(calibrator))
     log = {
@@ -78,6 +79,7 @@ def write_records(calibrator, directory: Path) -> None:
         "peak_card_bytes": peak_on_card(calibrator.device),
         "device": calibrator.device,
         "int8_product": product_on(calibrator.device).name if calibrator.config.engine == "native" else None,
+        "identity": identity,
         "blocks": calibrator.blocks,
     }
     replace_file(directory / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())

@@ -68,13 +68,8 @@ class Work:
         if not self.committed:
             self.state = State(identity)
             return
-        for name in sorted({*identity, *self.state.identity}):
-            then, now = self.state.identity.get(name, "not there"), identity.get(name, "not there")
-            if then != now:
-                raise UsageError(
-                    f"--resume: {name} was {then} and is {now}; go back to the first, or remove {self.dir} to start"
-                    " anew"
-                )
+        if change := first_change(self.state.identity, identity):
+            raise UsageError(f"--resume: {change}; go back to the first, or remove {self.dir} to start anew")
 
     def keep_hidden(
         self, tower: str, index: int, rank: int, hidden: dict[Key, Tensor], taps: dict[Key, Tensor]
@@ -159,6 +154,15 @@ class Work:
             f"{sum(self.state.done.values())} blocks are kept in {self.dir}: the same command with --resume goes on"
             " from there"
         )
+
+
+def first_change(before: dict[str, str], identity: dict[str, str]) -> str | None:
+    """The first thing, by name, that is not as it was, in words with both values; None where all is."""
+    for name in sorted({*identity, *before}):
+        then, now = before.get(name, "not there"), identity.get(name, "not there")
+        if then != now:
+            return f"{name} was {then} and is {now}"
+    return None
 
 
 def work_directory(output: Path) -> Path:

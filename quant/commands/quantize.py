@@ -158,7 +158,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--resume",
         action="store_true",
-        help="go on with a job that was interrupted or killed: the same command again, with this",
+        help="go on with a job that was interrupted or killed: the same command again, with this; of one that is"
+        " finished, say so",
     )
     job.add_argument(
         "--dry_run", action="store_true", help="print every decision and an estimate of memory, disk and time, and stop"
@@ -187,6 +188,7 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
     from ..calibrate.job import job, launch_job
     from ..calibrate.launch import joined, started_by_launcher
     from ..calibrate.summary import dry_run, header, summary
+    from ..export import formats
     from ..model.device import pick_device, workers_of
 
     device = pick_device(config.dev_type)
@@ -207,7 +209,8 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
         if workers > 1:
             return launch_job(calibrator, Path(args.save_directory).absolute(), workers, args.resume)
         target, calibrator.ranks = Path(args.save_directory).absolute(), ranks
-        with job(calibrator, target, args.resume) as work:
+        format_ = formats.name_of(save_type, act, calibrator.plan.words.values())
+        with job(calibrator, target, args.resume, format_) as work:
             if work:
                 header(calibrator)
                 calibrator.run(work=work)

@@ -131,3 +131,9 @@ def ignored(export: Export, family: Family) -> list[str]:
     weights = [name for name in weights if name != f"{family.head}.weight"]  # HEAD has it
     renamed = [new + name[len(old) :] for name in weights for old, new in family.renames if name.startswith(old)]
     return [*dict.fromkeys(name.removesuffix(".weight") for name in weights + renamed), HEAD]
+
+
+def act_of(config: dict) -> str:
+    """How the activations of such a directory are rounded, by its config.json: dynamic or static."""
+    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    return "dynamic" if any(group["input_activations"]["dynamic"] for group in groups) else "static"

@@ -62,6 +62,21 @@ def resolve(save_type: str, act: str | None, words: Collection[str] = ("W8A8",))
     return act
 
 
+def name_of(save_type: str, act: str, words: Collection[str]) -> str:
+    """A format in words, as name_in() finds it in what was written. words: the types of the int8 linears."""
+    if save_type == "compressed-tensors":
+        return f"{save_type}, {act}"
+    return f"{save_type}, {model_type({WORDS.get(act, word) for word in words})}"
+
+
+def name_in(directory: Path) -> str:
+    """The format of an exported directory, in words. Raises QuantError when a file of it is damaged."""
+    for save_type, file in DESCRIPTION.items():
+        if (directory / file).is_file():
+            return f"{save_type}, {read_json(directory / file).get('model_quant_type')}"
+    return f"compressed-tensors, {compressed_tensors.act_of(read_json(directory / 'config.json'))}"
+
+
 def export(source: str | Path, directory: str | Path, save_type: str = "ascendV1", act: str | None = None) -> Path:
     """Write the export in `source`, of either Ascend layout, to `directory` in another format; returns the directory.
 
