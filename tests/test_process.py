@@ -145,10 +145,9 @@ WAITS = """
 import os, sys
 from quant.base.process import WAITING
 from quant.commands import cli
-def job(_):
+with cli.Guard():
     assert "torch" not in sys.modules, "too late: OpenMP reads it when torch is imported"
     print(*(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ))
-cli.guarded(job, None)
 """
 
 

@@ -21,7 +21,7 @@ def _vision_block(config: dict, index: int) -> Shapes:
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
 # 3584 (which no published size has) and 3420.
-VISION: Tower = Tower(
+VISION = Tower(
     name="vision",
     prefix="visual.blocks.",
     groups=(

@@ -60,7 +60,7 @@ def outside(config: dict, width: int, merged: int, layer_norm: bool) -> Shapes:
 
 # Fine-tunes saved by transformers 4.4x leave out of vision_config what equals the defaults of its class: hence 32, 16,
 # 1280 and 4. (hidden_size is the width behind the merger here, the language model's.)
-VISION: Tower = Tower(
+VISION = Tower(
     name="vision",
     prefix="visual.blocks.",
     groups=(
@@ -79,7 +79,7 @@ VISION: Tower = Tower(
     holds=_vision_block,
 )
 
-LANGUAGE: Tower = Tower(
+LANGUAGE = Tower(
     name="language",
     prefix="model.layers.",
     groups=(
