@@ -97,7 +97,7 @@ def make(directory: Path, dtype: torch.dtype, seed: int = 0) -> Path:
 def sample(images: list[tuple[int, int, int]], video: tuple[int, int, int] | None = None, seed: int = 0) -> dict:
     """The model's inputs for images and a video of these grids (time, height, width in patches), with text between."""
     generator = torch.Generator().manual_seed(seed)
-    ids, inputs = [1, 2, 3], {}
+    ids, inputs = [1, 2, 10 + seed], {}
     for grid in images:
         ids += [START, *[IMAGE] * (grid[1] * grid[2] // 4), 93, 4, 5]
     for _ in range(video[0]) if video else ():  # a video's frames stand apart, each after a time stamp
