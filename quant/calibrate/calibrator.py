@@ -46,8 +46,8 @@ from .work import Work
 class Calibrator:
     """Quantizes a checkpoint block after block.
 
-    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a JSONL of {"image",
-    "prompt"}, a list of prepared model inputs, or None for the photographs shipped here. Choices and checkpoint are
+    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a file of images,
+    prompts and answers, a list of prepared model inputs, or None for the photographs shipped here. Choices and checkpoint are
     checked here, from headers alone; raises UsageError or QuantError.
     """
 
@@ -132,7 +132,10 @@ class Calibrator:
                 place.taps = {tap: value.to(model.device) for tap, value in place.taps.items()}
         if done == used:
             return {key: Passed(place.hidden, place.taps) for key, place in (kept or {}).items()}
-        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks)
+        entering = sum(bool(tower.tokens(config, inputs)) for inputs in self.samples.inputs)
+        quantizer = BlockQuantizer(
+            model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks, entering
+        )
         walk = Walk(model, tower, samples, passed, done, kept)
         with walk, self.reporter.progress(f"{tower.name} tower", used) as advance:
             for index in range(done, used):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.product import product_on
-from ..base.config import QuantConfig
+from ..base.config import HELD_OUT, QuantConfig
 from ..base.console import SILENT, Reporter, size
 from ..base.errors import UsageError
 from ..export import reader
@@ -33,7 +33,7 @@ from ..export.recipe import VERSION
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from ..inputs.encoder import Encoder
+from ..inputs.encoder import Encoder, follow
 from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, pick_device
 from . import runtime
@@ -62,7 +62,7 @@ def verify(
     """The report that docs/verify.md describes ("The JSON"), on an export and the float checkpoint it was made from.
 
     config: prompt, num_samples, max_pixels, seed, dev_type, trust_remote_code are used; images: as Calibrator's
-    calib_data. thresholds: in place of some of verdict.THRESHOLDS. tokens: how many each model writes itself, 0 for
+    calib_data, None for HELD_OUT. thresholds: in place of some of verdict.THRESHOLDS. tokens: how many each model writes itself, 0 for
     none. on_block: called with every block's record as it is done. Raises UsageError, QuantError: a directory that is
     no checkpoint or no export, of another model, whose config.json has another number of blocks than its weights, or
     that cannot be run.
@@ -105,7 +105,9 @@ def verify(
     if damage:  # no server could run it as it is: report all the damage there is, and stop
         damage += check_values(checkpoint, export, family, {entry.tensor for entry in damage})
         return conclude(report, damage + settings, start)
-    samples = prepare(images, checkpoint, family, config)
+    # What is given, and nothing beside it: text that calibration saw would say nothing.
+    own = config.model_copy(update={"calib_text": "none"})
+    samples = prepare(images or HELD_OUT, checkpoint, family, own)
     report["notices"] += samples.notices
     report["samples"] = [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)]
     room = room_for(checkpoint, device) if tokens else None
@@ -181,19 +183,6 @@ def free_run(
     """
     model, _ = load(directory, device, trust_remote_code=config.trust_remote_code)
     return [runtime.greedy(model, inputs, tokens) for inputs in samples.inputs[:IMAGES]]
-
-
-def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
-    """The inputs of a sample, [1, ...], with an answer, int64 [A], behind them: what teacher-forcing runs on."""
-    longer = dict(inputs)
-    for name, fill in (
-        ("input_ids", answer),
-        ("attention_mask", torch.ones_like(answer)),
-        ("mm_token_type_ids", torch.zeros_like(answer)),
-    ):
-        if name in inputs:
-            longer[name] = torch.cat([inputs[name], fill[None].to(inputs[name].dtype)], 1)
-    return longer
 
 
 def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Tensor], encoder: Encoder) -> dict:
