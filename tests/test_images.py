@@ -10,6 +10,7 @@ from quant.base.errors import QuantError
 from quant.inputs import images
 from quant.inputs.images import open_image
 
+
 def pixels(path):
     return np.asarray(open_image(path)).astype(int)  # [H,W,3]
 

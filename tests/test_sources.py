@@ -440,7 +440,7 @@ def test_shipped_texts_cover_the_language():
         texts = [text.answer for text in shipped(source).texts]
         for low, high in ("一龥", "ЀӿͰϿ"[:2], "؀ۿ", "ऀॿ", "ぁヿ", "가힣", "ͰϿ"):
             assert any(sum(low <= letter <= high for letter in text) > 10 for text in texts), (source, low)
-        for mark in ("def ", "$ ", "\\", "|---", "{\"", "\n\t" if source.parent != PHOTOS else "#include", " × "):
+        for mark in ("def ", "$ ", "\\", "|---", '{"', "\n\t" if source.parent != PHOTOS else "#include", " × "):
             assert any(mark in text for text in texts), (source, mark)
 
 

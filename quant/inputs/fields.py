@@ -1,10 +1,10 @@
 """What counts of a row, whatever other keys it has, by the names that data sets use for it.
 
-    images   "image", "file_name" or "image_path": a path; "images": several, for one prompt
-    prompt   "prompt" or "question"
-    answer   "answer", or "answers", of which the first counts
-    both     "conversations", LLaVA's: the first question, without its image markers, and what is answered to it
-    text     "text": the answer beside an image (a caption), a passage without one
+images   "image", "file_name" or "image_path": a path; "images": several, for one prompt
+prompt   "prompt" or "question"
+answer   "answer", or "answers", of which the first counts
+both     "conversations", LLaVA's: the first question, without its image markers, and what is answered to it
+text     "text": the answer beside an image (a caption), a passage without one
 """
 
 import json

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base.choices import CALIB_TEXT
 from ..base.config import CALIB_IMAGES, MAX_SAMPLES, QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..families.family import Family
@@ -28,6 +29,7 @@ from .sources import LISTS, Loaded, load_samples, load_texts, ranked
 
 IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is; a passage is all ANSWER
 PASSAGE_TOKENS = 512  # of one passage: many short ones cover more of a language than a long one
+AT_ONCE = 256  # texts, of which no more are taken as a rule
 SHORTEST = 16  # tokens that are left for which it is worth to go on
 
 
@@ -121,7 +123,7 @@ def prepare(
         )
         loaded.samples = sorted(ranked(loaded.samples, config.seed)[:MAX_SAMPLES], key=lambda sample: sample.key)
     if config.calib_text != "none":
-        file = CALIB_IMAGES / LISTS[0] if config.calib_text == "shipped" else Path(config.calib_text)
+        file = _text_file(config.calib_text)
         added, known = load_texts(file, config.seed, strict=config.strict), {sample.key for sample in loaded.texts}
         loaded.texts += [sample for sample in added.texts if sample.key not in known]
         loaded.notices += added.notices
@@ -133,6 +135,15 @@ def prepare(
         trust_remote_code=config.trust_remote_code,
     )
     return _encoded(loaded, encoder, config, shared, write)
+
+
+def _text_file(calib_text: str) -> Path:
+    """Raises UsageError for what is neither a name nor a file."""
+    if calib_text == "shipped":
+        return CALIB_IMAGES / LISTS[0]
+    if not Path(calib_text).is_file():
+        raise UsageError(f"calib_text {calib_text}: is no file, and none of {', '.join(CALIB_TEXT)}")
+    return Path(calib_text)
 
 
 def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool, write) -> CalibrationSet:
@@ -156,6 +167,7 @@ def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool
     if write is not None:
         written = write(samples, encoder)
         samples, texts = ([each for each in written if bool(each.images) is some] for some in (True, False))
+    encoder.read([*samples, *texts[:AT_ONCE]])
     for sample in sorted(samples, key=lambda sample: sample.key):
         take(sample)
     if write is None:
@@ -182,10 +194,10 @@ def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]
     """The first of the texts that have at most `most` tokens together; a passage that is too long is cut."""
     taken: list[Sample] = []
     left, cut = most, 0
-    for number, sample in enumerate(texts):
+    for sample in texts:
         if left < min(SHORTEST, most):
-            notices.append(f"using {number} of {len(texts)} texts: --text_tokens {most} takes no more")
-            break
+            notices.append(f"using {len(taken)} of {len(texts)} texts: --text_tokens {most} takes no more{_cut(cut)}")
+            return taken
         try:
             ids = encoder.encode_sample(sample)["input_ids"][0]
         except QuantError:  # said where it is taken
@@ -199,8 +211,12 @@ def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]
             taken.append(sample)
             left -= len(ids)
     if cut:
-        notices.append(f"cut {cut} of {len(texts)} texts: a passage has at most {PASSAGE_TOKENS} tokens, all {most}")
+        notices.append(f"using all {len(texts)} texts{_cut(cut)}")
     return taken
+
+
+def _cut(count: int) -> str:
+    return f", {count} of them cut" if count else ""
 
 
 def _without_pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
