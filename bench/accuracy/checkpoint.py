@@ -68,7 +68,9 @@ def make(directory: Path, shape: str, packages: Path, seed: int = 0) -> Path:
         tensors |= {name.removesuffix("weight") + "bias": torch.zeros(len(text[name])) for name in biases}
     tensors |= vision_tensors(shape, config, words[: model.config.vocab_size].std().item(), seed)
     directory.mkdir(parents=True)
-    save_file({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors")
+    save_file(
+        {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors"
+    )
     write_files(directory, shape, config, tokenizer)
     return directory
 
@@ -100,7 +102,10 @@ def vision_tensors(shape: str, config: dict, size: float, seed: int) -> dict[str
     features = torch.cat([each.reshape(-1, each.shape[-1]) for each in seen.pooler_output])
     tower[last] *= size / features.std()
     renames = (
-        [("model.vision_tower.", "vision_tower.vision_model."), ("model.multi_modal_projector.", "multi_modal_projector.")]
+        [
+            ("model.vision_tower.", "vision_tower.vision_model."),
+            ("model.multi_modal_projector.", "multi_modal_projector."),
+        ]
         if shape == "llava"
         else [("model.visual.", "visual.")]
     )

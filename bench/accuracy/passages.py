@@ -23,7 +23,9 @@ def texts(directory: Path, kind: str) -> list[str]:
         files = [*members(directory, "networkx", ".py"), *members(directory, "pytest", ".py")]
         return [file.decode() for path, file in files if len(file) > 4000 and "/tests/" not in path]
     if kind == "documents":
-        files = [file.decode() for name in ("black", "pydantic", "rich") for _, file in members(directory, name, "METADATA")]
+        files = [
+            file.decode() for name in ("black", "pydantic", "rich") for _, file in members(directory, name, "METADATA")
+        ]
         return [page for file in files for page in pages(file.split("\n\n"), 3000, "\n\n")]
     raise ValueError(f"{kind}: kinds are {', '.join(KINDS)}")
 
@@ -44,7 +46,10 @@ def passages(tokenizer, directory: Path, kind: str, count: int, tokens: int, cal
     is licence texts.
     """
     found = [text for number, text in enumerate(texts(directory, kind)) if number % 2 == calibration]
-    ids = [tokenizer(text[len(text) // 10 if kind == "code" else 0 :][: tokens * 8], add_special_tokens=False).input_ids for text in found]
+    ids = [
+        tokenizer(text[len(text) // 10 if kind == "code" else 0 :][: tokens * 8], add_special_tokens=False).input_ids
+        for text in found
+    ]
     long = [document[:tokens] for document in ids if len(document) >= tokens]
     if len(long) < count:
         raise RuntimeError(f"{kind}: {len(long)} documents have {tokens} tokens, {count} are needed")

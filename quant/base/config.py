@@ -83,6 +83,8 @@ class QuantConfig(BaseModel):
     """Asked of every calibration image that brings no prompt of its own; of several, the image chooses. None takes the
     family's.
     """
+    token_mix: tuple[float, float, float] = (0.4, 0.2, 0.4)
+    """Shares of image, prompt and answer tokens among the rows of the language model by which choices are judged."""
     num_samples: int | None = Field(default=None, gt=0)
     calib_text: str = "shipped"
     """Text beside the images: one of choices.CALIB_TEXT, or a file of passages, or of questions with answers."""
@@ -131,6 +133,13 @@ class QuantConfig(BaseModel):
         if names and not all(names):
             raise ValueError(f"{info.field_name} holds an empty pattern; leave it out")
         return names
+
+    @field_validator("token_mix")
+    @classmethod
+    def _shares(cls, mix):
+        if min(mix) < 0 or not sum(mix) > 0:
+            raise ValueError(f"token_mix={mix}: shares of image, prompt and answer tokens, none below 0, not all 0")
+        return mix
 
     @field_validator("anti_method", "scheme", "w_method")
     @classmethod

@@ -38,6 +38,7 @@ from .block import BlockQuantizer
 from .disk import Disk
 from .launch import stop_asked
 from .memory import on_cpu, out_of_memory_named
+from .observe import rows_and_doubt
 from .ranks import NoMemory, Ranks
 from .record import block_entry, block_line, write_records
 from .work import Work
@@ -72,7 +73,9 @@ class Calibrator:
         """Read and encode the calibration samples, if that has not been done, and say what is to be said of them."""
         if self._samples is None:
             shared = self.ranks.size > 1
-            self._samples = prepare(self.calib_data, self.checkpoint, self.family, self.config, shared)
+            self._samples = prepare(
+                self.calib_data, self.checkpoint, self.family, self.config, shared, apart=self.config.engine == "native"
+            )
             for notice in self._samples.notices:
                 self.reporter.line(notice)
 
@@ -132,10 +135,8 @@ class Calibrator:
                 place.taps = {tap: value.to(model.device) for tap, value in place.taps.items()}
         if done == used:
             return {key: Passed(place.hidden, place.taps) for key, place in (kept or {}).items()}
-        entering = sum(bool(tower.tokens(config, inputs)) for inputs in self.samples.inputs)
-        quantizer = BlockQuantizer(
-            model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks, entering
-        )
+        rows, doubt = rows_and_doubt(self.samples, tower, self.family, config, self.config)
+        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, rows, doubt, self.ranks)
         walk = Walk(model, tower, samples, passed, done, kept)
         with walk, self.reporter.progress(f"{tower.name} tower", used) as advance:
             for index in range(done, used):
@@ -191,11 +192,15 @@ class Calibrator:
         return " and ".join(counts)
 
     def own_samples(self) -> dict[int, dict[str, Tensor]]:
-        """Sample number -> the model's inputs, batch [1, ...], of this rank's samples, pixels included."""
+        """Sample number -> the model's inputs, batch [1, ...], of this rank's samples, pixels included; behind the last
+        of them those that are held out, on the first rank.
+        """
         if self._own is None:
             config, towers = self.checkpoint.config, self.family.towers
             costs = [sum(tower.tokens(config, inputs) for tower in towers) for inputs in self.samples.inputs]
             self._own = {number: self.samples.whole(number) for number in self.ranks.share(costs)}
+            if self.ranks.rank == 0:
+                self._own |= dict(enumerate(self.samples.held_out, len(costs)))
         return self._own
 
     def _refuse_unseen_towers(self) -> None:

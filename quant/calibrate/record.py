@@ -3,6 +3,7 @@ files that go with an export.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from ..model.device import peak_memory, peak_on_card
 @dataclass
 class GroupRange:
     """A group's input before and after smoothing: its range [lo, hi], and the largest |x| of its median channel, of the
-    channel that 1 % exceed, and of its largest. The last two far above the first are outlier channels.
+    channel that 1 % exceed, and of its largest. The last two far above the first are outlier channels. outside: share
+    of the values of held-out samples, 0 to 1, that the int8 codes do not reach; None where there is no range, or none.
     """
 
     linears: list[str]
@@ -27,11 +29,14 @@ class GroupRange:
     after: tuple[float, float]
     channels_before: tuple[float, float, float]
     channels_after: tuple[float, float, float]
+    outside: float | None = None
 
 
-def group_range(linears: list[str], before: Stats, after: Stats) -> GroupRange:
-    """linears: names; before, after: the statistics of what they read, without and with smoothing."""
-    return GroupRange(linears, _extent(before), _extent(after), _channels(before), _channels(after))
+def group_range(linears: list[str], before: Stats, after: Stats, outside: float | None = None) -> GroupRange:
+    """linears: names; before, after: the statistics of what they read, without and with smoothing; outside: as in
+    GroupRange.
+    """
+    return GroupRange(linears, _extent(before), _extent(after), _channels(before), _channels(after), outside)
 
 
 def _extent(stats: Stats) -> tuple[float, float]:
@@ -51,6 +56,7 @@ def block_entry(name: str, result, seconds: float) -> dict:
         "int8": [linear.name for linear in result.linears],
         "snr_plain_db": result.snr_plain,
         "snr_db": result.snr,
+        "snr_held_out_db": result.snr_held_out,
         "ranges": [asdict(entry) for entry in result.ranges],
         "seconds": round(seconds, 3),
         "steps": {step: round(took, 3) for step, took in result.seconds.items()},
@@ -63,8 +69,10 @@ def block_line(entry: dict, anti_method: str) -> str:
     if anti_method == "none":
         change = f"{entry['snr_db']:5.1f} dB"
     if not entry["int8"]:
-        change = "float"
-    return f"{entry['block']:<43} {len(entry['int8']):>2} int8  {change:<17} {entry['seconds']:7.2f} s"
+        return f"{entry['block']:<39} float{'':<29} {entry['seconds']:6.2f} s"
+    held = entry["snr_held_out_db"]
+    unseen = "" if math.isnan(held) else f"{held:.1f} unseen"
+    return f"{entry['block']:<39} {len(entry['int8']):>2} int8 {change:<16} {unseen:>11} {entry['seconds']:6.2f} s"
 
 
 def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None:

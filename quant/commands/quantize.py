@@ -141,6 +141,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop at the first sample that cannot be used; else it is named, left out and counted",
     )
     samples.add_argument(
+        "--token_mix",
+        type=float,
+        nargs=3,
+        metavar=("IMAGE", "PROMPT", "ANSWER"),
+        help="shares of the kinds of tokens by which the language model's choices are judged (default: "
+        + " ".join(f"{share:g}" for share in default("token_mix"))
+        + ")",
+    )
+    samples.add_argument(
         "--max_pixels",
         type=int,
         metavar="N",

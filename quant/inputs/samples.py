@@ -11,6 +11,7 @@ all but the pixels, and encodes again those that are its own: its memory is that
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base.choices import CALIB_TEXT
-from ..base.config import CALIB_IMAGES, MAX_SAMPLES, QuantConfig
+from ..base.config import CALIB_IMAGES, HELD_OUT, MAX_SAMPLES, QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
@@ -30,6 +31,7 @@ from .sources import LISTS, Loaded, load_samples, load_texts, ranked
 IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is; a passage is all ANSWER
 PASSAGE_TOKENS = 512  # of one passage: many short ones cover more of a language than a long one
 AT_ONCE = 256  # texts, of which no more are taken as a rule
+HELD_OUT_TOKENS = 400  # of the text by which each block is measured on what calibration did not see
 SHORTEST = 16  # tokens that are left for which it is worth to go on
 
 
@@ -41,7 +43,8 @@ class CalibrationSet:
 
     encode: sample number -> its inputs, where `inputs` lack the pixels; None where they are complete.
     starts: for each sample the position where the answer begins, T where there is none, 0 for a passage;
-    image_token_id: the placeholder's number, or None where it is not known; skipped: samples of no use.
+    image_token_id: the placeholder's number, or None where it is not known; skipped: samples of no use; held_out: the
+    inputs of samples that nothing is fitted to, shipped apart (none where the caller prepared the inputs).
     """
 
     inputs: list[dict[str, Tensor]]
@@ -53,6 +56,13 @@ class CalibrationSet:
     starts: list[int] = field(default_factory=list)
     image_token_id: int | None = None
     skipped: int = 0
+    held_out: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @property
+    def different_words(self) -> int:
+        """How many different tokens of text the language model sees."""
+        seen = [inputs["input_ids"][0][self.kinds(number) != IMAGE] for number, inputs in enumerate(self.inputs)]
+        return len(torch.cat(seen).unique())
 
     def counts(self) -> dict[str, int]:
         """How many tokens of each kind the language model sees: {"image", "prompt", "answer"}."""
@@ -96,6 +106,7 @@ def prepare(
     shared: bool = False,
     *,
     write: Callable[[list[Sample], Encoder], list[Sample]] | None = None,
+    apart: bool = False,
 ) -> CalibrationSet:
     """data: what load_samples reads, None for the photographs shipped here, or a list of the model's inputs (dicts of
     tensors). shared: several processes take a part of the samples each; the pixels are left to whole(). write: called
@@ -103,7 +114,7 @@ def prepare(
 
     What config.calib_text adds is text alone, passages or questions with answers. Of all such, at most
     config.text_tokens tokens are taken: those of `data` first, in an order that seed and content decide, a passage cut
-    at PASSAGE_TOKENS. Raises UsageError: nothing that can be used, or with config.strict anything that cannot.
+    at PASSAGE_TOKENS. apart: with samples held out beside them. Raises UsageError: nothing that can be used, or with config.strict anything that cannot.
     """
     if isinstance(data, list):
         return _from_inputs(data, family.processing.image_token_id(checkpoint.config))
@@ -134,7 +145,21 @@ def prepare(
         max_pixels=config.max_pixels,
         trust_remote_code=config.trust_remote_code,
     )
-    return _encoded(loaded, encoder, config, shared, write)
+    found = _encoded(loaded, encoder, config, shared, write)
+    if apart:
+        found.held_out = held_out(encoder, config.seed)
+    return found
+
+
+def held_out(encoder: Encoder, seed: int) -> list[dict[str, Tensor]]:
+    """The inputs of the first picture, and of HELD_OUT_TOKENS tokens of text, of what is shipped apart from calibration;
+    what the checkpoint's processor refuses is left out.
+    """
+    loaded, found = load_samples(HELD_OUT, "", None, seed), []
+    for sample in [*loaded.samples[:1], *_within(loaded.texts, encoder, HELD_OUT_TOKENS, [])]:
+        with suppress(QuantError):
+            found.append(encoder.encode_sample(sample))
+    return found
 
 
 def _text_file(calib_text: str) -> Path:
