@@ -28,6 +28,7 @@ class Choice:
 METHODS = {
     "m2": Choice("Outlier Suppression+: the threshold with the least output error", "arithmetic.m2:solve"),
     "m4": Choice("iterative smooth, the migration of SmoothQuant, group after group", "arithmetic.m4:solve"),
+    "auto": Choice("per group the best of m2, m4 at several strengths, and nothing", "arithmetic.auto:solve"),
     "none": Choice("plain rounding"),
 }
 """anti_method -> how outliers of the activations are moved into the weights: Problem, alpha -> Smoothing."""

@@ -88,6 +88,7 @@ def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None
         "device": calibrator.device,
         "int8_product": product_on(calibrator.device).name if calibrator.config.engine == "native" else None,
         "identity": identity,
+        "tokens": calibrator.samples.counts() | {"different": calibrator.samples.different_words},
         "blocks": calibrator.blocks,
     }
     replace_file(directory / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())

@@ -1,5 +1,6 @@
 """The lines before and after a run: what will be done, what it will take, and what came of it."""
 
+import math
 from pathlib import Path
 
 from ..arithmetic.product import FAST, product_on
@@ -9,6 +10,8 @@ from ..families.family import Tower
 from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
+
+ENOUGH_WORDS = 600  # different tokens of text, below which the loss grows (docs/accuracy.md)
 
 
 def dry_run(calibrator: Calibrator) -> None:
@@ -88,8 +91,32 @@ def _samples(calibrator: Calibrator) -> str:
 
 def _tokens(calibrator: Calibrator) -> str:
     """How many tokens of each kind the language model sees."""
-    seen = calibrator.samples.counts()
-    return f"{seen['image']} of images, {seen['prompt']} of prompts, {seen['answer']} of answers and passages"
+    samples = calibrator.samples
+    seen, different = samples.counts(), samples.different_words
+    return (
+        f"{seen['image']} of images, {seen['prompt']} of prompts, {seen['answer']} of answers and text"
+        f" ({different} different)"
+    )
+
+
+def _coverage(calibrator: Calibrator) -> list[str]:
+    """How the blocks do on samples that were held out, and a warning where too little of the language was seen."""
+    measured = [entry for entry in calibrator.blocks if entry["int8"] and not math.isnan(entry["snr_held_out_db"])]
+    lines = []
+    if measured:
+        worst = min(measured, key=lambda entry: entry["snr_held_out_db"])
+        lines.append(f"unseen   {worst['snr_held_out_db']:.1f} dB in the weakest block, {worst['block']}")
+    groups = [(each["outside"] or 0.0, each["linears"][0]) for entry in measured for each in entry["ranges"]]
+    if groups:
+        share, name = max(groups)
+        lines.append(f"         at most {share:.2%} of unseen values are out of range, in {name}")
+    different = calibrator.samples.different_words
+    if different < ENOUGH_WORDS and calibrator.config.engine == "native":
+        lines.append(
+            f"warning  {different} different tokens of text were seen, {ENOUGH_WORDS} cover a language better"
+            " (docs/accuracy.md): --calib_text shipped"
+        )
+    return lines
 
 
 def counts(plan: Plan) -> str:
@@ -122,6 +149,8 @@ def summary(calibrator: Calibrator, target: Path) -> None:
     say()
     say(f"samples  {_samples(calibrator)}")
     say(f"tokens   {_tokens(calibrator)}")
+    for line in _coverage(calibrator):
+        say(line)
     say(f"layers   {counts(plan)}; {int8 / total:.1%} of the multiply-adds in int8")
     product = product_on(calibrator.device)
     if product.name != FAST and calibrator.config.engine == "native":
