@@ -137,7 +137,7 @@ class Encoder:
             raise QuantError(f"{where}: {error}") from error.__cause__
 
     def answer_start(self, sample: Sample, inputs: dict[str, "torch.Tensor"]) -> int:
-        """Where the sample's answer begins in input_ids [1, T]: T without one, 0 for a passage. Raises as answer_ids."""
+        """Where the sample's answer begins in input_ids [1, T]: T without one, 0 for a passage."""
         if sample.is_passage:
             return 0
         return inputs["input_ids"].shape[1] - len(self.answer_ids(sample.answer))
