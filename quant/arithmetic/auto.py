@@ -1,7 +1,7 @@
 """auto: of all that m2 and m4 would do to a group, what loses least on samples that it was not fitted to; or nothing.
 
-    m2    its thresholds, with a LayerNorm with and without the shift
-    m4    its scale at migration strengths from 0.3 to 0.95
+m2    its thresholds, with a LayerNorm with and without the shift
+m4    its scale at migration strengths from 0.3 to 0.95
 """
 
 from .m2 import search
