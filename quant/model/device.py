@@ -2,6 +2,7 @@
 
 import os
 import resource
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -15,6 +16,7 @@ MISSING = {
     ),
     "cuda": "no CUDA device is usable: install a CUDA build of torch and look at nvidia-smi, or use --device_type cpu",
 }
+MEMINFO = Path("/proc/meminfo")
 
 
 def _backend(device: str) -> ModuleType:
@@ -70,6 +72,21 @@ def peak_on_card(device: str) -> int | None:
 def peak_memory() -> int:
     """Largest resident size of this process so far, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory(device: str) -> list[int]:
+    """Bytes that are free: of every visible card, this process's own first; of the host, one number. Empty where the
+    system does not say.
+    """
+    if device != "cpu":
+        backend = _backend(device)
+        own = backend.current_device()
+        order = sorted(range(backend.device_count()), key=lambda card: (card != own, card))
+        return [backend.mem_get_info(card)[0] for card in order]
+    if not MEMINFO.is_file():
+        return []
+    fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    return [int(fields["MemAvailable"].split()[0]) * 1024]
 
 
 # -- several cards
