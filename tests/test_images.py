@@ -152,7 +152,7 @@ def test_folder_reports_what_it_skips(tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     samples, notices = load_samples(tmp_path, "Describe", None, 0)
-    assert {s.image.name for s in samples} == {"a.PNG", "b.JPeG", "c.webp", "d.bmp"}
+    assert {s.images[0].name for s in samples} == {"a.PNG", "b.JPeG", "c.webp", "d.bmp"}
     assert [notice.split(":")[0] for notice in notices] == [
         "skipped broken.jpg", "skipped gone.png", "skipped more", "skipped what is no image by its name"]  # fmt: skip
 
@@ -176,7 +176,7 @@ def test_names_and_order_do_not_matter(tmp_path):
         here, _ = load_samples(tmp_path, "p", count, 7)
         there, _ = load_samples(other, "p", count, 7)
         assert [s.key for s in here] == [s.key for s in there] == sorted(s.key for s in here)
-        assert [s.image.read_bytes() for s in here] == [s.image.read_bytes() for s in there]
+        assert [s.images[0].read_bytes() for s in here] == [s.images[0].read_bytes() for s in there]
 
 
 def test_choice_depends_on_the_seed_and_says_so(tmp_path):
@@ -193,7 +193,7 @@ def test_duplicates_count_once(tmp_path):
     folder_of(tmp_path, ["a.png", "c.png"])
     shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
     samples, notices = load_samples(tmp_path, "p", None, 0)
-    assert len(samples) == 2 and {s.image.name for s in samples} == {"a.png", "c.png"}
+    assert len(samples) == 2 and {s.images[0].name for s in samples} == {"a.png", "c.png"}
     assert notices == ["b.png: the same image and prompt as a.png, counted once"]
 
 
@@ -201,14 +201,14 @@ def test_of_several_prompts_the_image_chooses(tmp_path):
     folder_of(tmp_path, [f"{index}.png" for index in range(12)])
     samples, _ = load_samples(tmp_path, ("one", "two"), None, 0)
     assert {sample.prompt for sample in samples} == {"one", "two"}
-    asked = {sample.image.read_bytes(): sample.prompt for sample in samples}
+    asked = {sample.images[0].read_bytes(): sample.prompt for sample in samples}
     (tmp_path / "0.png").rename(tmp_path / "z.png")  # the name does not choose, nor what else is there
     (tmp_path / "1.png").unlink()
     again, _ = load_samples(tmp_path, ("one", "two"), None, 0)
-    assert all(asked[sample.image.read_bytes()] == sample.prompt for sample in again)
+    assert all(asked[sample.images[0].read_bytes()] == sample.prompt for sample in again)
     file = tmp_path / "calib.jsonl"
     file.write_text('{"image": "z.png"}\n{"image": "2.png", "prompt": "own"}')
-    found = {sample.image.name: sample.prompt for sample in load_samples(file, ("one", "two"), None, 0)[0]}
+    found = {sample.images[0].name: sample.prompt for sample in load_samples(file, ("one", "two"), None, 0)[0]}
     assert found == {"z.png": asked[(tmp_path / "z.png").read_bytes()], "2.png": "own"}
 
 
@@ -246,7 +246,7 @@ def test_jsonl_with_prompts(tmp_path):
     rows = [{"image": "a.png", "prompt": "读出文字"}, {"image": "b.png"}, b"", {"image": "a.png"}, b"\r"]
     file = jsonl(tmp_path, *rows)
     samples, notices = load_samples(file, "default", None, 0)
-    assert {(s.image.name, s.prompt) for s in samples} == {
+    assert {(s.images[0].name, s.prompt) for s in samples} == {
         ("a.png", "读出文字"),
         ("b.png", "default"),
         ("a.png", "default"),
@@ -307,10 +307,10 @@ def test_shipped_photographs():
     assert len(samples) >= 8
     assert notices == ["skipped what is no image by its name: SOURCES.md, coco30.json"]
     table = (PHOTOS / "SOURCES.md").read_text()
-    assert sum(s.image.stat().st_size for s in samples) < 1_000_000
+    assert sum(s.images[0].stat().st_size for s in samples) < 1_000_000
     for sample in samples:
-        assert max(Image.open(sample.image).size) <= 640
-        assert table.count(f"| {sample.image.name} |") == 1
+        assert max(Image.open(sample.images[0]).size) <= 640
+        assert table.count(f"| {sample.images[0].name} |") == 1
 
 
 def test_shipped_coco_list_is_attribution_licensed():

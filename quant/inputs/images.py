@@ -14,13 +14,13 @@ import io
 import json
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..base.errors import QuantError, UsageError, one_line
+from .sample import Picture, Sample, key_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the content, whatever the name says
@@ -30,15 +30,6 @@ class ReadError(QuantError):
     """The disk did not give a file that is there. Nothing is known of its content: unlike a broken image it is not
     skipped.
     """
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One calibration input. `key` depends on the image's bytes and the prompt only."""
-
-    image: Path
-    prompt: str
-    key: str
 
 
 def load_samples(
@@ -67,7 +58,7 @@ def load_samples(
     for sample in found:
         first = unique.setdefault(sample.key, sample)
         if first is not sample:
-            notices.append(f"{sample.image.name}: the same image and prompt as {first.image.name}, counted once")
+            notices.append(f"{sample.name}: the same image and prompt as {first.name}, counted once")
     if not unique:
         raise UsageError(f"{source}: no usable image (png, jpg, jpeg, webp or bmp){_reasons(notices)}")
 
@@ -93,18 +84,15 @@ def open_image(path: Path) -> Image.Image:
     return decode_image(read_bytes(Path(path)), path)
 
 
-def reopen_image(sample: Sample) -> Image.Image:
-    """The sample's image as open_image has it. Raises QuantError when the file has changed since its key was taken."""
-    data = read_bytes(sample.image)
-    if (key := _key(data, sample.prompt)) != sample.key:
+def reopen_images(sample: Sample) -> list[Image.Image]:
+    """The sample's images as open_image has them. Raises QuantError when a file has changed since the key was taken."""
+    data = [image.data if isinstance(image, Picture) else read_bytes(image) for image in sample.images]
+    if (key := key_of(data, sample.prompt, sample.answer)) != sample.key:
         raise QuantError(
-            f"{sample.image}: changed since it was checked: with its prompt sha256 {key[:16]}, it was {sample.key[:16]}"
+            f"{', '.join(map(str, sample.images))}: changed since it was checked: with its prompt sha256 {key[:16]},"
+            f" it was {sample.key[:16]}"
         )
-    return decode_image(data, sample.image)
-
-
-def _key(data: bytes, prompt: str) -> str:
-    return hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest()
+    return [decode_image(each, image) for each, image in zip(data, sample.images)]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -119,7 +107,7 @@ def read_bytes(path: Path) -> bytes:
         raise ReadError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def decode_image(data: bytes, name: Path | str) -> Image.Image:
+def decode_image(data: bytes, name: Path | Picture | str) -> Image.Image:
     """open_image for bytes at hand: 8-bit RGB. Raises QuantError as open_image does; `name` stands for them there."""
     try:
         with warnings.catch_warnings():
@@ -160,7 +148,7 @@ def _sample(path: Path, prompt: str | tuple[str, ...]) -> Sample:
     decode_image(data, path)
     if not isinstance(prompt, str):
         prompt = prompt[int(hashlib.sha256(data).hexdigest(), 16) % len(prompt)]
-    return Sample(path, prompt, _key(data, prompt))
+    return Sample((path,), prompt, "", key_of([data], prompt), path.name)
 
 
 def _from_folder(folder: Path, prompt: str | tuple[str, ...]) -> tuple[list[Sample], list[str]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..base.config import CALIB_IMAGES, MAX_SAMPLES, QuantConfig
@@ -23,6 +24,8 @@ from ..files.checkpoint import Checkpoint
 from .encoder import Encoder
 from .images import choose, load_samples
 
+IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is; a passage is all ANSWER
+
 
 @dataclass
 class CalibrationSet:
@@ -31,6 +34,8 @@ class CalibrationSet:
     the user.
 
     encode: sample number -> its inputs, where `inputs` lack the pixels; None where they are complete.
+    starts: for each sample the position where the answer begins, T where there is none, 0 for a passage;
+    image_token_id: the placeholder's number, or None where it is not known.
     """
 
     inputs: list[dict[str, Tensor]]
@@ -39,6 +44,20 @@ class CalibrationSet:
     encoder: dict = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     encode: Callable[[int], dict[str, Tensor]] | None = None
+    starts: list[int] = field(default_factory=list)
+    image_token_id: int | None = None
+
+    def kinds(self, number: int) -> Tensor:
+        """What the language model's tokens of a sample are, in the order of input_ids: IMAGE, PROMPT or ANSWER, uint8
+        [T]. Of inputs that the caller prepared it is not known where an answer begins: all text counts as PROMPT.
+        """
+        ids = self.inputs[number]["input_ids"][0]
+        kinds = torch.full(ids.shape, PROMPT, dtype=torch.uint8)
+        if number < len(self.starts):
+            kinds[self.starts[number] :] = ANSWER
+        if self.image_token_id is not None:
+            kinds[ids == self.image_token_id] = IMAGE
+        return kinds
 
     def whole(self, number: int) -> dict[str, Tensor]:
         """All inputs of a sample. Raises QuantError when its image has changed since, or cannot be read any more."""
@@ -55,7 +74,7 @@ def prepare(data, checkpoint: Checkpoint, family: Family, config: QuantConfig, s
     of tensors). shared: several processes take a part of the samples each; the pixels are left to whole().
     """
     if isinstance(data, list):
-        return _from_inputs(data)
+        return _from_inputs(data, family.processing.image_token_id(checkpoint.config))
     samples, notices = load_samples(
         Path(data or CALIB_IMAGES), config.prompt or family.prompt, config.num_samples, config.seed
     )
@@ -79,10 +98,12 @@ def prepare(data, checkpoint: Checkpoint, family: Family, config: QuantConfig, s
     return CalibrationSet(
         inputs,
         [sample.key for sample in samples],
-        [sample.image.name for sample in samples],
+        [sample.name for sample in samples],
         encoder.describe(),
         notices,
         again,
+        [encoder.answer_start(sample, made) for sample, made in zip(samples, inputs)],
+        encoder.image_token_id,
     )
 
 
@@ -90,7 +111,7 @@ def _without_pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in inputs.items() if not tensor.is_floating_point()}
 
 
-def _from_inputs(data: list) -> CalibrationSet:
+def _from_inputs(data: list, image_token_id: int) -> CalibrationSet:
     if not data or not all(isinstance(inputs, dict) and "input_ids" in inputs for inputs in data):
         raise UsageError(
             "calib_data is a list, but not of the model's inputs: every entry must be a dict with input_ids and the"
@@ -98,7 +119,10 @@ def _from_inputs(data: list) -> CalibrationSet:
         )
     keyed = sorted(((_key(inputs), inputs) for inputs in data), key=lambda pair: pair[0])
     return CalibrationSet(
-        [inputs for _, inputs in keyed], [key for key, _ in keyed], [f"input {number}" for number in range(len(keyed))]
+        [inputs for _, inputs in keyed],
+        [key for key, _ in keyed],
+        [f"input {number}" for number in range(len(keyed))],
+        image_token_id=image_token_id,
     )
 
 

@@ -21,7 +21,7 @@ from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import read_json
-from ..inputs.images import load_samples, open_image
+from ..inputs.images import load_samples, reopen_images
 
 THUMBNAIL = (160, 120)  # pixels an image is made to fit
 MOST_THUMBNAILS = 128
@@ -187,7 +187,7 @@ def _thumbnails(images: str | None, recipe: dict, family: Family) -> dict[str, s
     prompt = config.get("prompt") or family.prompt
     samples, _ = load_samples(source, prompt if isinstance(prompt, str) else tuple(prompt), None, 0)
     found = [sample for sample in samples if sample.key in wanted][:MOST_THUMBNAILS]
-    return {sample.key: _thumbnail(open_image(sample.image)) for sample in found}
+    return {sample.key: _thumbnail(reopen_images(sample)[0]) for sample in found}
 
 
 def _thumbnail(image: Image.Image) -> str:

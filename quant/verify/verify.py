@@ -33,7 +33,7 @@ from ..export.recipe import VERSION
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from ..inputs.encoder import Encoder
+from ..inputs.encoder import Encoder, follow
 from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import pick_device
 from ..model.whole import room_for
@@ -171,19 +171,6 @@ def free_run(
     """
     model, _ = load(directory, device, trust_remote_code=config.trust_remote_code)
     return [runtime.greedy(model, inputs, tokens) for inputs in samples.inputs[:IMAGES]]
-
-
-def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
-    """The inputs of a sample, [1, ...], with an answer, int64 [A], behind them: what teacher-forcing runs on."""
-    longer = dict(inputs)
-    for name, fill in (
-        ("input_ids", answer),
-        ("attention_mask", torch.ones_like(answer)),
-        ("mm_token_type_ids", torch.zeros_like(answer)),
-    ):
-        if name in inputs:
-            longer[name] = torch.cat([inputs[name], fill[None].to(inputs[name].dtype)], 1)
-    return longer
 
 
 def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Tensor], encoder: Encoder) -> dict:
