@@ -17,6 +17,7 @@ ALPHA = 0.9  # m4's default migration strength
 # The photographs shipped with the source code, and the list that `fetch-coco` downloads more by.
 CALIB_IMAGES = Path(__file__).resolve().parents[2] / "calibImages"
 COCO_LIST = CALIB_IMAGES / "coco30.json"
+TEXT_FILE = "calibration_text.jsonl"  # in an export: what the model wrote for its own calibration (inputs/written.py)
 MAX_SAMPLES = 128  # how many samples a run takes from a larger set unless it is told
 # What an exported directory depends on only through its packaging: not part of the fingerprint.
 PACKAGING = {"dev_type", "part_file_size"}

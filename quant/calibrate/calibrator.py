@@ -38,6 +38,7 @@ from .block import BlockQuantizer
 from .disk import Disk
 from .launch import stop_asked
 from .memory import on_cpu, out_of_memory_named
+from .own_text import OwnText, writer_of
 from .ranks import NoMemory, Ranks
 from .record import block_entry, block_line, write_records
 from .work import Work
@@ -62,17 +63,20 @@ class Calibrator:
         self.compute_dtype = compute_dtype(self.checkpoint.dtype, self.device)
         self.export_dtype = export_dtype(self.checkpoint.dtype, cfg.dtype, self.family.dtype)
         self._samples: CalibrationSet | None = None
+        self.own_text: OwnText | None = None
         self.blocks: list[dict] = []
         self.seconds = 0.0
         self._work: Work | None = None
         self._own: dict[int, dict[str, Tensor]] | None = None
         self.ranks = Ranks()
 
-    def prepare(self) -> None:
-        """Read and encode the calibration samples, if that has not been done, and say what is to be said of them."""
+    def prepare(self, work: Work | None = None, finished: Path | None = None) -> None:
+        """Read and encode the samples, if that has not been done, and say what is to be said of them. work: keeps what
+        the model is to write for them itself; finished: an export that has it.
+        """
         if self._samples is None:
-            shared = self.ranks.size > 1
-            self._samples = prepare(self.calib_data, self.checkpoint, self.family, self.config, shared)
+            shared, write = self.ranks.size > 1, writer_of(self, work, finished)
+            self._samples = prepare(self.calib_data, self.checkpoint, self.family, self.config, shared, write=write)
             for notice in self._samples.notices:
                 self.reporter.line(notice)
 
@@ -93,7 +97,7 @@ class Calibrator:
 
         Raises QuantError; KeyboardInterrupt, after a commit, when the work is asked to stop.
         """
-        self.prepare()
+        self.prepare(work)
         self._discard()
         self._work = work = work or Work(make_work_directory(directory))
         try:

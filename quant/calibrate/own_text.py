@@ -1,165 +1,169 @@
-"""Calibration text that the float model writes itself: an answer to every picture, and free passages.
+"""--calib_text self: before the first block, the float model answers every picture that has no answer yet, and writes
+passages (sampling.py). It is in memory as a whole for that, and gone before calibration begins.
 
-A passage begins as the tokenizer begins a text (<s>), and where it puts nothing there with a token drawn from all
-ordinary ones (Liu et al., LLM-QAT, arXiv 2305.17888), so that it is in any of the languages that the model knows. The
-next token is drawn from the model's own distribution, p = softmax(logits), temperature 1, no cut at the top: in float32
-on the host, by the inverse of its cumulative sum at a number u in [0, 1). Every answer and every passage has numbers of
-its own, seeded by the picture's key or by its place, so what is written does not depend on what is written beside it,
-but for the last bits of the logits.
-
-Special tokens and placeholders are never drawn. One that ends an answer does, and stays out of it.
+What it wrote is kept in the job's directory, so a job that is resumed does not write anew; by several processes the
+first writes for all. Where the model does not fit, that is said, and the shipped text is used.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ..base.errors import QuantError
+from ..base.config import TEXT_FILE, QuantConfig
+from ..base.console import Reporter, duration, size
+from ..export.recipe import computed_by
+from ..families import family_of
+from ..files.checkpoint import Checkpoint
 from ..inputs.encoder import Encoder
-from ..model.whole import generate
+from ..inputs.sample import Sample
+from ..inputs.written import Written, parse_written, read_written
+from ..model.device import compute_dtype, free_cache, free_memory, is_out_of_memory
+from ..model.whole import MARGIN, needed_memory, room_for, whole_model
+from .launch import stop_asked
+from .sampling import ANSWER, AT_ONCE, Writer
+from .work import Work
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-AT_ONCE = 8  # answers or passages
-ANSWER = 128  # tokens of an answer, at most
-PASSAGE = 400  # tokens of a passage, at most
-LEAST = 32  # tokens of a passage, before it may end
-
-Advance = Callable[[], None]
+TOKENS = 2048  # of a sample with its answer, for the estimate of what the keys and values take
 
 
-class Writer:
-    """model: of whole_model; seed: of every number drawn; at_once: how many are written together."""
+@dataclass(frozen=True)
+class OwnText:
+    """What the model wrote, and the same as a file's content; or why it did not: `refused`."""
 
-    def __init__(self, model: "PreTrainedModel", encoder: Encoder, seed: int, at_once: int = AT_ONCE):
-        import transformers
-
-        self._model, self._encoder, self._seed, self._at_once = model, encoder, seed, at_once
-        tokenizer, ends = encoder.tokenizer, model.generation_config.eos_token_id
-        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
-        self._ends |= {tokenizer.eos_token_id} - {None}
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
-        words = model.get_output_embeddings().weight.shape[0]
-        known = {token for token in tokenizer.get_vocab().values() if token < words}
-        self.ordinary = sorted(known - special_tokens(encoder) - self._ends)
-        self._front = tokenizer("", add_special_tokens=True)["input_ids"]
-        # Nothing else of generation_config.json counts: a penalty for repetition would change the distribution.
-        model.generation_config = transformers.GenerationConfig(
-            do_sample=False, use_cache=True, eos_token_id=sorted(self._ends) or None, pad_token_id=self._pad
-        )
-
-    def answers(
-        self, inputs: Sequence[Callable[[], dict[str, Tensor]]], keys: list[str], advance: Advance
-    ) -> list[tuple[int, ...]]:
-        """The token ids of an answer, at most ANSWER, to each of the inputs, [1, ...], which are made when they are
-        needed. keys: what seeds them. advance: called ANSWER times for each. Raises QuantError for a model whose logits
-        are not finite, and as the inputs do.
-        """
-        written: list[tuple[int, ...]] = []
-        for start in range(0, len(inputs), self._at_once):
-            some = slice(start, start + self._at_once)
-            batch = padded([make() for make in inputs[some]], self._pad)
-            written += self._write(batch, [f"answer {key}" for key in keys[some]], ANSWER, 0, advance)
-            for _ in range(len(keys[some]) * ANSWER - sum(map(len, written[start:]))):
-                advance()
-        return written
-
-    def passages(self, tokens: int, advance: Advance) -> list[tuple[int, ...]]:
-        """The token ids of passages, `tokens` of them in all; the last passage is cut. advance: called for each token.
-        Raises QuantError for a model whose logits are not finite.
-        """
-        done: list[tuple[int, ...]] = []
-        first, left = 0, tokens
-        while left > 0:
-            count = min(self._at_once, -(-left // PASSAGE))
-            for passage in self._passages([f"passage {first + number}" for number in range(count)]):
-                if left > 0:
-                    done.append(passage[:left])
-                    left -= len(done[-1])
-                    for _ in done[-1]:
-                        advance()
-            first += count
-        return done
-
-    def _passages(self, names: list[str]) -> Iterator[tuple[int, ...]]:
-        """What the tokenizer itself puts in front of every text stays out of them."""
-        first = [self._first_token(name) for name in names]
-        inputs = [self._encoder(None, None, ids or self.ordinary[:1]) for ids in first]
-        if self._front:
-            inputs = [{name: value[:, : len(self._front)] for name, value in each.items()} for each in inputs]
-        most = PASSAGE - len(first[0])
-        for ids, rest in zip(first, self._write(padded(inputs, self._pad), names, most, LEAST, lambda: None)):
-            yield (*ids, *rest)
-
-    def _first_token(self, name: str) -> tuple[int, ...]:
-        """Drawn where the tokenizer puts nothing in front of a text, for a model must be given something."""
-        if self._front:
-            return ()
-        return (self.ordinary[int(torch.randint(len(self.ordinary), (), generator=self._numbers(f"start of {name}")))],)
-
-    def _numbers(self, name: str) -> torch.Generator:
-        digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-    def _write(
-        self, batch: dict[str, Tensor], names: list[str], most: int, least: int, advance: Advance
-    ) -> list[tuple[int, ...]]:
-        """What the model puts behind each row of the batch, [B, ...], without what ends it: at most `most` tokens, and
-        at least `least`.
-        """
-        draw = _Draw([self._numbers(name) for name in names], self.ordinary, self._ends, least, advance)
-        rows = generate(self._model, batch, max_new_tokens=most, logits_processor=[draw]).tolist()
-        return [tuple(row[: next((at for at, token in enumerate(row) if token in self._ends), most)]) for row in rows]
+    written: Written = Written()
+    lines: bytes = b""
+    refused: str | None = None
 
 
-class _Draw:
-    """A logits processor of generate(), which is greedy: it leaves the token that was drawn as the only one."""
+def write_texts(
+    checkpoint: Checkpoint,
+    encoder: Encoder,
+    samples: list[Sample],
+    config: QuantConfig,
+    device: str,
+    reporter: Reporter,
+    stop=lambda: False,
+) -> OwnText:
+    """Answers to the samples that have none, and passages of config.text_tokens tokens in all, by the float model on
+    `device`.
 
-    def __init__(
-        self, numbers: list[torch.Generator], ordinary: list[int], ends: set[int], least: int, advance: Advance
-    ):
-        self._numbers, self._least, self._advance, self._step = numbers, least, advance, 0
-        self._ordinary, self._all, self._ends = torch.tensor(ordinary), torch.tensor(sorted({*ordinary, *ends})), ends
-        self._running = [True] * len(numbers)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Token ids so far, int64 [B, T], and logits [B, vocabulary] -> the same with all but one at -inf a row."""
-        allowed = self._all if self._step >= self._least else self._ordinary
-        sums = scores.to("cpu", torch.float32)[:, allowed].softmax(-1).double().cumsum(-1)
-        self._step += 1
-        if not sums[:, -1].isfinite().all():
-            raise QuantError(f"the float model's logits are not finite at token {self._step} of what it writes")
-        u = torch.stack([torch.rand(1, generator=numbers, dtype=torch.float64) for numbers in self._numbers])
-        drawn = torch.searchsorted(sums, u * sums[:, -1:], right=True).clamp(max=len(allowed) - 1)
-        tokens = allowed[drawn]
-        self._running = [going and int(token) not in self._ends for going, token in zip(self._running, tokens)]
-        for _ in range(sum(self._running)):
-            self._advance()
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.to(scores.device), 0.0)
-
-
-def special_tokens(encoder: Encoder) -> set[int]:
-    """Numbers of the tokens that are no text: special ones and placeholders."""
-    tokenizer, family = encoder.tokenizer, encoder.family
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    places = set(tokenizer.convert_tokens_to_ids(list(family.processing.reserved)))
-    return (special | places | set(tokenizer.all_special_ids) | {encoder.image_token_id}) - {None}
-
-
-def padded(inputs: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
-    """Inputs of several samples, [1, ...] each, as one batch [B, ...]: what has a value for each token is filled up on
-    the left, with `pad` where it holds tokens and else with 0; pixels and their sizes are joined as they are.
+    stop: asked at every token. Raises QuantError for a model that cannot be loaded or whose logits are not finite,
+    KeyboardInterrupt when it is to stop.
     """
-    longest = max(each["input_ids"].shape[1] for each in inputs)
-    batch = {}
-    for name in inputs[0]:
-        values = [each[name] for each in inputs]
-        if all(each[name].shape == each["input_ids"].shape for each in inputs):
-            fill = pad if name == "input_ids" else 0
-            values = [torch.nn.functional.pad(value, (longest - value.shape[1], 0), value=fill) for value in values]
-        batch[name] = torch.cat(values)
-    return batch
+    tokens = config.text_tokens
+    start, asked = time.perf_counter(), [sample for sample in samples if sample.images and not sample.answer]
+    more, cards = _cache(checkpoint, device), None
+    if refused := room_for(checkpoint, device, more):
+        cards = _cards(device, more)
+        refused = room_for(checkpoint, device, more, spread=True)
+    if refused:
+        return OwnText(refused=refused)
+    where = f" over {len(cards)} cards" if cards else ""
+    reporter.line(
+        f"text     the model itself writes {len(asked)} answers and {tokens} tokens of passages; it takes"
+        f" {size(needed_memory(checkpoint, device) + more)}{where}"
+    )
+    try:
+        with reporter.progress("own text", len(asked) * ANSWER + tokens) as step:
+
+            def advance() -> None:
+                step()
+                if stop():
+                    raise KeyboardInterrupt
+
+            model = whole_model(checkpoint, device, config.trust_remote_code, cards=cards).model
+            writer = Writer(model, encoder, config.seed)
+            makers = [lambda sample=sample: encoder.encode_sample(sample) for sample in asked]
+            answers = writer.answers(makers, [sample.key for sample in asked], advance)
+            passages = writer.passages(tokens, advance)
+    except RuntimeError as err:
+        if not is_out_of_memory(err):
+            raise
+        return OwnText(refused=f"out of memory while it wrote: {str(err).splitlines()[0]}")
+    finally:
+        model = writer = None
+        free_cache(device)
+    written = Written({sample.key: ids for sample, ids in zip(asked, answers) if ids}, tuple(passages))
+    reporter.line(
+        f"text     {len(written.passages)} passages, {len(written.answers)} answers, {written.tokens} tokens by the"
+        f" model itself, {duration(time.perf_counter() - start)}"
+    )
+    return OwnText(written, written.lines(encoder.raw))
+
+
+def _cache(checkpoint: Checkpoint, device: str) -> int:
+    """Bytes of the keys and values of what is written at once."""
+    config = checkpoint.config
+    language = family_of(config, checkpoint.dir).tower("language")
+    query_heads, heads = language.heads(config)
+    channels = heads * language.width(config) // query_heads
+    itemsize = compute_dtype(checkpoint.dtype, device).itemsize
+    return 2 * language.used(config) * channels * itemsize * AT_ONCE * TOKENS
+
+
+def _cards(device: str, more: int) -> dict[int, int] | None:
+    """Number of a card -> bytes of weights that it may get, where there are several."""
+    free = free_memory(device)
+    return {card: round((room - more / len(free)) / MARGIN) for card, room in free.items()} if len(free) > 1 else None
+
+
+def writer_of(calibrator, work: Work | None, finished: Path | None) -> Callable | None:
+    """What prepare() asks for the samples with the model's own text, where a Calibrator is to use that: samples with
+    images and the Encoder -> all samples, None where the shipped text is to be used.
+
+    It is what is known already, what the job keeps or a finished export has, or else written now, and kept. Several
+    ranks: all of them ask, and the first writes. Raises UsageError where the job has committed blocks with text of
+    other samples or choices, and as write_texts does.
+    """
+
+    def write(samples: list[Sample], encoder: Encoder) -> list[Sample] | None:
+        if finished:
+            calibrator.own_text = _finished_text(finished, encoder)
+        if calibrator.own_text is None:
+            text = _kept_or_new(calibrator, work, samples, encoder) if calibrator.ranks.rank == 0 else None
+            calibrator.own_text = calibrator.ranks.gather(text)[0]
+        if calibrator.own_text.refused:
+            calibrator.reporter.line(f"text     the shipped text, not the model's own: {calibrator.own_text.refused}")
+            return None
+        return calibrator.own_text.written.put_into(samples)
+
+    return write if calibrator.config.calib_text == "self" else None
+
+
+def _kept_or_new(calibrator, work: Work | None, samples: list[Sample], encoder: Encoder) -> OwnText:
+    made_of = {
+        "samples": hashlib.sha256("".join(sample.key for sample in samples).encode()).hexdigest(),
+        **computed_by(calibrator),
+        "encoder": json.dumps(encoder.describe()),
+        "text_tokens": str(calibrator.config.text_tokens),
+        "seed": str(calibrator.config.seed),
+    }
+    if work and (kept := work.kept_text(made_of)):
+        lines = kept["lines"].encode()
+        written = parse_written(lines, work.dir / TEXT_FILE, encoder.raw)
+        if not kept["refused"]:
+            calibrator.reporter.line(f"text     {written.tokens} tokens are kept, which the model wrote for this job")
+        return OwnText(written, lines, kept["refused"])
+    text = write_texts(
+        calibrator.checkpoint,
+        encoder,
+        samples,
+        calibrator.config,
+        calibrator.device,
+        calibrator.reporter,
+        lambda: bool(work and work.stop) or stop_asked(),
+    )
+    if work:
+        work.keep_text(made_of, {"lines": text.lines.decode(), "refused": text.refused})
+    return text
+
+
+def _finished_text(directory: Path, encoder: Encoder) -> OwnText:
+    """Raises UsageError for a damaged file."""
+    file = directory / TEXT_FILE
+    if not file.is_file():
+        return OwnText(refused=f"{directory} was made without")
+    return OwnText(read_written(file, encoder.raw), file.read_bytes())

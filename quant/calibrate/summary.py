@@ -9,11 +9,14 @@ from ..families.family import Tower
 from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
+from .own_text import OwnText
 
 
 def dry_run(calibrator: Calibrator) -> None:
     """--dry_run: print every decision, the groups that are smoothed, and what the run will take."""
     plan, say = calibrator.plan, calibrator.reporter.line
+    if calibrator.config.calib_text == "self":
+        calibrator.own_text = OwnText(refused="a dry run writes none")
     calibrator.prepare()
     say(
         f"{calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, on {calibrator.device};"

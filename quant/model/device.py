@@ -1,5 +1,6 @@
 """Which device computes, in what dtype, and what memory that took. The one place that knows torch_npu."""
 
+import gc
 import os
 import resource
 from pathlib import Path
@@ -74,19 +75,26 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def free_memory(device: str) -> list[int]:
-    """Bytes that are free: of every visible card, this process's own first; of the host, one number. Empty where the
-    system does not say.
+def free_memory(device: str) -> dict[int, int]:
+    """Number of a card -> bytes that are free on it: of every visible card, this process's own first; of the host, one
+    number. Empty where the system does not say.
     """
     if device != "cpu":
         backend = _backend(device)
         own = backend.current_device()
-        order = sorted(range(backend.device_count()), key=lambda card: (card != own, card))
-        return [backend.mem_get_info(card)[0] for card in order]
+        cards = sorted(range(backend.device_count()), key=lambda card: (card != own, card))
+        return {card: backend.mem_get_info(card)[0] for card in cards}
     if not MEMINFO.is_file():
-        return []
+        return {}
     fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    return [int(fields["MemAvailable"].split()[0]) * 1024]
+    return {0: int(fields["MemAvailable"].split()[0]) * 1024}
+
+
+def free_cache(device: str) -> None:
+    """Give back to the card what nobody uses any more."""
+    gc.collect()
+    if device != "cpu":
+        _backend(device).empty_cache()
 
 
 # -- several cards

@@ -37,7 +37,10 @@ def room_for(checkpoint: Checkpoint, device: str, more: int = 0, spread: bool = 
     free = free_memory(device)
     if not free:
         return None
-    needed, available = needed_memory(checkpoint, device) + more, sum(free) if spread else free[0]
+    needed, available = (
+        needed_memory(checkpoint, device) + more,
+        sum(free.values()) if spread else next(iter(free.values())),
+    )
     cards = f" on {len(free)} cards" if spread and len(free) > 1 else ""
     return (
         f"the whole model takes {size(needed)}, {size(available)} are available{cards}" if needed > available else None
