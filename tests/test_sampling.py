@@ -1,6 +1,7 @@
-"""Text that the float model writes: seeded, the same in any batch, free of special tokens, from its own distribution."""
+"""Text that the float model writes: seeded, the same in any batch, free of special tokens, of its own distribution."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from quant.model.whole import generate, room_for, whole_model
 ROOT = Path(__file__).parent.parent
 MODELS = ["tiny-qwen2vl", "tiny-llava"]  # small, trained to read: bfloat16, and float16 computed in float32
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava"]
-TOKENS = 200
+TOKENS = 120
 
 
 class Trained:
@@ -32,19 +33,23 @@ class Trained:
         self.checkpoint = Checkpoint(ROOT / "examples" / name)
         self.encoder = Encoder(self.checkpoint.dir)
         pictures = [open_image(path) for path in sorted(images.iterdir())]
-        self.inputs = [
-            lambda picture=picture, words=words: self.encoder(picture, "What is it? " * words)
+        self.inputs = {
+            f"{words:064x}": lambda picture=picture, words=words: self.encoder(picture, "What is it? " * words)
             for words, picture in enumerate(pictures, 1)
-        ]
-        self.keys = [f"{number:064x}" for number in range(len(pictures))]
+        }
 
     def writer(self, seed: int = 0, at_once: int = 4) -> Writer:
         return Writer(whole_model(self.checkpoint, "cpu").model, self.encoder, seed, at_once)
 
+    @cached_property
+    def written(self):
+        """As write() with its defaults."""
+        return self.write()
+
     def write(self, **how):
         """(answers, passages)"""
         writer = self.writer(**how)
-        return writer.answers(self.inputs, self.keys, lambda: None), writer.passages(TOKENS, lambda: None)
+        return writer.answers(self.inputs, lambda: None), writer.passages(TOKENS, lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +63,11 @@ def trained(request, images):
 
 
 def test_seeded_and_the_same_in_any_batch(trained):
-    answers, passages = trained.write()
+    answers, passages = trained.written
     assert (answers, passages) == trained.write()
     assert (answers, passages) == trained.write(at_once=1)
     others = trained.write(seed=1)
-    assert others[1] != passages and others[0] != answers
+    assert others[1] != passages and others[0] != answers and all(answers.values())
     assert sum(map(len, passages)) == TOKENS and len({passage[0] for passage in passages}) > 2
     assert all(len(passage) > sampling.LEAST for passage in passages[:-1]), "none ends before that"
 
@@ -70,16 +75,17 @@ def test_seeded_and_the_same_in_any_batch(trained):
 def test_no_special_token_is_written(trained):
     forbidden = special_tokens(trained.encoder)
     assert trained.encoder.image_token_id in forbidden and trained.encoder.tokenizer.eos_token_id in forbidden
-    answers, passages = trained.write()
-    assert all(answers) and not forbidden & {token for ids in (*answers, *passages) for token in ids}
+    answers, passages = trained.written
+    assert answers.keys() == trained.inputs.keys()
+    assert not forbidden & {token for ids in (*answers.values(), *passages) for token in ids}
 
 
 def test_progress_reaches_its_end(trained):
     steps = []
-    trained.writer().answers(trained.inputs, trained.keys, lambda: steps.append(1))
-    assert len(steps) == len(trained.inputs) * sampling.ANSWER
+    trained.writer().answers({**trained.inputs, "one of no use": lambda: None}, lambda: steps.append(1))
+    assert len(steps) == 4 * sampling.ANSWER
     trained.writer().passages(TOKENS, lambda: steps.append(1))
-    assert len(steps) == len(trained.inputs) * sampling.ANSWER + TOKENS
+    assert len(steps) == 4 * sampling.ANSWER + TOKENS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -145,9 +151,7 @@ def test_over_several_cards_the_model_writes_the_same(trained, monkeypatch):
     factor = 2 if trained.checkpoint.dtype == torch.float16 else 1
     spread = whole_model(trained.checkpoint, "cpu", cards={0: factor * size * 2 // 3, 1: factor * size}).model
     assert set(moved) == {"cpu:0", "cpu:1"} and any(hasattr(module, "_hf_hook") for module in spread.modules())
-    one = trained.writer()
-    other = Writer(spread, trained.encoder, 0)
-    assert other.passages(TOKENS, lambda: None) == one.passages(TOKENS, lambda: None)
+    assert Writer(spread, trained.encoder, 0).passages(TOKENS, lambda: None) == trained.written[1]
     with pytest.raises(QuantError, match="fit none of the 2 cards, which have 2 kB free"):
         whole_model(trained.checkpoint, "cpu", cards={0: 1000, 1: 1000})
 
@@ -163,12 +167,12 @@ def test_what_does_not_fit_says_both_numbers(trained, monkeypatch):
 
 
 def test_the_file_gives_back_what_was_written(trained, tmp_path):
-    answers, passages = trained.write()
-    written = Written(dict(zip(trained.keys, answers)), tuple(passages))
+    answers, passages = trained.written
+    written = Written(answers, tuple(passages))
     file = tmp_path / "calibration_text.jsonl"
     file.write_bytes(written.lines(trained.encoder.raw))
     assert is_written(file) and read_written(file, trained.encoder.raw) == written
-    assert written.tokens == sum(map(len, answers)) + TOKENS
+    assert written.tokens == sum(map(len, answers.values())) + TOKENS
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [len(row["ids"]) for row in rows if "answer_to" not in row] == [len(ids) for ids in passages]
 

@@ -10,14 +10,17 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..base.config import TEXT_FILE, QuantConfig
 from ..base.console import Reporter, duration, size
+from ..base.errors import QuantError
 from ..export.recipe import computed_by
 from ..families import family_of
 from ..files.checkpoint import Checkpoint
 from ..inputs.encoder import Encoder
+from ..inputs.images import ReadError
 from ..inputs.sample import Sample
 from ..inputs.written import Written, parse_written, read_written
 from ..model.device import compute_dtype, free_cache, free_memory, is_out_of_memory
@@ -76,8 +79,7 @@ def write_texts(
 
             model = whole_model(checkpoint, device, config.trust_remote_code, cards=cards).model
             writer = Writer(model, encoder, config.seed)
-            makers = [lambda sample=sample: encoder.encode_sample(sample) for sample in asked]
-            answers = writer.answers(makers, [sample.key for sample in asked], advance)
+            answers = writer.answers({sample.key: partial(_encoded, encoder, sample) for sample in asked}, advance)
             passages = writer.passages(tokens, advance)
     except RuntimeError as err:
         if not is_out_of_memory(err):
@@ -86,12 +88,22 @@ def write_texts(
     finally:
         model = writer = None
         free_cache(device)
-    written = Written({sample.key: ids for sample, ids in zip(asked, answers) if ids}, tuple(passages))
+    written = Written(answers, tuple(passages))
     reporter.line(
         f"text     {len(written.passages)} passages, {len(written.answers)} answers, {written.tokens} tokens by the"
         f" model itself, {duration(time.perf_counter() - start)}"
     )
     return OwnText(written, written.lines(encoder.raw))
+
+
+def _encoded(encoder: Encoder, sample: Sample) -> dict | None:
+    """None for what prepare() will name and skip. Raises ReadError."""
+    try:
+        return encoder.encode_sample(sample)
+    except ReadError:
+        raise
+    except QuantError:
+        return None
 
 
 def _cache(checkpoint: Checkpoint, device: str) -> int:

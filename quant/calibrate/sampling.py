@@ -11,7 +11,8 @@ Special tokens and placeholders are never drawn. One that ends an answer does, a
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,18 +53,22 @@ class Writer:
         )
 
     def answers(
-        self, inputs: Sequence[Callable[[], dict[str, Tensor]]], keys: list[str], advance: Advance
-    ) -> list[tuple[int, ...]]:
-        """The token ids of an answer, at most ANSWER, to each of the inputs, [1, ...], which are made when they are
-        needed. keys: what seeds them. advance: called ANSWER times for each. Raises QuantError for a model whose logits
-        are not finite, and as the inputs do.
+        self, inputs: dict[str, Callable[[], dict[str, Tensor] | None]], advance: Advance
+    ) -> dict[str, tuple[int, ...]]:
+        """The token ids of an answer, at most ANSWER, to each of the inputs, [1, ...]; what has none is left out.
+
+        inputs: by the key that seeds the answer, made when they are needed; None where they cannot be. advance: called
+        ANSWER times for each. Raises QuantError for a model whose logits are not finite, and as the inputs do.
         """
-        written: list[tuple[int, ...]] = []
-        for start in range(0, len(inputs), self._at_once):
-            some = slice(start, start + self._at_once)
-            batch = padded([make() for make in inputs[some]], self._pad)
-            written += self._write(batch, [f"answer {key}" for key in keys[some]], ANSWER, 0, advance)
-            for _ in range(len(keys[some]) * ANSWER - sum(map(len, written[start:]))):
+        written: dict[str, tuple[int, ...]] = {}
+        for keys in batched(inputs, self._at_once):
+            made = {key: value for key in keys if (value := inputs[key]())}
+            names, steps = [f"answer {key}" for key in made], len(keys) * ANSWER
+            if made:
+                answers = self._write(padded([*made.values()], self._pad), names, ANSWER, 0, advance)
+                written |= {key: answer for key, answer in zip(made, answers) if answer}
+                steps -= sum(map(len, answers))
+            for _ in range(steps):
                 advance()
         return written
 
@@ -106,6 +111,13 @@ class Writer:
         draw = _Draw([self._numbers(name) for name in names], self.ordinary, self._ends, least, advance)
         rows = generate(self._model, batch, max_new_tokens=most, logits_processor=[draw]).tolist()
         return [tuple(row[: next((at for at, token in enumerate(row) if token in self._ends), most)]) for row in rows]
+
+
+def batched(keys: Iterable[str], count: int) -> Iterator[list[str]]:
+    """`count` keys at a time (itertools.batched, from Python 3.12 on)."""
+    rest = iter(keys)
+    while some := list(islice(rest, count)):
+        yield some
 
 
 class _Draw:

@@ -39,16 +39,17 @@ class Written:
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
 
     def put_into(self, samples: list[Sample]) -> list[Sample]:
-        """The samples with their answers, and the passages, sorted by key. Raises ReadError as read_bytes does."""
-        joined = [self._answered(sample) for sample in samples]
-        joined += [passage(ids, f"own passage {number + 1}") for number, ids in enumerate(self.passages)]
-        return sorted({sample.key: sample for sample in joined}.values(), key=lambda sample: sample.key)
+        """The samples with their answers, and the passages. Raises ReadError as read_bytes does."""
+        joined = [answered(sample, self.answers.get(sample.key, sample.answer)) for sample in samples]
+        return joined + [passage(ids, f"own passage {number}") for number, ids in enumerate(self.passages, 1)]
 
-    def _answered(self, sample: Sample) -> Sample:
-        if not (ids := self.answers.get(sample.key)):
-            return sample
-        data = [image.data if isinstance(image, Picture) else read_bytes(image) for image in sample.images]
-        return replace(sample, answer=ids, key=key_of(data, sample.prompt, ids))
+
+def answered(sample: Sample, answer: str | Ids) -> Sample:
+    """The sample with that answer, "" for none. Raises ReadError as read_bytes does."""
+    if answer == sample.answer:
+        return sample
+    data = [image.data if isinstance(image, Picture) else read_bytes(image) for image in sample.images]
+    return replace(sample, answer=answer, key=key_of(data, sample.prompt, answer))
 
 
 def is_written(file: Path) -> bool:
