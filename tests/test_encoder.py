@@ -13,7 +13,7 @@ from PIL import Image
 
 from quant.base.errors import QuantError, UsageError
 from quant.inputs.encoder import Encoder
-from quant.inputs.images import load_samples
+from quant.inputs.sources import load_samples
 
 FAMILIES = list(tiny.FAMILIES)
 QWEN = [family for family in FAMILIES if family.startswith("qwen")]
@@ -349,7 +349,7 @@ def test_prompts_and_images_that_cannot_be_encoded(checkpoints, tmp_path):
     refused("contains <image>", QuantError, Encoder(checkpoints["llava"]), picture(56, 56), "<image>\nWhat?")
     refused("1000x2.*200", QuantError, encoder, picture(1000, 2), PROMPT)
     picture(1000, 2).save(tmp_path / "thin.png")
-    (sample,), _ = load_samples(tmp_path, PROMPT, None, 0)
+    (sample,) = load_samples(tmp_path, PROMPT, None, 0).samples
     refused("thin.png: .*1000x2", QuantError, encoder.encode_sample, sample)
 
 

@@ -47,8 +47,8 @@ from .work import Work
 class Calibrator:
     """Quantizes a checkpoint block after block.
 
-    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a JSONL of {"image",
-    "prompt"}, a list of prepared model inputs, or None for the photographs shipped here. Choices and checkpoint are
+    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a file of images,
+    prompts and answers, a list of prepared model inputs, or None for the photographs shipped here. Choices and checkpoint are
     checked here, from headers alone; raises UsageError or QuantError.
     """
 
@@ -136,7 +136,10 @@ class Calibrator:
                 place.taps = {tap: value.to(model.device) for tap, value in place.taps.items()}
         if done == used:
             return {key: Passed(place.hidden, place.taps) for key, place in (kept or {}).items()}
-        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks)
+        entering = sum(bool(tower.tokens(config, inputs)) for inputs in self.samples.inputs)
+        quantizer = BlockQuantizer(
+            model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks, entering
+        )
         walk = Walk(model, tower, samples, passed, done, kept)
         with walk, self.reporter.progress(f"{tower.name} tower", used) as advance:
             for index in range(done, used):
@@ -179,17 +182,12 @@ class Calibrator:
         self._refuse_unseen_towers()
         self.ranks.check_same(work.state.identity)
         if work.committed:
-            self.reporter.line(f"resumed  {self._progress(work)} blocks are done")
+            blocks = {tower.name: tower.used(self.checkpoint.config) for tower in self.family.towers}
+            self.reporter.line(f"resumed  {work.progress(blocks)} blocks are done")
         trusted = self.config.trust_remote_code
         model = StreamedModel(self.checkpoint, self.family, self.compute_dtype, self.device, trusted)
         model.answers_tuple.update(work.state.answers_tuple)
         return model
-
-    def _progress(self, work: Work) -> str:
-        """ "2 of 32 vision and 0 of 28 language" """
-        done, config = work.state.done, self.checkpoint.config
-        counts = [f"{done.get(tower.name, 0)} of {tower.used(config)} {tower.name}" for tower in self.family.towers]
-        return " and ".join(counts)
 
     def own_samples(self) -> dict[int, dict[str, Tensor]]:
         """Sample number -> the model's inputs, batch [1, ...], of this rank's samples, pixels included."""

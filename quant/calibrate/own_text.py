@@ -8,7 +8,6 @@ first writes for all. Where the model does not fit, that is said, and the shippe
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..files.checkpoint import Checkpoint
 from ..inputs.encoder import Encoder
 from ..inputs.images import ReadError
 from ..inputs.sample import Sample
+from ..inputs.samples import Write
 from ..inputs.written import Written, parse_written, read_written
 from ..model.device import compute_dtype, free_cache, free_memory, is_out_of_memory
 from ..model.whole import MARGIN, needed_memory, room_for, whole_model
@@ -47,16 +47,15 @@ def write_texts(
     samples: list[Sample],
     config: QuantConfig,
     device: str,
+    tokens: int,
     reporter: Reporter,
     stop=lambda: False,
 ) -> OwnText:
-    """Answers to the samples that have none, and passages of config.text_tokens tokens in all, by the float model on
-    `device`.
+    """Answers to the samples that have none, and passages of `tokens` tokens in all, by the float model on `device`.
 
     stop: asked at every token. Raises QuantError for a model that cannot be loaded or whose logits are not finite,
     KeyboardInterrupt when it is to stop.
     """
-    tokens = config.text_tokens
     start, asked = time.perf_counter(), [sample for sample in samples if sample.images and not sample.answer]
     more, cards = _cache(checkpoint, device), None
     if refused := room_for(checkpoint, device, more):
@@ -122,20 +121,19 @@ def _cards(device: str, more: int) -> dict[int, int] | None:
     return {card: round((room - more / len(free)) / MARGIN) for card, room in free.items()} if len(free) > 1 else None
 
 
-def writer_of(calibrator, work: Work | None, finished: Path | None) -> Callable | None:
-    """What prepare() asks for the samples with the model's own text, where a Calibrator is to use that: samples with
-    images and the Encoder -> all samples, None where the shipped text is to be used.
+def writer_of(calibrator, work: Work | None, finished: Path | None) -> Write | None:
+    """The `write` of prepare(), where a Calibrator is to use the model's own text.
 
     It is what is known already, what the job keeps or a finished export has, or else written now, and kept. Several
     ranks: all of them ask, and the first writes. Raises UsageError where the job has committed blocks with text of
     other samples or choices, and as write_texts does.
     """
 
-    def write(samples: list[Sample], encoder: Encoder) -> list[Sample] | None:
+    def write(samples: list[Sample], encoder: Encoder, tokens: int) -> list[Sample] | None:
         if finished:
             calibrator.own_text = _finished_text(finished, encoder)
         if calibrator.own_text is None:
-            text = _kept_or_new(calibrator, work, samples, encoder) if calibrator.ranks.rank == 0 else None
+            text = _kept_or_new(calibrator, work, samples, encoder, tokens) if calibrator.ranks.rank == 0 else None
             calibrator.own_text = calibrator.ranks.gather(text)[0]
         if calibrator.own_text.refused:
             calibrator.reporter.line(f"text     the shipped text, not the model's own: {calibrator.own_text.refused}")
@@ -145,12 +143,12 @@ def writer_of(calibrator, work: Work | None, finished: Path | None) -> Callable 
     return write if calibrator.config.calib_text == "self" else None
 
 
-def _kept_or_new(calibrator, work: Work | None, samples: list[Sample], encoder: Encoder) -> OwnText:
+def _kept_or_new(calibrator, work: Work | None, samples: list[Sample], encoder: Encoder, tokens: int) -> OwnText:
     made_of = {
         "samples": hashlib.sha256("".join(sample.key for sample in samples).encode()).hexdigest(),
         **computed_by(calibrator),
         "encoder": json.dumps(encoder.describe()),
-        "text_tokens": str(calibrator.config.text_tokens),
+        "text_tokens": str(tokens),
         "seed": str(calibrator.config.seed),
     }
     if work and (kept := work.kept_text(made_of)):
@@ -165,6 +163,7 @@ def _kept_or_new(calibrator, work: Work | None, samples: list[Sample], encoder: 
         samples,
         calibrator.config,
         calibrator.device,
+        tokens,
         calibrator.reporter,
         lambda: bool(work and work.stop) or stop_asked(),
     )

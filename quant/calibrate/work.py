@@ -170,6 +170,10 @@ class Work:
             replace_file(self.dir / "state", json.dumps(asdict(state)).encode())
         self.state = state
 
+    def progress(self, blocks: dict[str, int]) -> str:
+        """ "2 of 32 vision and 0 of 28 language"; blocks: of each tower, by name."""
+        return " and ".join(f"{self.state.done.get(name, 0)} of {count} {name}" for name, count in blocks.items())
+
     def remove(self) -> None:
         """The state goes first: without it nothing else counts."""
         if self.dir.exists():

@@ -9,6 +9,7 @@ from ..files.fingerprints import describe_all
 
 RECIPE, RUN_LOG = "quant_recipe.json", "quant_run.json"
 VERSION = "0.1.0"
+NOT_IDENTITY = ("dev_type", "strict", "calib_root")  # what they choose is in the device and the samples
 
 
 def recipe(calibrator) -> dict:
@@ -31,6 +32,7 @@ def recipe(calibrator) -> dict:
         "export_dtype": str(calibrator.export_dtype).removeprefix("torch."),
         "encoder": samples.encoder,
         "calibration_sha256": samples.digest,
+        "tokens": samples.counts(),
         "samples": [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)],
         "own_text": _own_text(calibrator),
         "smoothed_groups": len(calibrator.plan.smoothed) if config.engine == "native" else None,
@@ -62,7 +64,7 @@ def identity(calibrator) -> dict[str, str]:
     was.
     """
     made = recipe(calibrator)
-    choices = {name: value for name, value in made["config"].items() if name != "dev_type"}
+    choices = {name: value for name, value in made["config"].items() if name not in NOT_IDENTITY}
     return {
         **{name: json.dumps(value) for name, value in choices.items()},
         **{name: json.dumps(made[name]) for name in ("export_dtype", "encoder", "calibration_sha256")},

@@ -104,13 +104,17 @@ class Encoder:
         end = self.tokenizer.eos_token_id
         return self._chat.tokens(answer, add_special_tokens=False) + ([] if end is None else [end])
 
+    def passage_ids(self, text: str | Sequence[int]) -> list[int]:
+        """The tokens of a passage, without those that the tokenizer puts in front."""
+        return self._chat.tokens(text, add_special_tokens=False) if isinstance(text, str) else [int(i) for i in text]
+
     def _passage(self, images: list, text: str | Sequence[int]) -> dict[str, "torch.Tensor"]:
         if images or not text:
             raise QuantError("a passage (no prompt) is text alone: it must not be empty, and images need a prompt")
         if isinstance(text, str):
             self._chat.tokens(text, add_special_tokens=True)
             return self._processor([], text, True)
-        front = self._chat.tokens("", add_special_tokens=True)
+        front = self._chat.tokens("", add_special_tokens=True)  # such as <s>
         blank = self._processor([], "x", False)  # for the names and dtypes of the inputs
         return follow({name: tensor[:, :0] for name, tensor in blank.items()}, front + self.answer_ids(text))
 

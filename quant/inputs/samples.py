@@ -1,8 +1,8 @@
-"""Calibration input, ready for the model: images with prompts through the checkpoint's processor, or inputs that the
-caller prepared.
+"""Calibration input, ready for the model: images, prompts, answers and passages through the checkpoint's processor, or
+inputs that the caller prepared.
 
-Samples are in canonical order, that of their content's hash: nothing that follows depends on file names or on the order
-of a list.
+Samples are in canonical order, that of their content's hash, those with images first: nothing that follows depends on
+file names or on the order of a list, and the first sample enters every tower.
 
 The pixels are what takes memory: up to 24 bytes a pixel of the image, as float32 patches, next to which token ids are
 nothing. Of several processes each encodes all samples, one after the other, to know how many tokens they have, keeps
@@ -12,30 +12,38 @@ all but the pixels, and encodes again those that are its own: its memory is that
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..base.choices import CALIB_TEXT
 from ..base.config import CALIB_IMAGES, MAX_SAMPLES, QuantConfig
-from ..base.errors import UsageError
+from ..base.errors import QuantError, UsageError
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
 from .encoder import Encoder
-from .images import choose, load_samples
+from .images import ReadError
+from .sample import Sample, passage
+from .sources import LISTS, Loaded, load_samples, load_texts, ranked
+from .written import answered, is_written, read_written
 
+Write = Callable[[list[Sample], Encoder, int], list[Sample] | None]  # write() of prepare
 IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is; a passage is all ANSWER
+PASSAGE_TOKENS = 512  # of one passage: many short ones cover more of a language than a long one
+SHORTEST = 16  # tokens that are left for which it is worth to go on
 
 
 @dataclass
 class CalibrationSet:
     """inputs: the model's keyword arguments per sample, batch [1, ...]; keys: sha256 hex of each sample's content,
-    ascending; names: of the images, for the user; encoder: what made the inputs (Encoder.describe); notices: lines for
+    ascending, those without images last; names: of the images or texts, for the user; encoder: what made the inputs (Encoder.describe); notices: lines for
     the user.
 
     encode: sample number -> its inputs, where `inputs` lack the pixels; None where they are complete.
     starts: for each sample the position where the answer begins, T where there is none, 0 for a passage;
-    image_token_id: the placeholder's number, or None where it is not known.
+    image_token_id: the placeholder's number, or None where it is not known; skipped: samples of no use.
     """
 
     inputs: list[dict[str, Tensor]]
@@ -46,6 +54,19 @@ class CalibrationSet:
     encode: Callable[[int], dict[str, Tensor]] | None = None
     starts: list[int] = field(default_factory=list)
     image_token_id: int | None = None
+    skipped: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """How many tokens of each kind the language model sees: {"image", "prompt", "answer"}."""
+        seen = torch.zeros(3, dtype=torch.int64)
+        for number in range(len(self.inputs)):
+            seen += torch.bincount(self.kinds(number).long(), minlength=3)
+        return dict(zip(("image", "prompt", "answer"), seen.tolist()))
+
+    @property
+    def texts(self) -> int:
+        """How many samples have no image."""
+        return sum(bool((self.kinds(number) != IMAGE).all()) for number in range(len(self.inputs)))
 
     def kinds(self, number: int) -> Tensor:
         """What the language model's tokens of a sample are, in the order of input_ids: IMAGE, PROMPT or ANSWER, uint8
@@ -69,42 +90,147 @@ class CalibrationSet:
         return hashlib.sha256("".join(self.keys).encode()).hexdigest()
 
 
-def prepare(data, checkpoint: Checkpoint, family: Family, config: QuantConfig, shared: bool = False) -> CalibrationSet:
-    """data: a folder of images, a JSONL, None for the photographs shipped here, or a list of the model's inputs (dicts
-    of tensors). shared: several processes take a part of the samples each; the pixels are left to whole().
+def prepare(
+    data,
+    checkpoint: Checkpoint,
+    family: Family,
+    config: QuantConfig,
+    shared: bool = False,
+    *,
+    write: Write | None = None,
+) -> CalibrationSet:
+    """data: what load_samples reads, None for the photographs shipped here, or a list of the model's inputs (dicts of
+    tensors). shared: several processes take a part of the samples each; the pixels are left to whole(). write: called
+    with the samples that have images, the encoder and how many tokens of text alone are to be written; answers the
+    samples with answers, and what was written, or None where the shipped text is to be used.
+
+    What config.calib_text adds is text alone, passages or questions with answers. Of all such, at most
+    config.text_tokens tokens are taken: those of `data` first, in an order that seed and content decide, a passage cut
+    at PASSAGE_TOKENS. Raises UsageError: nothing that can be used, or with config.strict anything that cannot.
     """
     if isinstance(data, list):
         return _from_inputs(data, family.processing.image_token_id(checkpoint.config))
-    samples, notices = load_samples(
-        Path(data or CALIB_IMAGES), config.prompt or family.prompt, config.num_samples, config.seed
+    source = Path(data or CALIB_IMAGES)
+    loaded = load_samples(
+        source,
+        config.prompt or family.prompt,
+        config.num_samples,
+        config.seed,
+        pictures_only=config.calib_text == "none",
+        root=config.calib_root,
+        strict=config.strict,
     )
-    if config.num_samples is None and len(samples) > MAX_SAMPLES:
-        notices.append(
-            f"using {MAX_SAMPLES} of {len(samples)} images, chosen with seed {config.seed}; --num_samples takes more"
+    if config.num_samples is None and len(loaded.samples) > MAX_SAMPLES:
+        loaded.notices.append(
+            f"using {MAX_SAMPLES} of {len(loaded.samples)} images, chosen with seed {config.seed}; --num_samples takes"
+            " more"
         )
-        chosen = set(choose([sample.key for sample in samples], MAX_SAMPLES, config.seed))
-        samples = [sample for sample in samples if sample.key in chosen]
+        loaded.samples = sorted(ranked(loaded.samples, config.seed)[:MAX_SAMPLES], key=lambda sample: sample.key)
     encoder = Encoder(
         checkpoint.dir,
         min_pixels=config.min_pixels,
         max_pixels=config.max_pixels,
         trust_remote_code=config.trust_remote_code,
     )
-    inputs = [
-        _without_pixels(encoder.encode_sample(sample)) if shared else encoder.encode_sample(sample)
-        for sample in samples
-    ]
-    again = (lambda number: encoder.encode_sample(samples[number])) if shared else None
+    if config.calib_text not in CALIB_TEXT and is_written(Path(config.calib_text)):
+        write = partial(_from_file, Path(config.calib_text), loaded.notices)
+    if write is None or not _written(write, source, loaded, encoder, config.text_tokens):
+        if config.calib_text != "none":
+            file = CALIB_IMAGES / LISTS[0] if config.calib_text in CALIB_TEXT else Path(config.calib_text)
+            added, known = load_texts(file, config.seed, strict=config.strict), {sample.key for sample in loaded.texts}
+            loaded.texts += [sample for sample in added.texts if sample.key not in known]
+            loaded.notices += added.notices
+            loaded.skipped += added.skipped
+        loaded.texts, _ = _within(loaded.texts, encoder, config.text_tokens, loaded.notices)
+    return _encoded(loaded, encoder, config, shared)
+
+
+def _written(write: Write, source: Path, loaded: Loaded, encoder: Encoder, most: int) -> bool:
+    """Put into `loaded` what the model writes or has written, behind the user's own texts; False where it has not.
+    source: of what is loaded; the answers and texts that are shipped with the photographs give way.
+    """
+    notices: list[str] = []
+    shipped = source.resolve() in (CALIB_IMAGES, CALIB_IMAGES / LISTS[0])
+    samples = [answered(sample, "") for sample in loaded.samples] if shipped else loaded.samples
+    texts, left = _within([] if shipped else loaded.texts, encoder, most, notices)
+    if (written := write(samples, encoder, left)) is None:
+        return False
+    loaded.samples = [sample for sample in written if sample.images]
+    loaded.texts = texts + [sample for sample in written if not sample.images]
+    loaded.notices += notices
+    return True
+
+
+def _from_file(file: Path, notices: list[str], samples: list[Sample], encoder: Encoder, left: int) -> list[Sample]:
+    """What another run's model has written, all of it."""
+    written = read_written(file, encoder.raw)
+    if others := len(written.answers.keys() - {sample.key for sample in samples}):
+        notices.append(f"{file.name}: {others} of {len(written.answers)} answers are to other images or prompts")
+    return written.put_into(samples)
+
+
+def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool) -> CalibrationSet:
+    """Everything through the encoder; what it refuses is named and skipped."""
+    taken: list[tuple[Sample, dict[str, Tensor]]] = []
+
+    def take(sample: Sample) -> None:
+        try:
+            inputs = encoder.encode_sample(sample)
+        except ReadError:
+            raise
+        except QuantError as error:
+            if config.strict:
+                raise UsageError(f"{error}; without --strict it is skipped") from None
+            loaded.skipped += 1
+            loaded.notices.append(f"skipped {error}")
+            return
+        taken.append((sample, _without_pixels(inputs) if shared else inputs))
+
+    for sample in sorted(loaded.samples, key=lambda sample: sample.key):
+        take(sample)
+    for sample in sorted(loaded.texts, key=lambda sample: sample.key):
+        take(sample)
+    if not taken:
+        raise UsageError(f"none of the {loaded.skipped} samples can be used: {'; '.join(loaded.notices[-3:])}")
+    kept = [sample for sample, _ in taken]
     return CalibrationSet(
-        inputs,
-        [sample.key for sample in samples],
-        [sample.name for sample in samples],
+        [inputs for _, inputs in taken],
+        [sample.key for sample in kept],
+        [sample.name for sample in kept],
         encoder.describe(),
-        notices,
-        again,
-        [encoder.answer_start(sample, made) for sample, made in zip(samples, inputs)],
+        loaded.notices,
+        (lambda number: encoder.encode_sample(kept[number])) if shared else None,
+        [encoder.answer_start(sample, inputs) for sample, inputs in taken],
         encoder.image_token_id,
+        loaded.skipped,
     )
+
+
+def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]) -> tuple[list[Sample], int]:
+    """The first of the texts that have at most `most` tokens together, and how many of these are left; a passage that
+    is too long is cut.
+    """
+    taken: list[Sample] = []
+    left, cut = most, 0
+    for number, sample in enumerate(texts):
+        if left < min(SHORTEST, most):
+            notices.append(f"using {number} of {len(texts)} texts: --text_tokens {most} takes no more")
+            break
+        try:
+            ids = encoder.encode_sample(sample)["input_ids"][0]
+        except QuantError:  # said where it is taken
+            taken.append(sample)
+            continue
+        if sample.is_passage and len(ids) > (longest := min(left, PASSAGE_TOKENS)):
+            own = encoder.passage_ids(sample.answer)
+            sample, cut = passage(tuple(own[: longest - len(ids) + len(own)]), sample.name), cut + 1
+            ids = ids[:longest]
+        if len(ids) <= left and sample.answer:
+            taken.append(sample)
+            left -= len(ids)
+    if cut:
+        notices.append(f"cut {cut} of {len(texts)} texts: a passage has at most {PASSAGE_TOKENS} tokens, all {most}")
+    return taken, left
 
 
 def _without_pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

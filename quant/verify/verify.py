@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.product import product_on
-from ..base.config import QuantConfig
+from ..base.config import HELD_OUT, QuantConfig
 from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..export import reader
@@ -63,7 +63,7 @@ def verify(
     """The report that docs/verify.md describes ("The JSON"), on an export and the float checkpoint it was made from.
 
     config: prompt, num_samples, max_pixels, seed, dev_type, trust_remote_code are used; images: as Calibrator's
-    calib_data. thresholds: in place of some of verdict.THRESHOLDS. tokens: how many each model writes itself, 0 for
+    calib_data, None for HELD_OUT. thresholds: in place of some of verdict.THRESHOLDS. tokens: how many each model writes itself, 0 for
     none. on_block: called with every block's record as it is done. Raises UsageError, QuantError: a directory that is
     no checkpoint or no export, of another model, whose config.json has another number of blocks than its weights, or
     that cannot be run.
@@ -106,7 +106,9 @@ def verify(
     if damage:  # no server could run it as it is: report all the damage there is, and stop
         damage += check_values(checkpoint, export, family, {entry.tensor for entry in damage})
         return conclude(report, damage + settings, start)
-    samples = prepare(images, checkpoint, family, config)
+    # What is given, and nothing beside it: text that calibration saw would say nothing.
+    own = config.model_copy(update={"calib_text": "none"})
+    samples = prepare(images or HELD_OUT, checkpoint, family, own)
     report["notices"] += samples.notices
     report["samples"] = [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)]
     room = room_for(checkpoint, device) if tokens else None
