@@ -4,8 +4,10 @@ does not fit.
 
 import json
 import os
+import re
 import signal
 import sys
+import weakref
 
 import faults
 import pytest
@@ -25,6 +27,7 @@ from quant.calibrate.sampling import Writer
 from quant.calibrate.summary import dry_run
 from quant.calibrate.work import Work, work_directory
 from quant.export.recipe import RECIPE
+from quant.report.facts import gather
 
 SOURCES = {name: ROOT / "examples" / name for name in ("tiny-qwen2vl", "tiny-llava")}
 
@@ -60,13 +63,16 @@ def rows(out):
 
 @pytest.fixture
 def no_writing(monkeypatch):
-    """Whoever writes anew fails."""
+    """From its call on, whoever writes anew fails."""
 
     def fails(*args):
         raise AssertionError("the model wrote anew")
 
-    monkeypatch.setattr(Writer, "answers", fails)
-    monkeypatch.setattr(Writer, "passages", fails)
+    def begin():
+        monkeypatch.setattr(Writer, "answers", fails)
+        monkeypatch.setattr(Writer, "passages", fails)
+
+    return begin
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -100,11 +106,10 @@ def killed_before_the_first_block(world, out):
     assert (work_directory(out) / "text").is_file() and not out.exists()
 
 
-def test_killed_before_the_first_block_and_resumed_it_does_not_write_anew(world, tmp_path, no_writing, monkeypatch):
+def test_killed_before_the_first_block_and_resumed_it_does_not_write_anew(world, tmp_path, no_writing):
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.undo()
-        killed_before_the_first_block(world, out)
+    killed_before_the_first_block(world, out)
+    no_writing()
     run_job(world.calibrator(), out, resume=True)
     assert digest(out) == digest(world.reference)
     assert not work_directory(out).exists()
@@ -132,6 +137,7 @@ def test_a_job_of_another_seed_writes_anew_until_a_block_is_committed(world, tmp
 
 
 def test_a_finished_job_says_so_without_a_word_written(world, no_writing, capsys):
+    no_writing()
     run_job(world.calibrator(quiet=False), world.reference, resume=True)
     assert f"{world.reference} is complete" in capsys.readouterr().out.replace("\n", "")
 
@@ -171,8 +177,6 @@ def test_out_of_memory_while_it_writes(world, tmp_path, monkeypatch, capsys):
 
 
 def assert_said(capsys, pattern):
-    import re
-
     out = capsys.readouterr().out
     assert re.search(pattern, out), out
 
@@ -187,6 +191,7 @@ def test_it_tells_what_it_wrote_and_a_picture_of_no_use_is_skipped(world, tmp_pa
 
 
 def test_a_dry_run_writes_nothing(world, no_writing, capsys):
+    no_writing()
     dry_run(world.calibrator(quiet=False))
     assert_said(capsys, "the shipped text, not the model's own: a dry run writes none")
 
@@ -212,8 +217,6 @@ def test_a_failure_behind_the_text_names_the_way_on(world, tmp_path, monkeypatch
 
 def test_the_model_is_gone_before_calibration(world, monkeypatch):
     """Nothing of it is referred to any more when the samples are encoded."""
-    import weakref
-
     seen = []
     original = own_text.whole_model
 
@@ -225,3 +228,8 @@ def test_the_model_is_gone_before_calibration(world, monkeypatch):
     monkeypatch.setattr(own_text, "whole_model", remembered)
     world.calibrator().prepare()
     assert len(seen) == 1 and seen[0]() is None, sys.getrefcount(seen[0]())
+
+
+def test_the_report_finds_the_pictures_by_what_the_model_answered(world):
+    facts = gather(world.reference, None, None, str(world.images))
+    assert len(facts.thumbnails) == 3

@@ -135,10 +135,11 @@ def writer_of(calibrator, work: Work | None, finished: Path | None) -> Write | N
         if calibrator.own_text is None:
             text = _kept_or_new(calibrator, work, samples, encoder, tokens) if calibrator.ranks.rank == 0 else None
             calibrator.own_text = calibrator.ranks.gather(text)[0]
-        if calibrator.own_text.refused:
-            calibrator.reporter.line(f"text     the shipped text, not the model's own: {calibrator.own_text.refused}")
-            return None
-        return calibrator.own_text.written.put_into(samples)
+        if not (refused := calibrator.own_text.refused):
+            return calibrator.own_text.written.put_into(samples)
+        if not finished:
+            calibrator.reporter.line(f"text     the shipped text, not the model's own: {refused}")
+        return None
 
     return write if calibrator.config.calib_text == "self" else None
 

@@ -62,9 +62,9 @@ def is_written(file: Path) -> bool:
     return isinstance(row, dict) and "ids" in row
 
 
-def read_written(file: Path, decode: Callable[[Ids], str]) -> Written:
-    """What a file holds. decode: token ids -> text, as lines() had it. Raises UsageError, with file:line, for a line
-    that is not one of these, or whose ids are another tokenizer's.
+def read_written(file: Path, decode: Callable[[Ids], str] | None = None) -> Written:
+    """What a file holds. decode: token ids -> text, as lines() had it; None: the text is not compared. Raises
+    UsageError, with file:line, for a line that is not one of these, or whose ids are another tokenizer's.
     """
     try:
         return parse_written(file.read_bytes(), file, decode)
@@ -72,7 +72,7 @@ def read_written(file: Path, decode: Callable[[Ids], str]) -> Written:
         raise UsageError(f"{file}: {one_line(error)}") from None
 
 
-def parse_written(data: bytes, file: Path, decode: Callable[[Ids], str]) -> Written:
+def parse_written(data: bytes, file: Path, decode: Callable[[Ids], str] | None = None) -> Written:
     """As read_written, of the bytes of `file`."""
     answers: dict[str, Ids] = {}
     passages: list[Ids] = []
@@ -82,7 +82,7 @@ def parse_written(data: bytes, file: Path, decode: Callable[[Ids], str]) -> Writ
             ids, text, key = tuple(row["ids"]), row["text"], row.get("answer_to")
             if not ids or not all(type(token) is int and token >= 0 for token in ids):
                 raise ValueError("ids must be numbers of tokens")
-            found = decode(ids)
+            found = decode(ids) if decode else str(text)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UsageError(f"{file}:{number}: is not a line of {TEXT_FILE}: {one_line(error)}") from None
         if found.encode(errors="replace") != str(text).encode(errors="replace"):
