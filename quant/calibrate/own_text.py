@@ -68,7 +68,8 @@ def write_texts(
         f"text     the model itself writes {len(asked)} answers and {tokens} tokens of passages; it takes"
         f" {size(needed_memory(checkpoint, device) + more)}{where}"
     )
-    try:
+
+    def write() -> Written:
         with reporter.progress("own text", len(asked) * ANSWER + tokens) as step:
 
             def advance() -> None:
@@ -79,15 +80,16 @@ def write_texts(
             model = whole_model(checkpoint, device, config.trust_remote_code, cards=cards).model
             writer = Writer(model, encoder, config.seed)
             answers = writer.answers({sample.key: partial(_encoded, encoder, sample) for sample in asked}, advance)
-            passages = writer.passages(tokens, advance)
+            return Written(answers, tuple(writer.passages(tokens, advance)))
+
+    try:
+        written = write()
     except RuntimeError as err:
         if not is_out_of_memory(err):
             raise
         return OwnText(refused=f"out of memory while it wrote: {str(err).splitlines()[0]}")
     finally:
-        model = writer = None
         free_cache(device)
-    written = Written(answers, tuple(passages))
     reporter.line(
         f"text     {len(written.passages)} passages, {len(written.answers)} answers, {written.tokens} tokens by the"
         f" model itself, {duration(time.perf_counter() - start)}"

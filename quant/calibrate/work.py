@@ -19,10 +19,11 @@ refused.
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -170,7 +171,7 @@ class Work:
             replace_file(self.dir / "state", json.dumps(asdict(state)).encode())
         self.state = state
 
-    def progress(self, blocks: dict[str, int]) -> str:
+    def progress(self, blocks: Mapping[Any, int]) -> str:
         """ "2 of 32 vision and 0 of 28 language"; blocks: of each tower, by name."""
         return " and ".join(f"{self.state.done.get(name, 0)} of {count} {name}" for name, count in blocks.items())
 

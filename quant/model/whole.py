@@ -3,7 +3,7 @@ one device, or spread over the visible cards by accelerate.
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from ..families.family import Family
 from ..files.checkpoint import Checkpoint, Source
 from .device import compute_dtype, free_memory
 from .streamed import StreamedModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Of the weights' bytes: with what one step of the model computes from them.
 MARGIN = 1.2
@@ -72,7 +69,6 @@ def whole_model(
     if cards:
         from accelerate import dispatch_model
 
-        streamed.device = streamed.model.get_input_embeddings().weight.device
         dispatch_model(streamed.model, {prefix: str(place) for prefix, place in places.items()}, force_hooks=True)
     # generate() hands the head a slice of one position, with strides for which torch would copy the whole head to
     # multiply with it.
@@ -106,7 +102,7 @@ def _dotted(prefix: str) -> str:
     return f"{prefix}." if prefix else ""
 
 
-def generate(model: "PreTrainedModel", inputs: dict[str, torch.Tensor], **how) -> torch.Tensor:
+def generate(model: Any, inputs: dict[str, torch.Tensor], **how) -> torch.Tensor:
     """What generate() puts behind the inputs, [B, ...], on the host: int64 [B, <= max_new_tokens]."""
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     with torch.inference_mode():
