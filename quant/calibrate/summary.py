@@ -123,7 +123,8 @@ def summary(calibrator: Calibrator, target: Path) -> None:
     int8, total = estimate.multiply_adds(calibrator)
     written = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     say()
-    say(f"samples  {_samples(calibrator)}; {_tokens(calibrator)}")
+    say(f"samples  {_samples(calibrator)}")
+    say(f"tokens   {_tokens(calibrator)}")
     say(f"layers   {counts(plan)}; {int8 / total:.1%} of the multiply-adds in int8")
     product = product_on(calibrator.device)
     if product.name != FAST and calibrator.config.engine == "native":

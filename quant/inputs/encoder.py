@@ -118,6 +118,11 @@ class Encoder:
         blank = self._processor([], "x", False)  # for the names and dtypes of the inputs
         return follow({name: tensor[:, :0] for name, tensor in blank.items()}, front + self.answer_ids(text))
 
+    def read(self, samples: Sequence[Sample]) -> None:
+        """Tokenize the texts of many samples at once, which takes a fraction of the time of one after the other."""
+        texts = [(sample.answer, sample.is_passage) for sample in samples if isinstance(sample.answer, str)]
+        self._chat.read((text, special) for text, special in texts if text)
+
     def encode_sample(self, sample: Sample) -> dict[str, "torch.Tensor"]:
         """Open and encode a sample: model inputs, batch [1, ...]. Raises QuantError, naming its images or its name, as
         __call__ does, and when a file has changed since.

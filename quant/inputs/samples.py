@@ -32,6 +32,7 @@ from .written import answered, is_written, read_written
 Write = Callable[[list[Sample], Encoder, int], list[Sample] | None]  # write() of prepare
 IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is; a passage is all ANSWER
 PASSAGE_TOKENS = 512  # of one passage: many short ones cover more of a language than a long one
+AT_ONCE = 256  # texts, of which no more are taken as a rule
 SHORTEST = 16  # tokens that are left for which it is worth to go on
 
 
@@ -136,11 +137,12 @@ def prepare(
         write = partial(_from_file, Path(config.calib_text), loaded.notices)
     if write is None or not _written(write, source, loaded, encoder, config.text_tokens):
         if config.calib_text != "none":
-            file = CALIB_IMAGES / LISTS[0] if config.calib_text in CALIB_TEXT else Path(config.calib_text)
+            file = _text_file(config.calib_text)
             added, known = load_texts(file, config.seed, strict=config.strict), {sample.key for sample in loaded.texts}
             loaded.texts += [sample for sample in added.texts if sample.key not in known]
             loaded.notices += added.notices
             loaded.skipped += added.skipped
+        encoder.read([*loaded.samples, *loaded.texts[:AT_ONCE]])
         loaded.texts, _ = _within(loaded.texts, encoder, config.text_tokens, loaded.notices)
     return _encoded(loaded, encoder, config, shared)
 
@@ -152,6 +154,7 @@ def _written(write: Write, source: Path, loaded: Loaded, encoder: Encoder, most:
     notices: list[str] = []
     shipped = source.resolve() in (CALIB_IMAGES, CALIB_IMAGES / LISTS[0])
     samples = [answered(sample, "") for sample in loaded.samples] if shipped else loaded.samples
+    encoder.read([*samples, *loaded.texts[:AT_ONCE]])
     texts, left = _within([] if shipped else loaded.texts, encoder, most, notices)
     if (written := write(samples, encoder, left)) is None:
         return False
@@ -167,6 +170,15 @@ def _from_file(file: Path, notices: list[str], samples: list[Sample], encoder: E
     if others := len(written.answers.keys() - {sample.key for sample in samples}):
         notices.append(f"{file.name}: {others} of {len(written.answers)} answers are to other images or prompts")
     return written.put_into(samples)
+
+
+def _text_file(calib_text: str) -> Path:
+    """Raises UsageError for what is neither a name nor a file."""
+    if calib_text in CALIB_TEXT:
+        return CALIB_IMAGES / LISTS[0]
+    if not Path(calib_text).is_file():
+        raise UsageError(f"calib_text {calib_text}: is no file, and none of {', '.join(CALIB_TEXT)}")
+    return Path(calib_text)
 
 
 def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool) -> CalibrationSet:
@@ -212,10 +224,10 @@ def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]
     """
     taken: list[Sample] = []
     left, cut = most, 0
-    for number, sample in enumerate(texts):
+    for sample in texts:
         if left < min(SHORTEST, most):
-            notices.append(f"using {number} of {len(texts)} texts: --text_tokens {most} takes no more")
-            break
+            notices.append(f"using {len(taken)} of {len(texts)} texts: --text_tokens {most} takes no more{_cut(cut)}")
+            return taken, left
         try:
             ids = encoder.encode_sample(sample)["input_ids"][0]
         except QuantError:  # said where it is taken
@@ -229,8 +241,12 @@ def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]
             taken.append(sample)
             left -= len(ids)
     if cut:
-        notices.append(f"cut {cut} of {len(texts)} texts: a passage has at most {PASSAGE_TOKENS} tokens, all {most}")
+        notices.append(f"using all {len(texts)} texts{_cut(cut)}")
     return taken, left
+
+
+def _cut(count: int) -> str:
+    return f", {count} of them cut" if count else ""
 
 
 def _without_pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

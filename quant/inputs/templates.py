@@ -7,6 +7,8 @@ process with limits (limited_process.py); only then is the text used here.
 Left out: several turns, system prompts of the user's own.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ..base.errors import QuantError, one_line
@@ -52,11 +54,22 @@ class ChatTemplate:
         key = text, add_special_tokens
         if key not in self._tokens:
             try:
-                run_with_limits(lambda: str(len(self._ids(*key))))
+                self._read([key])
             except (JobFailed, QuantError) as error:
                 raise QuantError(f"{self._directory}: tokenizer: {error}") from None
-            self._tokens[key] = self._ids(*key)
         return list(self._tokens[key])
+
+    def read(self, texts: Iterable[tuple[str, bool]]) -> None:
+        """Many texts at once, each with whether special tokens are added: `tokens` then has them at hand. One that the
+        tokenizer fails on is left to `tokens`.
+        """
+        keys = [key for key in dict.fromkeys(texts) if key not in self._tokens]
+        with suppress(JobFailed, QuantError):
+            self._read(keys)
+
+    def _read(self, keys: list[tuple[str, bool]]) -> None:
+        run_with_limits(lambda: str(sum(len(self._ids(*key)) for key in keys)))
+        self._tokens |= {key: self._ids(*key) for key in keys}
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
