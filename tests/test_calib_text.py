@@ -144,7 +144,8 @@ def test_a_model_that_writes_the_text(world):
     """prepare(write=...): what it answers is taken in the place of all, token ids as they are."""
     calibrator = Calibrator(world.source("qwen2_vl"), QuantConfig(dev_type="cpu"), world.images)
 
-    def write(samples, encoder):
+    def write(samples, encoder, tokens):
+        assert tokens == calibrator.config.text_tokens
         data = [sample.images[0].read_bytes() for sample in samples]
         answered = [
             Sample(sample.images, sample.prompt, (5, 6, 7), key_of([each], sample.prompt, (5, 6, 7)), sample.name)
@@ -192,7 +193,7 @@ def test_a_text_with_an_images_placeholder_is_skipped(world, tmp_path):
 
 
 def test_a_calib_text_that_is_none(world):
-    with pytest.raises(UsageError, match=r"calib_text nowhere: is no file, and none of shipped, none"):
+    with pytest.raises(UsageError, match=r"calib_text nowhere: is no file, and none of shipped, self, none"):
         prepared(world.source("llava"), world.images, calib_text="nowhere")
 
 

@@ -27,6 +27,7 @@ from quant.calibrate.sampling import Writer
 from quant.calibrate.summary import dry_run
 from quant.calibrate.work import Work, work_directory
 from quant.export.recipe import RECIPE
+from quant.inputs.encoder import Encoder
 from quant.report.facts import gather
 
 SOURCES = {name: ROOT / "examples" / name for name in ("tiny-qwen2vl", "tiny-llava")}
@@ -76,7 +77,7 @@ def no_writing(monkeypatch):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_same_again_and_from_its_file(source, images, tmp_path):
+def test_from_its_file_comes_the_same(source, images, tmp_path):
     world = World(SOURCES[source], images, tmp_path / "one")
     one = world.reference
     passages, answers = ([row for row in rows(one) if ("answer_to" in row) is some] for some in (False, True))
@@ -88,13 +89,44 @@ def test_the_same_again_and_from_its_file(source, images, tmp_path):
         "answers": 3,
         "tokens": sum(len(row["ids"]) for row in rows(one)),
     }
-    again = run_job(world.calibrator(), tmp_path / "again")
-    assert digest(again) == digest(one)
     from_file = run_job(world.calibrator(calib_text=str(one / TEXT_FILE)), tmp_path / "from_file")
     assert weights(from_file) == weights(one) and not (from_file / TEXT_FILE).exists()
     assert json.loads((from_file / RECIPE).read_text())["calibration_sha256"] == described["calibration_sha256"]
-    other = run_job(world.calibrator(seed=1), tmp_path / "other")
-    assert rows(other) != rows(one)
+
+
+def test_a_seed_writes_its_own_text(world):
+    texts = []
+    for choices in ({}, {"seed": 1}):
+        calibrator = world.calibrator(**choices)
+        calibrator.prepare()
+        texts.append(calibrator.own_text.lines)
+    assert texts[0] == (world.reference / TEXT_FILE).read_bytes() != texts[1]
+
+
+def test_the_answers_shipped_with_the_photographs_give_way(world):
+    """Of the photographs shipped here; a user's own answers stay, and his texts count among --text_tokens."""
+    calibrator = world.calibrator(images=ROOT / "calibImages", num_samples=2)
+    calibrator.prepare()
+    assert len(calibrator.own_text.written.answers) == 2 and calibrator.samples.texts == len(
+        calibrator.own_text.written.passages
+    )
+
+
+def test_the_users_answers_and_texts_stay(world, tmp_path):
+    images = tiny.make_images(tmp_path / "images", 2)
+    names = sorted(path.name for path in images.iterdir())
+    lines = [{"image": names[0], "prompt": "What?", "answer": "AB12"}, {"image": names[1]}, {"text": "ABCDEF 123456"}]
+    file = images / "mine.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    calibrator = world.calibrator(file)
+    calibrator.prepare()
+    written, samples = calibrator.own_text.written, calibrator.samples
+    assert len(written.answers) == 1 and samples.texts == 1 + len(written.passages)
+    own = sum(map(len, written.passages))
+    user = next(ids for ids in samples.inputs if ids["input_ids"].shape[1] == 60 - own)
+    assert calibrator.family.name == "Qwen2-VL" and "ABCDEF 123456" in Encoder(world.source).decode(
+        user["input_ids"][0]
+    )
 
 
 def killed_before_the_first_block(world, out):
