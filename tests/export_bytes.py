@@ -5,7 +5,8 @@
 
 Both on one machine: the last bit of a float product may differ between processors. The jobs go through the command
 line, the part of the project that does not change; the tiny checkpoints and pictures are made by this checkout for
-both. A checkout from before there was text is compared by --flags="--calib_text none". Not in it: quant_recipe.json and quant_run.json, which hold versions and times.
+both. A checkout from before there was text is compared by --flags="--calib_text none". Not in it: quant_recipe.json
+and quant_run.json, which hold versions and times.
 """
 
 import argparse

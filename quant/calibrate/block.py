@@ -73,8 +73,7 @@ class BlockQuantizer:
         entering: int | None = None,
     ):
         self.model, self.plan, self.config, self.dtype, self.ranks = model, plan, config, dtype, ranks or Ranks()
-        self.rounding = ROUNDINGS[config.w_method].load()
-        self.entering = entering or len(keys)
+        self.rounding, self.entering = ROUNDINGS[config.w_method].load(), entering or len(keys)
         self.seconds: dict[str, float] = {}
         self.seeds = [
             int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:8], "big") >> 1 for key in keys

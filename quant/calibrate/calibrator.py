@@ -47,9 +47,9 @@ from .work import Work
 class Calibrator:
     """Quantizes a checkpoint block after block.
 
-    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a file of images,
-    prompts and answers, a list of prepared model inputs, or None for the photographs shipped here. Choices and checkpoint are
-    checked here, from headers alone; raises UsageError or QuantError.
+    model: directory of the float checkpoint; cfg: the choices; calib_data: what inputs/sources.py reads, a list of
+    prepared model inputs, which is taken as it is, or None for the photographs shipped here. Choices and checkpoint
+    are checked here, from headers alone; raises UsageError or QuantError.
     """
 
     def __init__(self, model: str | Path, cfg: QuantConfig, calib_data=None, reporter: Reporter = SILENT):

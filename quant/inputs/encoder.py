@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")  # inputs with a number for each token, [1, T]
+
 
 class Encoder:
     """The processor of the checkpoint in `directory`: `encoder(images, prompt, answer)` gives the model's inputs.
@@ -135,7 +137,7 @@ class Encoder:
             raise QuantError(f"{where}: {error}") from error.__cause__
 
     def answer_start(self, sample: Sample, inputs: dict[str, "torch.Tensor"]) -> int:
-        """Where the sample's answer begins among its inputs' T tokens: T without one, 0 for a passage."""
+        """Where the sample's answer begins in input_ids [1, T]: T without one, 0 for a passage."""
         if sample.is_passage:
             return 0
         return inputs["input_ids"].shape[1] - len(self.answer_ids(sample.answer))

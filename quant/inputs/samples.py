@@ -23,7 +23,7 @@ from ..base.config import CALIB_IMAGES, MAX_SAMPLES, QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from .encoder import Encoder
+from .encoder import BY_TOKEN, Encoder
 from .images import ReadError
 from .sample import Sample, passage
 from .sources import LISTS, Loaded, load_samples, load_texts, ranked
@@ -39,8 +39,8 @@ SHORTEST = 16  # tokens that are left for which it is worth to go on
 @dataclass
 class CalibrationSet:
     """inputs: the model's keyword arguments per sample, batch [1, ...]; keys: sha256 hex of each sample's content,
-    ascending, those without images last; names: of the images or texts, for the user; encoder: what made the inputs (Encoder.describe); notices: lines for
-    the user.
+    ascending, those without images last; names: of the images or texts, for the user; encoder: what made the inputs
+    (Encoder.describe); notices: lines for the user.
 
     encode: sample number -> its inputs, where `inputs` lack the pixels; None where they are complete.
     starts: for each sample the position where the answer begins, T where there is none, 0 for a passage;
@@ -80,6 +80,16 @@ class CalibrationSet:
         if self.image_token_id is not None:
             kinds[ids == self.image_token_id] = IMAGE
         return kinds
+
+    def asked(self, number: int) -> dict[str, Tensor]:
+        """The inputs of a sample up to where its answer begins; of a passage, which answers nothing, all."""
+        inputs, start = self.inputs[number], self.starts[number] if number < len(self.starts) else 0
+        cut = {name: tensor[:, :start] for name, tensor in inputs.items() if name in BY_TOKEN and start}
+        return {**inputs, **cut}
+
+    def unanswered(self, number: int) -> bool:
+        """Whether a sample ends where an answer would begin, as far as that is known."""
+        return number >= len(self.starts) or self.starts[number] == self.inputs[number]["input_ids"].shape[1]
 
     def whole(self, number: int) -> dict[str, Tensor]:
         """All inputs of a sample. Raises QuantError when its image has changed since, or cannot be read any more."""

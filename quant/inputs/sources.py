@@ -226,9 +226,8 @@ class _Reader:
         for each, image in zip(data, images):
             decode_image(each, image)
         if images and prompt is None:
-            prompt = self.prompt
-            if not isinstance(prompt, str):
-                prompt = prompt[int(hashlib.sha256(data[0]).hexdigest(), 16) % len(prompt)]
+            several = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+            prompt = several[int(hashlib.sha256(data[0]).hexdigest(), 16) % len(several)]
         name = name or ", ".join(image.name for image in images)
         self.found.append(Sample(tuple(images), prompt, answer, key_of(data, prompt, answer), name))
 
