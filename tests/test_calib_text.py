@@ -14,8 +14,9 @@ from quant import Calibrator, QuantConfig, UsageError
 from quant.base.config import CALIB_IMAGES, HELD_OUT, TEXT_TOKENS
 from quant.calibrate.summary import dry_run
 from quant.commands.cli import main
+from quant.inputs.calibration_set import ANSWER, IMAGE, PROMPT
 from quant.inputs.sample import Sample, key_of, passage
-from quant.inputs.samples import ANSWER, IMAGE, PASSAGE_TOKENS, PROMPT, prepare
+from quant.inputs.samples import PASSAGE_TOKENS, prepare
 
 FAMILIES = list(tiny.FAMILIES)
 
@@ -144,7 +145,8 @@ def test_a_model_that_writes_the_text(world):
     """prepare(write=...): what it answers is taken in the place of all, token ids as they are."""
     calibrator = Calibrator(world.source("qwen2_vl"), QuantConfig(dev_type="cpu"), world.images)
 
-    def write(samples, encoder):
+    def write(samples, encoder, tokens):
+        assert tokens == calibrator.config.text_tokens
         data = [sample.images[0].read_bytes() for sample in samples]
         answered = [
             Sample(sample.images, sample.prompt, (5, 6, 7), key_of([each], sample.prompt, (5, 6, 7)), sample.name)
@@ -192,7 +194,7 @@ def test_a_text_with_an_images_placeholder_is_skipped(world, tmp_path):
 
 
 def test_a_calib_text_that_is_none(world):
-    with pytest.raises(UsageError, match=r"calib_text nowhere: is no file, and none of shipped, none"):
+    with pytest.raises(UsageError, match=r"calib_text nowhere: is no file, and none of shipped, self, none"):
         prepared(world.source("llava"), world.images, calib_text="nowhere")
 
 

@@ -79,8 +79,9 @@ def vision_tensors(shape: str, config: dict, size: float, seed: int) -> dict[str
     """The vision tower and what follows it, float32: random weights, by transformers' own initialization; the last
     linear is scaled so that image tokens are of `size` (rms), that of the word embeddings.
     """
-    from quant.base.transformers_api import build_model
     from transformers import AutoConfig
+
+    from quant.base.transformers_api import build_model
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))

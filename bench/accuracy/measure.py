@@ -1,4 +1,4 @@
-"""What an export's language model says of text, against the float model: perplexity, KL divergence, same token first."""
+"""What an export says of text, against the float model: perplexity, KL divergence, same token first."""
 
 import math
 from collections.abc import Iterable

@@ -49,6 +49,7 @@ ROUNDINGS = {
 
 CALIB_TEXT = {
     "shipped": Choice("prose in several scripts, code, mathematics, tables, dialogue; written for this project"),
+    "self": Choice("answers to the images, and passages, that the float model writes before calibration begins"),
     "none": Choice("nothing beside --calib_images; of a folder the images alone"),
 }
 """calib_text -> where text beside the images comes from; any other word is a file."""

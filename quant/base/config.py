@@ -17,6 +17,7 @@ ALPHA = 0.9  # m4's default migration strength
 # The photographs shipped with the source code, and the list that `fetch-coco` downloads more by.
 CALIB_IMAGES = Path(__file__).resolve().parents[2] / "calibImages"
 COCO_LIST = CALIB_IMAGES / "coco30.json"
+TEXT_FILE = "calibration_text.jsonl"  # in an export: what the model wrote for its own calibration (inputs/written.py)
 # Pictures, prompts, answers and passages that share nothing with those to calibrate with: what `verify` measures on.
 HELD_OUT = CALIB_IMAGES / "heldout" / "heldout.jsonl"
 TEXT_TOKENS = 3200  # at most so many tokens of passages, a fifth of what a 7B computes for 30 photographs

@@ -18,8 +18,8 @@ def channel_sizes(
     """float32 [C] of a group that has a source: of a norm its weight, |w_c|; of a linear what it answers to independent
     inputs of the sizes that were seen, sqrt(sum_i (W_ci rms(x_i))^2).
 
-    prefix: the block's; heads: query and key/value heads; linears, norms: the block's, nothing folded yet; stats: of the
-    groups that were observed.
+    prefix: the block's; heads: query and key/value heads; linears, norms: the block's, nothing folded yet; stats: of
+    the groups that were observed.
     """
     source = group.source_in(prefix)
     if group.kind == "norm":

@@ -10,9 +10,10 @@ from torch import Tensor
 from ..arithmetic.prior import doubt
 from ..arithmetic.stats import ROWS, Observer
 from ..base.config import QuantConfig
-from ..base.errors import SourceError
+from ..base.errors import SourceError, UsageError
+from ..export.plan import Plan
 from ..families.family import Family, Tower
-from ..inputs.samples import CalibrationSet
+from ..inputs.calibration_set import CalibrationSet
 from ..model.parallel import in_parallel
 from ..model.paused import Call, Key, first
 
@@ -49,6 +50,17 @@ class Rows:
             return order[: self.each]
         kinds = self.kinds[key[0]][order]
         return torch.cat([order[kinds == kind][: int(most)] for kind, most in enumerate(self.of_kind)])
+
+
+def refuse_unseen(samples: CalibrationSet, plan: Plan) -> None:
+    """Raises UsageError when a tower is to be quantized that no sample enters."""
+    for tower in plan.family.towers:
+        int8 = sum(name.startswith(tower.prefix) for name in plan.int8_names)
+        if int8 and not any(tower.tokens(plan.config, inputs) for inputs in samples.inputs):
+            raise UsageError(
+                f"none of the {len(samples.inputs)} samples enters the {tower.name} tower, {int8} linears of which are"
+                " to become int8: add images, or keep it float (--vision float)"
+            )
 
 
 def rows_and_doubt(

@@ -11,6 +11,7 @@ import torch
 
 from ..arithmetic.product import product_on
 from ..arithmetic.stats import Stats
+from ..base.config import TEXT_FILE
 from ..base.output import FILE_MODE, replace_file
 from ..export.recipe import RECIPE, RUN_LOG, recipe
 from ..files.config_json import write_json
@@ -76,9 +77,9 @@ def block_line(entry: dict, anti_method: str) -> str:
 
 
 def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None:
-    """quant_recipe.json and quant_run.json of a Calibrator that has run. In the latter seconds are of wall time, memory
-    is in bytes, and a signal-to-noise ratio that was not measured is null. identity: what a finished job is known by
-    when it is asked for again.
+    """quant_recipe.json and quant_run.json of a Calibrator that has run, and what its model wrote for it. In the second
+    file seconds are of wall time, memory is in bytes, and a signal-to-noise ratio that was not measured is null.
+    identity: what a finished job is known by when it is asked for again.
     """
     write_json(directory / RECIPE, recipe(calibrator))
     log = {
@@ -92,5 +93,7 @@ def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None
         "blocks": calibrator.blocks,
     }
     replace_file(directory / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
+    if (text := calibrator.own_text) and not text.refused:
+        replace_file(directory / TEXT_FILE, text.lines)
     for name in (RECIPE, RUN_LOG):
         (directory / name).chmod(FILE_MODE)

@@ -10,6 +10,7 @@ from ..families.family import Tower
 from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
+from .own_text import OwnText
 
 ENOUGH_WORDS = 600  # different tokens of text, below which the loss grows (docs/accuracy.md)
 
@@ -17,6 +18,8 @@ ENOUGH_WORDS = 600  # different tokens of text, below which the loss grows (docs
 def dry_run(calibrator: Calibrator) -> None:
     """--dry_run: print every decision, the groups that are smoothed, and what the run will take."""
     plan, say = calibrator.plan, calibrator.reporter.line
+    if calibrator.config.calib_text == "self":
+        calibrator.own_text = OwnText(refused="a dry run writes none")
     calibrator.prepare()
     say(
         f"{calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, on {calibrator.device};"

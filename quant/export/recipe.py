@@ -4,7 +4,7 @@ run measured.
 
 import json
 
-from ..base.config import ALPHA, QuantConfig
+from ..base.config import ALPHA, TEXT_FILE, QuantConfig
 from ..files.fingerprints import describe_all
 
 RECIPE, RUN_LOG = "quant_recipe.json", "quant_run.json"
@@ -34,8 +34,22 @@ def recipe(calibrator) -> dict:
         "calibration_sha256": samples.digest,
         "tokens": samples.counts(),
         "samples": [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)],
+        "own_text": _own_text(calibrator),
         "smoothed_groups": len(calibrator.plan.smoothed) if config.engine == "native" else None,
         "float": {decision.name: decision.why for decision in calibrator.plan.decisions.values() if not decision.int8},
+    }
+
+
+def _own_text(calibrator) -> dict | None:
+    """What the model wrote for its own calibration, or why it did not; None where it was not to."""
+    text = calibrator.own_text
+    if text is None or text.refused:
+        return text and {"refused": text.refused}
+    return {
+        "file": TEXT_FILE,
+        "passages": len(text.written.passages),
+        "answers": len(text.written.answers),
+        "tokens": text.written.tokens,
     }
 
 
@@ -51,10 +65,23 @@ def identity(calibrator) -> dict[str, str]:
     """
     made = recipe(calibrator)
     choices = {name: value for name, value in made["config"].items() if name not in NOT_IDENTITY}
-    rest = ("version", "torch", "transformers", "compute_dtype", "export_dtype", "encoder", "calibration_sha256")
     return {
         **{name: json.dumps(value) for name, value in choices.items()},
-        **{name: json.dumps(made[name]) for name in rest},
+        **{name: json.dumps(made[name]) for name in ("export_dtype", "encoder", "calibration_sha256")},
+        **computed_by(calibrator),
+    }
+
+
+def computed_by(calibrator) -> dict[str, str]:
+    """Name -> value, as text, of what computes: versions, device, dtype, and the source's files."""
+    import torch
+    import transformers
+
+    return {
+        "version": json.dumps(VERSION),
+        "torch": json.dumps(torch.__version__),
+        "transformers": json.dumps(transformers.__version__),
+        "compute_dtype": json.dumps(str(calibrator.compute_dtype).removeprefix("torch.")),
         "device": calibrator.device,
         **describe_all(calibrator.checkpoint.files),
     }

@@ -146,6 +146,10 @@ class Encoder:
         """Token ids [T] -> text without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
+    def raw(self, ids) -> str:
+        """Token ids [T] -> text as it stands, special tokens and all spaces included."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def describe(self) -> dict:
         """What the recipe records: what made the pixels and the text, and what config.json had to fill in."""
         described: dict = {

@@ -12,10 +12,9 @@ all but the pixels, and encodes again those that are its own: its memory is that
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..base.choices import CALIB_TEXT
@@ -23,89 +22,18 @@ from ..base.config import CALIB_IMAGES, HELD_OUT, MAX_SAMPLES, QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from .encoder import BY_TOKEN, Encoder
+from .calibration_set import CalibrationSet
+from .encoder import Encoder
 from .images import ReadError
 from .sample import Sample, passage
 from .sources import LISTS, Loaded, load_samples, load_texts, ranked
+from .written import answered, is_written, read_written
 
-IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is; a passage is all ANSWER
+Write = Callable[[list[Sample], Encoder, int], list[Sample] | None]  # write() of prepare
 PASSAGE_TOKENS = 512  # of one passage: many short ones cover more of a language than a long one
 AT_ONCE = 256  # texts, of which no more are taken as a rule
 HELD_OUT_TOKENS = 400  # of the text by which each block is measured on what calibration did not see
 SHORTEST = 16  # tokens that are left for which it is worth to go on
-
-
-@dataclass
-class CalibrationSet:
-    """inputs: the model's keyword arguments per sample, batch [1, ...]; keys: sha256 hex of each sample's content,
-    ascending, those without images last; names: of the images or texts, for the user; encoder: what made the inputs
-    (Encoder.describe); notices: lines for the user.
-
-    encode: sample number -> its inputs, where `inputs` lack the pixels; None where they are complete.
-    starts: for each sample the position where the answer begins, T where there is none, 0 for a passage;
-    image_token_id: the placeholder's number, or None where it is not known; skipped: samples of no use; held_out: the
-    inputs of samples that nothing is fitted to, shipped apart (none where the caller prepared the inputs).
-    """
-
-    inputs: list[dict[str, Tensor]]
-    keys: list[str]
-    names: list[str]
-    encoder: dict = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-    encode: Callable[[int], dict[str, Tensor]] | None = None
-    starts: list[int] = field(default_factory=list)
-    image_token_id: int | None = None
-    skipped: int = 0
-    held_out: list[dict[str, Tensor]] = field(default_factory=list)
-
-    @property
-    def different_words(self) -> int:
-        """How many different tokens of text the language model sees."""
-        seen = [inputs["input_ids"][0][self.kinds(number) != IMAGE] for number, inputs in enumerate(self.inputs)]
-        return len(torch.cat(seen).unique())
-
-    def counts(self) -> dict[str, int]:
-        """How many tokens of each kind the language model sees: {"image", "prompt", "answer"}."""
-        seen = torch.zeros(3, dtype=torch.int64)
-        for number in range(len(self.inputs)):
-            seen += torch.bincount(self.kinds(number).long(), minlength=3)
-        return dict(zip(("image", "prompt", "answer"), seen.tolist()))
-
-    @property
-    def texts(self) -> int:
-        """How many samples have no image."""
-        return sum(bool((self.kinds(number) != IMAGE).all()) for number in range(len(self.inputs)))
-
-    def kinds(self, number: int) -> Tensor:
-        """What the language model's tokens of a sample are, in the order of input_ids: IMAGE, PROMPT or ANSWER, uint8
-        [T]. Of inputs that the caller prepared it is not known where an answer begins: all text counts as PROMPT.
-        """
-        ids = self.inputs[number]["input_ids"][0]
-        kinds = torch.full(ids.shape, PROMPT, dtype=torch.uint8)
-        if number < len(self.starts):
-            kinds[self.starts[number] :] = ANSWER
-        if self.image_token_id is not None:
-            kinds[ids == self.image_token_id] = IMAGE
-        return kinds
-
-    def asked(self, number: int) -> dict[str, Tensor]:
-        """The inputs of a sample up to where its answer begins; of a passage, which answers nothing, all."""
-        inputs, start = self.inputs[number], self.starts[number] if number < len(self.starts) else 0
-        cut = {name: tensor[:, :start] for name, tensor in inputs.items() if name in BY_TOKEN and start}
-        return {**inputs, **cut}
-
-    def unanswered(self, number: int) -> bool:
-        """Whether a sample ends where an answer would begin, as far as that is known."""
-        return number >= len(self.starts) or self.starts[number] == self.inputs[number]["input_ids"].shape[1]
-
-    def whole(self, number: int) -> dict[str, Tensor]:
-        """All inputs of a sample. Raises QuantError when its image has changed since, or cannot be read any more."""
-        return self.encode(number) if self.encode else self.inputs[number]
-
-    @property
-    def digest(self) -> str:
-        """sha256 over the keys: what was calibrated on."""
-        return hashlib.sha256("".join(self.keys).encode()).hexdigest()
 
 
 def prepare(
@@ -115,21 +43,24 @@ def prepare(
     config: QuantConfig,
     shared: bool = False,
     *,
-    write: Callable[[list[Sample], Encoder], list[Sample]] | None = None,
+    write: Write | None = None,
     apart: bool = False,
 ) -> CalibrationSet:
     """data: what load_samples reads, None for the photographs shipped here, or a list of the model's inputs (dicts of
     tensors). shared: several processes take a part of the samples each; the pixels are left to whole(). write: called
-    with the samples that have images, answers the samples to take in the place of all.
+    with the samples that have images, the encoder and how many tokens of text alone are to be written; answers the
+    samples with answers, and what was written, or None where the shipped text is to be used.
 
     What config.calib_text adds is text alone, passages or questions with answers. Of all such, at most
     config.text_tokens tokens are taken: those of `data` first, in an order that seed and content decide, a passage cut
-    at PASSAGE_TOKENS. apart: with samples held out beside them. Raises UsageError: nothing that can be used, or with config.strict anything that cannot.
+    at PASSAGE_TOKENS. apart: with samples held out beside them.
+    Raises UsageError: nothing that can be used, or with config.strict anything that cannot.
     """
     if isinstance(data, list):
         return _from_inputs(data, family.processing.image_token_id(checkpoint.config))
+    source = Path(data or CALIB_IMAGES)
     loaded = load_samples(
-        Path(data or CALIB_IMAGES),
+        source,
         config.prompt or family.prompt,
         config.num_samples,
         config.seed,
@@ -143,45 +74,76 @@ def prepare(
             " more"
         )
         loaded.samples = sorted(ranked(loaded.samples, config.seed)[:MAX_SAMPLES], key=lambda sample: sample.key)
-    if config.calib_text != "none":
-        file = _text_file(config.calib_text)
-        added, known = load_texts(file, config.seed, strict=config.strict), {sample.key for sample in loaded.texts}
-        loaded.texts += [sample for sample in added.texts if sample.key not in known]
-        loaded.notices += added.notices
-        loaded.skipped += added.skipped
     encoder = Encoder(
         checkpoint.dir,
         min_pixels=config.min_pixels,
         max_pixels=config.max_pixels,
         trust_remote_code=config.trust_remote_code,
     )
-    found = _encoded(loaded, encoder, config, shared, write)
+    if config.calib_text not in CALIB_TEXT and is_written(Path(config.calib_text)):
+        write = partial(_from_file, Path(config.calib_text), loaded.notices)
+    if write is None or not _written(write, source, loaded, encoder, config.text_tokens):
+        if config.calib_text != "none":
+            file = _text_file(config.calib_text)
+            added, known = load_texts(file, config.seed, strict=config.strict), {sample.key for sample in loaded.texts}
+            loaded.texts += [sample for sample in added.texts if sample.key not in known]
+            loaded.notices += added.notices
+            loaded.skipped += added.skipped
+        encoder.read([*loaded.samples, *loaded.texts[:AT_ONCE]])
+        loaded.texts, _ = _within(loaded.texts, encoder, config.text_tokens, loaded.notices)
+    found = _encoded(loaded, encoder, config, shared)
     if apart:
         found.held_out = held_out(encoder, config.seed)
     return found
 
 
 def held_out(encoder: Encoder, seed: int) -> list[dict[str, Tensor]]:
-    """The inputs of the first picture, and of HELD_OUT_TOKENS tokens of text, of what is shipped apart from calibration;
-    what the checkpoint's processor refuses is left out.
+    """The inputs of the first picture, and of HELD_OUT_TOKENS tokens of text, of what is shipped apart from
+    calibration; what the checkpoint's processor refuses is left out.
     """
     loaded, found = load_samples(HELD_OUT, "", None, seed), []
-    for sample in [*loaded.samples[:1], *_within(loaded.texts, encoder, HELD_OUT_TOKENS, [])]:
+    texts, _ = _within(loaded.texts, encoder, HELD_OUT_TOKENS, [])
+    for sample in [*loaded.samples[:1], *texts]:
         with suppress(QuantError):
             found.append(encoder.encode_sample(sample))
     return found
 
 
+def _written(write: Write, source: Path, loaded: Loaded, encoder: Encoder, most: int) -> bool:
+    """Put into `loaded` what the model writes or has written, behind the user's own texts; False where it has not.
+    source: of what is loaded; the answers and texts that are shipped with the photographs give way.
+    """
+    notices: list[str] = []
+    shipped = source.resolve() in (CALIB_IMAGES, CALIB_IMAGES / LISTS[0])
+    samples = [answered(sample, "") for sample in loaded.samples] if shipped else loaded.samples
+    encoder.read([*samples, *loaded.texts[:AT_ONCE]])
+    texts, left = _within([] if shipped else loaded.texts, encoder, most, notices)
+    if (written := write(samples, encoder, left)) is None:
+        return False
+    loaded.samples = [sample for sample in written if sample.images]
+    loaded.texts = texts + [sample for sample in written if not sample.images]
+    loaded.notices += notices
+    return True
+
+
+def _from_file(file: Path, notices: list[str], samples: list[Sample], encoder: Encoder, left: int) -> list[Sample]:
+    """What another run's model has written, all of it."""
+    written = read_written(file, encoder.raw)
+    if others := len(written.answers.keys() - {sample.key for sample in samples}):
+        notices.append(f"{file.name}: {others} of {len(written.answers)} answers are to other images or prompts")
+    return written.put_into(samples)
+
+
 def _text_file(calib_text: str) -> Path:
     """Raises UsageError for what is neither a name nor a file."""
-    if calib_text == "shipped":
+    if calib_text in CALIB_TEXT:
         return CALIB_IMAGES / LISTS[0]
     if not Path(calib_text).is_file():
         raise UsageError(f"calib_text {calib_text}: is no file, and none of {', '.join(CALIB_TEXT)}")
     return Path(calib_text)
 
 
-def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool, write) -> CalibrationSet:
+def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool) -> CalibrationSet:
     """Everything through the encoder; what it refuses is named and skipped."""
     taken: list[tuple[Sample, dict[str, Tensor]]] = []
 
@@ -198,16 +160,9 @@ def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool
             return
         taken.append((sample, _without_pixels(inputs) if shared else inputs))
 
-    samples, texts = loaded.samples, loaded.texts
-    if write is not None:
-        written = write(samples, encoder)
-        samples, texts = ([each for each in written if bool(each.images) is some] for some in (True, False))
-    encoder.read([*samples, *texts[:AT_ONCE]])
-    for sample in sorted(samples, key=lambda sample: sample.key):
+    for sample in sorted(loaded.samples, key=lambda sample: sample.key):
         take(sample)
-    if write is None:
-        texts = _within(texts, encoder, config.text_tokens, loaded.notices)
-    for sample in sorted(texts, key=lambda sample: sample.key):
+    for sample in sorted(loaded.texts, key=lambda sample: sample.key):
         take(sample)
     if not taken:
         raise UsageError(f"none of the {loaded.skipped} samples can be used: {'; '.join(loaded.notices[-3:])}")
@@ -225,14 +180,16 @@ def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool
     )
 
 
-def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]) -> list[Sample]:
-    """The first of the texts that have at most `most` tokens together; a passage that is too long is cut."""
+def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]) -> tuple[list[Sample], int]:
+    """The first of the texts that have at most `most` tokens together, and how many of these are left; a passage that
+    is too long is cut.
+    """
     taken: list[Sample] = []
     left, cut = most, 0
     for sample in texts:
         if left < min(SHORTEST, most):
             notices.append(f"using {len(taken)} of {len(texts)} texts: --text_tokens {most} takes no more{_cut(cut)}")
-            return taken
+            return taken, left
         try:
             ids = encoder.encode_sample(sample)["input_ids"][0]
         except QuantError:  # said where it is taken
@@ -247,7 +204,7 @@ def _within(texts: list[Sample], encoder: Encoder, most: int, notices: list[str]
             left -= len(ids)
     if cut:
         notices.append(f"using all {len(texts)} texts{_cut(cut)}")
-    return taken
+    return taken, left
 
 
 def _cut(count: int) -> str:

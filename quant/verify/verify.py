@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..arithmetic.product import product_on
 from ..base.config import HELD_OUT, QuantConfig
-from ..base.console import SILENT, Reporter, size
+from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..export import reader
 from ..export.reader import Export
@@ -33,9 +33,11 @@ from ..export.recipe import VERSION
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
+from ..inputs.calibration_set import CalibrationSet
 from ..inputs.encoder import Encoder, follow
-from ..inputs.samples import CalibrationSet, prepare
-from ..model.device import compute_dtype, pick_device
+from ..inputs.samples import prepare
+from ..model.device import pick_device
+from ..model.whole import room_for
 from . import runtime
 from .folding import check_block
 from .tensors import Damage, check_config, check_format, check_outside, check_side_files
@@ -162,17 +164,6 @@ def check_values(checkpoint: Checkpoint, export: Export, family: Family, known: 
 
 
 # -- answers that the models write themselves
-
-
-def room_for(checkpoint: Checkpoint, device: str) -> str | None:
-    """Why the whole models are not loaded, one after the other; None when there is memory for it."""
-    if device != "cpu" or not Path("/proc/meminfo").is_file():
-        return None
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    # The float model is the larger of the two; what stays float in the export is held in the same dtype.
-    needed = 1.2 * checkpoint.nbytes * compute_dtype(checkpoint.dtype, device).itemsize / checkpoint.dtype.itemsize
-    return f"the whole model takes {size(needed)}, {size(free)} are available" if needed > free else None
 
 
 def free_run(
