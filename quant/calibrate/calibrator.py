@@ -78,15 +78,8 @@ class Calibrator:
         """
         if self._samples is None:
             shared, write = self.ranks.size > 1, writer_of(self, work, finished)
-            self._samples = prepare(
-                self.calib_data,
-                self.checkpoint,
-                self.family,
-                self.config,
-                shared,
-                write=write,
-                apart=self.config.engine == "native",
-            )
+            what = self.calib_data, self.checkpoint, self.family, self.config, shared
+            self._samples = prepare(*what, write=write, apart=self.config.engine == "native")
             for notice in self._samples.notices:
                 self.reporter.line(notice)
 
