@@ -73,7 +73,7 @@ def read_written(file: Path, decode: Callable[[Ids], str] | None = None) -> Writ
 
 
 def parse_written(data: bytes, file: Path, decode: Callable[[Ids], str] | None = None) -> Written:
-    """As read_written, of the bytes of `file`."""
+    """What the bytes of `file` hold. Raises UsageError as read_written does."""
     answers: dict[str, Ids] = {}
     passages: list[Ids] = []
     for number, line in enumerate(data.splitlines(), 1):
