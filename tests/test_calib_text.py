@@ -222,7 +222,7 @@ def test_a_whole_calibration(world, tmp_path, family, capsys):
             if "layers" not in entry["block"] or "vision" in entry["block"]
         ]
     told = capsys.readouterr().out
-    assert "of text, sha256" in told and "of answers and passages" in told
+    assert "of text, sha256" in told and "of answers and text" in told
     assert made["none"] != made["shipped"] and made["none", "vision"] == made["shipped", "vision"]
     recipe = json.loads((tmp_path / "shipped" / "quant_recipe.json").read_text())
     assert recipe["config"]["calib_text"] == "shipped" and 100 < recipe["tokens"]["answer"] <= 210
@@ -240,7 +240,7 @@ def test_text_counts_in_the_estimate(world, capsys):
         lines[text] = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["none"]["int8"] != lines["shipped"]["int8"], "more of the arithmetic is the language model's"
     assert "3 with images," in lines["shipped"]["Qwen2-VL,"] and " of text" in lines["shipped"]["Qwen2-VL,"]
-    assert lines["none"]["tokens"].endswith(" 0 of answers and passages")
+    assert lines["none"]["tokens"].endswith("0 of answers and text (33 different)")
 
 
 def test_held_out_inputs_go_through_every_family(world):

@@ -116,6 +116,7 @@ def test_sections_and_their_links(desktop):
         "verification",
         "accuracy",
         "errors",
+        "coverage",
         "ranges",
         "clipping",
         "layers",
@@ -332,7 +333,7 @@ def test_an_export_by_another_tool(folder, tmp_path):
         (tmp_path / "out" / name).unlink()
     assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "r.html")]) == 0
     text = (tmp_path / "r.html").read_text()
-    assert "made by another tool" in text and text.count("Not recorded") == 4
+    assert "made by another tool" in text and text.count("Not recorded") == 5
     assert text.count('class="chip int8"') == 24 and "visual.merger.mlp.0" in text
 
 

@@ -34,7 +34,8 @@ def measure(
     outputs: dict[Key, Tensor | tuple],
 ) -> HeldOut:
     """Run the samples that were held out through the block with these linears in place. leaders: the first linear of
-    each group; outputs: what the block answers in float. The hidden states of `calls` may have been written to by the
+    each group; outputs: what the block answers in float, [..., tokens, width]. The hidden states of `calls` may have
+    been written to by the
     float pass: they must be copies from before it.
     """
     beyond, seen = dict.fromkeys(leaders, 0), dict.fromkeys(leaders, 0)

@@ -86,7 +86,8 @@ def observe(
     device: torch.device,
 ) -> dict[Key, Tensor | tuple]:
     """Run the block on all calls; what the modules read is observed, but for samples that were held out (those beyond
-    rows.seeds). name: the block's. Returns the outputs by key. Raises SourceError where one holds NaN or Inf.
+    rows.seeds). name: the block's. Returns the outputs by key, [..., tokens, width]. Raises SourceError where one holds
+    NaN or Inf.
     """
     outputs: dict[Key, Tensor | tuple] = {}
     current = threading.local()

@@ -108,17 +108,15 @@ def _coverage(calibrator: Calibrator) -> list[str]:
     lines = []
     if measured:
         worst = min(measured, key=lambda entry: entry["snr_held_out_db"])
-        lines.append(f"unseen   {worst['snr_held_out_db']:.1f} dB in the weakest block, {worst['block']}")
+        lines.append(f"unseen   at least {worst['snr_held_out_db']:.1f} dB: {worst['block']}")
     groups = [(each["outside"] or 0.0, each["linears"][0]) for entry in measured for each in entry["ranges"]]
     if groups:
         share, name = max(groups)
-        lines.append(f"         at most {share:.2%} of unseen values are out of range, in {name}")
+        lines.append(f"         {share:.2%} clipped at most: {name}")
     different = calibrator.samples.different_words
     if different < ENOUGH_WORDS and calibrator.config.engine == "native":
-        lines.append(
-            f"warning  {different} different tokens of text were seen, {ENOUGH_WORDS} cover a language better"
-            " (docs/accuracy.md): --calib_text shipped"
-        )
+        lines.append(f"warning  only {different} different tokens of text were seen; {ENOUGH_WORDS} cover a language")
+        lines.append("         better (docs/accuracy.md): --calib_text shipped")
     return lines
 
 

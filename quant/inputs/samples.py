@@ -98,7 +98,7 @@ def prepare(
 
 
 def held_out(encoder: Encoder, seed: int) -> list[dict[str, Tensor]]:
-    """The inputs of the first picture, and of HELD_OUT_TOKENS tokens of text, of what is shipped apart from
+    """The inputs, [1, ...], of the first picture, and of HELD_OUT_TOKENS tokens of text, of what is shipped apart from
     calibration; what the checkpoint's processor refuses is left out.
     """
     loaded, found = load_samples(HELD_OUT, "", None, seed), []
