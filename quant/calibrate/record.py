@@ -66,14 +66,12 @@ def block_entry(name: str, result, seconds: float) -> dict:
 
 def block_line(entry: dict, anti_method: str) -> str:
     """The same as a line for the terminal."""
-    change = f"{entry['snr_plain_db']:5.1f} -> {entry['snr_db']:5.1f} dB"
-    if anti_method == "none":
-        change = f"{entry['snr_db']:5.1f} dB"
+    name, seconds = f"{entry['block']:<34}", f"{entry['seconds']:6.2f} s"
     if not entry["int8"]:
-        return f"{entry['block']:<39} float{'':<29} {entry['seconds']:6.2f} s"
-    held = entry["snr_held_out_db"]
-    unseen = "" if math.isnan(held) else f"{held:.1f} unseen"
-    return f"{entry['block']:<39} {len(entry['int8']):>2} int8 {change:<16} {unseen:>11} {entry['seconds']:6.2f} s"
+        return f"{name} {'float':<36} {seconds}"
+    change = "" if anti_method == "none" else f"{entry['snr_plain_db']:.1f} -> "
+    held = "" if math.isnan(entry["snr_held_out_db"]) else f"{entry['snr_held_out_db']:.1f} unseen"
+    return f"{name} {len(entry['int8']):>2} int8 {change + format(entry['snr_db'], '.1f'):>12} dB {held:>11} {seconds}"
 
 
 def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None:
