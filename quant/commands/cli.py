@@ -17,6 +17,7 @@ COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
     "verify": "an export against its float model: damage, errors, whose fault",
     "evaluate": "scores of the float and the int8 model, or of two servers",
+    "serve": "an OpenAI-compatible endpoint over an export or a float model",
     "export": "a finished export in another format, without calibration",
     "dump": "intermediate features of a model on fixed inputs",
     "compare": "two dumps, down to the first module that differs",

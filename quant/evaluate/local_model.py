@@ -72,7 +72,7 @@ class LocalModel:
             inputs = encoder(question.open(), question.prompt)
         except QuantError as error:
             raise Unanswered(f"{question.where}: {error}") from None
-        return encoder.decode(runtime.greedy(model, inputs, self.max_new_tokens))
+        return encoder.decode(generation.greedy(model, inputs, self.max_new_tokens))
 
 
 def files_digest(directory: Path) -> str:

@@ -6,8 +6,7 @@
                     image_grid_thw [1,3] where images keep their proportions, [1,3,H,W] where all get one size
 
 templates.py turns the prompt into text, processor.py images and text into tensors; what is particular to a family is
-the `Processing` of its description. Left out: video, several images, several turns. transformers is imported when an
-Encoder is made.
+the `Processing` of its description. Left out: video. transformers is imported when an Encoder is made.
 """
 
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..files.config_json import read_json
 from . import processor_files
 from .images import Sample, reopen_image
 from .processor import Processor
-from .templates import ChatTemplate
+from .templates import ChatTemplate, user_turn
 
 if TYPE_CHECKING:
     import torch
@@ -71,9 +70,20 @@ class Encoder:
         over 200 times as wide as high) or would make it too large, or a template or tokenizer takes more than it may.
         """
         images = [] if image is None else [image]
-        if used := [token for token in self.family.processing.reserved if token in prompt]:
+        return self.chat([user_turn(prompt, len(images))], images)
+
+    def chat(self, messages: list[dict], images: "list[Image.Image]") -> dict[str, "torch.Tensor"]:
+        """A chat as templates.py has it, and its RGB images in their order -> model inputs, batch 1: what __call__ gives
+        for one turn.
+
+        Raises QuantError as __call__ does, and for a template that has no place for one of the images.
+        """
+        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+        if used := [token for token in self.family.processing.reserved if any(token in text for text in texts)]:
             raise QuantError(f"the prompt contains {used[0]}: leave it out, the image is put in by the chat template")
-        text = self._chat.render(prompt, len(images))
+        text = self._chat.render(messages)
+        if (places := text.count(self.family.processing.image_token)) != len(images):
+            raise QuantError(f"the chat template makes {places} places for {len(images)} images")
         return self._processor(images, text, self._chat.adds_special_tokens(text))
 
     def encode_sample(self, sample: Sample) -> dict[str, "torch.Tensor"]:

@@ -14,10 +14,9 @@ Left out: kernels that keep fewer bits of deq_scale than float32 has, quantized 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ..base import transformers_api
 from ..base.errors import QuantError
@@ -87,13 +86,3 @@ def _whole(source: Checkpoint | Export, int8_names: set[str], device: str, trust
     if settings := transformers_api.greedy_generation(source.dir):
         streamed.model.generation_config = settings
     return streamed
-
-
-def greedy(model: Any, inputs: dict[str, Tensor], tokens: int) -> Tensor:
-    """The next `tokens` greedy tokens after one sample's inputs, int64 [<= tokens]; fewer where the model ends its
-    answer. model: of load() or load_float(), whose settings are greedy.
-    """
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    with torch.inference_mode():
-        answer = model.generate(**inputs, max_new_tokens=tokens)
-    return answer[0, inputs["input_ids"].shape[1] :].cpu()

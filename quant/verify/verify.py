@@ -36,7 +36,7 @@ from ..files.checkpoint import Checkpoint
 from ..inputs.encoder import Encoder
 from ..inputs.samples import CalibrationSet, prepare
 from ..model.device import compute_dtype, pick_device
-from . import runtime
+from . import generation, runtime
 from .folding import check_block
 from .tensors import Damage, check_config, check_format, check_outside, check_side_files
 from .three_models import MODELS, ThreeModels
@@ -180,7 +180,7 @@ def free_run(
     load: runtime.load or load_float.
     """
     model, _ = load(directory, device, trust_remote_code=config.trust_remote_code)
-    return [runtime.greedy(model, inputs, tokens) for inputs in samples.inputs[:IMAGES]]
+    return [generation.greedy(model, inputs, tokens) for inputs in samples.inputs[:IMAGES]]
 
 
 def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
