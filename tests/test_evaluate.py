@@ -106,7 +106,7 @@ def test_a_file_that_is_no_log(data, tmp_path):
 def test_unanswered_is_reported_and_asked_again(data, tmp_path):
     first = asked(Scripted(raises={4: Unanswered("no such\nluck")}), data, tmp_path / "log.jsonl")
     assert first.predictions[4] is None and first.errors == {4: r"no such\nluck"}
-    summary = summarize(load_questions(data), [first], exact=False, max_drop=1, seed=0)
+    summary = summarize(load_questions(data), [first], rule="contains", max_drop=1, seed=0)
     side = summary["sides"][0]
     assert side["table"]["Right"] == {"right": COUNT - 1, "of": COUNT}
     assert (
@@ -136,7 +136,7 @@ def test_summary_of_two(data, tmp_path):
         asked(Scripted("a", wrong=[1, 2]), data, tmp_path / "log.jsonl"),
         asked(Scripted("b", wrong=[2, 4, 6]), data, tmp_path / "log.jsonl"),
     ]
-    summary = summarize(questions, sides, exact=False, max_drop=4.9, seed=0)
+    summary = summarize(questions, sides, rule="contains", max_drop=4.9, seed=0)
     assert [side["table"]["Right"]["right"] for side in summary["sides"]] == [COUNT - 2, COUNT - 3]
     assert summary["sides"][0]["table"]["part 0"] == {"right": 9, "of": 10}
     assert [(flip["where"].rpartition(":")[2], flip["lost"]) for flip in summary["flips"]] == [
@@ -150,8 +150,8 @@ def test_summary_of_two(data, tmp_path):
         summary["difference"]["gained"],
     ) == (2, 1)
     assert summary["difference"]["exceeded"] and not summary["passed"]
-    assert summarize(questions, sides, exact=False, max_drop=5, seed=0)["passed"]
-    assert summarize(questions, sides, exact=True, max_drop=5, seed=0)["sides"][0]["table"]["Right"]["right"] == 0
+    assert summarize(questions, sides, rule="contains", max_drop=5, seed=0)["passed"]
+    assert summarize(questions, sides, rule="exact", max_drop=5, seed=0)["sides"][0]["table"]["Right"]["right"] == 0
 
 
 # ---- the command, against servers

@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
         Answers("float", {"arithmetic": "float"}, float_said, {}, 4.0, {}),
         Answers("int8", {"arithmetic": "int8", "files": files_digest(root / "out")}, int8_said, {}, 5.0, {}),
     ]
-    summary = summarize(QuestionSet(root / "data.jsonl", False, questions), sides, exact=False, max_drop=1, seed=0)
+    summary = summarize(QuestionSet(root / "data.jsonl", False, questions), sides, rule="contains", max_drop=1, seed=0)
     (root / "evaluation.json").write_text(json.dumps(summary))
     return root
 

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--float", metavar="SRC", help="a float checkpoint, in the place of OUT: one model is in memory")
     add("--name", metavar="NAME", help="that requests call the model by (default: the directory's)")
     where = parser.add_argument_group("where")
-    where.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
+    where.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)"
+    )
     where.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0: any that is free")
     where.add_argument(
         "--api_key", metavar="KEY", help=f"that requests must bring (default: ${KEY_VARIABLE}, else none is asked for)"
@@ -84,9 +86,7 @@ def run(args: argparse.Namespace) -> int:
         device = pick_device(args.device_type)
         directory = Checkpoint(directory).dir if args.float else Path(directory)
         reporter.line(f"loading    {directory}, {'float' if args.float else 'int8'}, on {device}")
-        model, encoder = load(
-            directory, device, max_pixels=args.max_pixels, trust_remote_code=args.trust_remote_code
-        )
+        model, encoder = load(directory, device, max_pixels=args.max_pixels, trust_remote_code=args.trust_remote_code)
         settings = encoder.directory / "generation_config.json"
         service = Service(
             args.name or encoder.directory.resolve().name,

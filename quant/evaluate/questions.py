@@ -1,26 +1,27 @@
-"""Evaluation data: questions about images with known answers, from one of three files.
+"""Evaluation data: questions about images with known answers, from one file.
 
     OCRBench JSON   [{"dataset_name", "type", "question", "answers", "image_path"}, ...]
                     answers: a text or a list of texts
     OCRBench TSV    index, image, question, answer, category
                     image: base64, or the index of the row that holds the same image; answer: a Python list as text
-    JSONL           {"image": path, "prompt": text, "answers": text or list, "category": text} a line
-                    "category" may be left out
+    JSONL           {"image": path, "prompt": text, "answers": text or list, "category": text, "choices": list} a line
+                    the last two may be left out; with choices, the answer is the letter of one
+    TextVQA, DocVQA, MMMU and parquet: benchmarks.py
 
 Paths are relative to the image folder, by default the data file's own. Everything is read and every image decoded
 before the first question is asked; what is wrong is an error with file and line. An answer that is empty would be found
 in whatever is said, so it is refused too.
 
 A question's key is sha256(image bytes + NUL + prompt), as for calibration samples: what was answered stays known by
-content, whatever the file's name or order. Left out: several images to a question, parquet.
+content, whatever the file's name or order. Left out: several images to a question.
 """
 
-import ast
 import base64
 import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from PIL import Image
 
 from ..base.errors import QuantError, UsageError
 from ..inputs.images import decode_image, inside, parse_object, read_bytes
+from . import benchmarks
+from .benchmarks import Fields, LeftOut
 
 TYPES = (  # OCRBench's; the first six are its "Text Recognition"
     "Regular Text Recognition",
@@ -50,7 +53,7 @@ INDEX_LENGTH = 64  # a TSV's image this short is the index of another row
 @dataclass(frozen=True)
 class Question:
     """One question about one image. image: its file, or its bytes where the data file holds them; where: "file:line",
-    for messages.
+    for messages; choices: of a multiple choice, whose answer is a letter.
     """
 
     key: str
@@ -60,6 +63,7 @@ class Question:
     answers: tuple[str, ...]
     category: str | None
     math: bool
+    choices: tuple[str, ...] = ()
 
     def data(self) -> bytes:
         """The image file's bytes."""
@@ -72,11 +76,15 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies."""
+    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies; rule: how answers are
+    scored (scoring.py) if nothing else is asked for; left_out: why -> how many of its questions are not asked.
+    """
 
     file: Path
     ocrbench: bool
     questions: tuple[Question, ...]
+    rule: str = "contains"
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @property
     def digest(self) -> str:
@@ -94,14 +102,14 @@ class QuestionSet:
 
 
 def load_questions(file: str | Path, image_folder: str | Path | None = None) -> QuestionSet:
-    """Read a data file, by its suffix: .json, .tsv or .jsonl.
+    """Read a data file, by its suffix: .json, .tsv, .jsonl or .parquet.
 
     image_folder: where image paths start from, the file's own folder by default. Raises UsageError with file and line
     for what is of no use.
     """
     file = Path(file)
     if file.suffix.lower() not in FORMATS:
-        raise UsageError(f"{file}: the data is a .json or .tsv of OCRBench, or a .jsonl of image, prompt and answers")
+        raise UsageError(f"{file}: the data is a .json, .tsv or .parquet of a benchmark, or a .jsonl of your own")
     folder = Path(image_folder) if image_folder else file.parent
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; --image_folder names the one that image paths start from")
@@ -110,20 +118,27 @@ def load_questions(file: str | Path, image_folder: str | Path | None = None) -> 
     except QuantError as error:
         raise UsageError(str(error)) from None
     rows, fields = FORMATS[file.suffix.lower()]
-    questions = []
+    questions: list[Question] = []
+    left_out: dict[str, int] = {}
     for line, row in rows(file, data):
         where = f"{file}:{line}"
         try:
-            questions.append(_checked(where, *fields(row, folder.resolve())))
+            questions.append(_checked(where, fields(row, folder.resolve())))
+        except LeftOut as reason:
+            left_out[str(reason)] = left_out.get(str(reason), 0) + 1
         except QuantError as error:
             raise UsageError(f"{where}: " + str(error).removeprefix(f"{where}: ")) from None
     if not questions:
-        raise UsageError(f"{file}: holds no question")
-    return QuestionSet(file, file.suffix.lower() != ".jsonl", tuple(questions))
+        raise UsageError(f"{file}: holds no question" + (f" that is asked here: {left_out}" if left_out else ""))
+    ocrbench = file.suffix.lower() != ".jsonl" and all(question.category in TYPES for question in questions)
+    people = min(len(question.answers) for question in questions)
+    rule = "contains" if ocrbench else benchmarks.rule_of(file.name, people) or "contains"
+    return QuestionSet(file, ocrbench, tuple(questions), rule, tuple(left_out.items()))
 
 
-def _checked(where: str, image: Path | bytes, prompt, answers, category: str | None, math: bool) -> Question:
+def _checked(where: str, fields: Fields) -> Question:
     """Check what all formats have in common; decodes the image."""
+    image, prompt, answers, category, math, choices = fields
     if not isinstance(prompt, str) or not prompt.strip():
         raise QuantError(f"the question must be text that is not empty, found {prompt!r}")
     listed = [answers] if isinstance(answers, str) else answers
@@ -137,12 +152,13 @@ def _checked(where: str, image: Path | bytes, prompt, answers, category: str | N
         key = hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest()
     except UnicodeEncodeError:
         raise QuantError("the question holds half a surrogate pair, which is no text") from None
-    return Question(key, where, image, prompt, tuple(listed), category, math)
+    return Question(key, where, image, prompt, tuple(listed), category, math, choices)
 
 
 # ---- of each format: its rows, each with the line that it begins on; and a row's fields, as _checked takes them
 
-Fields = tuple[Path | bytes, object, object, str | None, bool]
+BENCHMARK = ""  # a column that no file has: the row is of TextVQA, DocVQA or MMMU
+ITEMS = re.compile(r'"data"\s*:\s*\[')
 
 
 def _decoded(file: Path, data: bytes) -> str:
@@ -156,9 +172,10 @@ def _decoded(file: Path, data: bytes) -> str:
 def _json_rows(file: Path, data: bytes) -> Iterator[tuple[int, object]]:
     text, decoder = _decoded(file, data), json.JSONDecoder()
     position = _after_blanks(text, 0)
-    if text[position : position + 1] != "[":
-        raise UsageError(f"{file}:1: a JSON array of OCRBench's items was expected")
-    position = _after_blanks(text, position + 1)
+    found = ITEMS.search(text) if text[position : position + 1] == "{" else None
+    if text[position : position + 1] != "[" and not found:
+        raise UsageError(f'{file}:1: a JSON array of OCRBench\'s items was expected, or an object with them in "data"')
+    position = _after_blanks(text, found.end() if found else position + 1)
     try:
         while text[position : position + 1] != "]":
             line = text.count("\n", 0, position) + 1
@@ -184,11 +201,13 @@ def _after_blanks(text: str, position: int) -> int:
 def _json_fields(row, folder: Path) -> Fields:
     if not isinstance(row, dict):
         raise QuantError(f"an object was expected, found {type(row).__name__}")
+    if "dataset_name" not in row and ("image_id" in row or "image" in row):
+        return benchmarks.item_fields(row, folder)
     _require(row, "dataset_name", "type", "question", "answers", "image_path")
     if not isinstance(row["image_path"], str):
         raise QuantError(f'"image_path" must be text, found {row["image_path"]!r}')
     math = row["dataset_name"] == MATH_DATASET
-    return inside(folder, row["image_path"]), row["question"], row["answers"], _type(row["type"]), math
+    return Fields(inside(folder, row["image_path"]), row["question"], row["answers"], _type(row["type"]), math)
 
 
 def _tsv_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
@@ -201,14 +220,16 @@ def _tsv_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
         for cells in reader:
             if not columns:
                 columns = cells
-                if missing := sorted({"index", "image", "question", "answer", "category"} - set(cells)):
+                benchmark = "A" in cells or benchmarks.rule_of(file.name)
+                wanted = {"index", "image", "question", "answer"} | (set() if benchmark else {"category"})
+                if missing := sorted(wanted - set(cells)):
                     raise UsageError(
                         f"{file}:{line}: column {missing[0]} is missing, there are {', '.join(cells)[:200]}"
                     )
             elif cells and len(cells) != len(columns):
                 raise UsageError(f"{file}:{line}: {len(cells)} fields, the first line has {len(columns)}")
             elif cells:
-                rows.append((line, dict(zip(columns, cells))))
+                rows.append((line, dict(zip(columns, cells)) | dict.fromkeys([BENCHMARK] * bool(benchmark), "")))
             line = reader.line_num + 1  # a quoted field may span lines
     except csv.Error as error:
         raise UsageError(f"{file}:{line}: {error}") from None
@@ -220,20 +241,19 @@ def _tsv_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _tsv_fields(row: dict[str, str], folder: Path) -> Fields:
+    if row["image"].lstrip().startswith("["):
+        raise LeftOut("a question with several images")
     if len(row["image"]) <= INDEX_LENGTH:
         raise QuantError("image is neither base64 of an image nor the index of a row that holds one")
     try:
         image = base64.b64decode(row["image"], validate=True)
     except ValueError as error:
         raise QuantError(f"image is not base64: {error}") from None
-    answers = row["answer"]
-    if answers.lstrip().startswith("["):
-        try:
-            answers = ast.literal_eval(answers.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise QuantError(f"answer is not a list of texts: {answers!r}") from None
+    if BENCHMARK in row:
+        return benchmarks.tsv_fields(row, image)
     category = _type(row["category"])
-    return image, row["question"], answers, category, category == MATH_TYPE
+    answers = benchmarks.listed(row["answer"], "answer")
+    return Fields(image, row["question"], answers, category, category == MATH_TYPE)
 
 
 def _jsonl_rows(file: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -243,12 +263,21 @@ def _jsonl_rows(file: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
 def _jsonl_fields(line: bytes, folder: Path) -> Fields:
     row = parse_object(line)
     _require(row, "image", "prompt", "answers")
-    if unknown := sorted(set(row) - {"image", "prompt", "answers", "category"}):
-        raise QuantError(f'unknown key "{unknown[0]}": only image, prompt, answers and category are known')
+    if unknown := sorted(set(row) - {"image", "prompt", "answers", "category", "choices"}):
+        raise QuantError(f'unknown key "{unknown[0]}": only image, prompt, answers, category and choices are known')
     for key in ("image", "category"):
         if not isinstance(row.get(key, ""), str):
             raise QuantError(f'"{key}" must be text, found {row[key]!r}')
-    return inside(folder, row["image"]), row["prompt"], row["answers"], row.get("category"), False
+    image, category = inside(folder, row["image"]), row.get("category")
+    if "choices" not in row:
+        return Fields(image, row["prompt"], row["answers"], category)
+    if not isinstance(row["choices"], list):
+        raise QuantError(f"the choices must be a list of texts, found {row['choices']!r:.200}")
+    return benchmarks.choice_fields(image, row["prompt"], row["choices"], row["answers"], category)
+
+
+def _parquet_fields(row: dict[str, Any], folder: Path) -> Fields:
+    return benchmarks.parquet_fields(row, TYPES, MATH_DATASET)
 
 
 def _require(row: dict, *keys: str) -> None:
@@ -267,4 +296,5 @@ FORMATS: dict[str, tuple[Callable[[Path, bytes], Iterator[tuple[int, Any]]], Cal
     ".json": (_json_rows, _json_fields),
     ".tsv": (_tsv_rows, _tsv_fields),
     ".jsonl": (_jsonl_rows, _jsonl_fields),
+    ".parquet": (benchmarks.parquet_rows, _parquet_fields),
 }

@@ -73,8 +73,8 @@ class Encoder:
         return self.chat([user_turn(prompt, len(images))], images)
 
     def chat(self, messages: list[dict], images: "list[Image.Image]") -> dict[str, "torch.Tensor"]:
-        """A chat as templates.py has it, and its RGB images in their order -> model inputs, batch 1: what __call__ gives
-        for one turn.
+        """A chat as templates.py has it, and its RGB images in their order -> model inputs, batch 1: what
+        __call__ gives for one turn.
 
         Raises QuantError as __call__ does, and for a template that has no place for one of the images.
         """
@@ -95,6 +95,12 @@ class Encoder:
             return self(image, sample.prompt)
         except QuantError as error:
             raise QuantError(f"{sample.image}: {error}") from error.__cause__
+
+    @property
+    def padding_id(self) -> int:
+        """The number of a token that a batch can be padded with: the tokenizer's own, else one that ends an answer."""
+        known = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0
+        return next(number for number in known if number is not None)
 
     def decode(self, ids) -> str:
         """Token ids [T] -> text without special tokens."""

@@ -45,7 +45,9 @@ class ChatTemplate:
         turn of the user where only the family's own format is there.
         """
         if self._template is None and [message["role"] for message in messages] != ["user"]:
-            raise QuantError(f"{self._directory}: has no chat template to use, so that one user message can be put, no more")
+            raise QuantError(
+                f"{self._directory}: has no chat template to use, so that one user message can be put, no more"
+            )
         try:
             return self._render(self._template, messages)
         except (JobFailed, QuantError) as error:

@@ -5,13 +5,9 @@ Only the export must be there. An export by another tool has no quant_recipe.jso
 tell is left out, and the report says so.
 """
 
-import base64
-import io
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-
-from PIL import Image
 
 from ..base.config import CALIB_IMAGES
 from ..base.errors import QuantError, UsageError
@@ -21,9 +17,8 @@ from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import read_json
-from ..inputs.images import load_samples, open_image
+from ..inputs.images import load_samples, open_image, thumbnail
 
-THUMBNAIL = (160, 120)  # pixels an image is made to fit
 MOST_THUMBNAILS = 128
 NOT_RECORDED = "not recorded"
 
@@ -187,11 +182,4 @@ def _thumbnails(images: str | None, recipe: dict, family: Family) -> dict[str, s
     prompt = config.get("prompt") or family.prompt
     samples, _ = load_samples(source, prompt if isinstance(prompt, str) else tuple(prompt), None, 0)
     found = [sample for sample in samples if sample.key in wanted][:MOST_THUMBNAILS]
-    return {sample.key: _thumbnail(open_image(sample.image)) for sample in found}
-
-
-def _thumbnail(image: Image.Image) -> str:
-    image.thumbnail(THUMBNAIL)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {sample.key: thumbnail(open_image(sample.image)) for sample in found}

@@ -203,7 +203,7 @@ class _Answering:
             return event
 
     async def _in_time(self, what, at_most: float | None = None) -> Any:
-        """Await it, until the request's time is over. Raises Refused (504) then, TimeoutError after `at_most` seconds."""
+        """Await it, until the request's time is over. Raises Refused (504), or TimeoutError after `at_most` s."""
         left = max(0.0, self.deadline - time.monotonic())
         try:
             return await asyncio.wait_for(what, left if at_most is None else min(left, at_most))

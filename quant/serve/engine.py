@@ -136,7 +136,9 @@ class Engine:
             message = "the device's memory does not suffice for this request: send a smaller image or a shorter prompt"
             return Refused(500, message, code="out_of_memory", type_="server_error")
         traceback.print_exception(error, file=sys.stderr)
-        return Refused(500, f"internal error ({type(error).__name__}); the server's log says more", type_="server_error")
+        return Refused(
+            500, f"internal error ({type(error).__name__}); the server's log says more", type_="server_error"
+        )
 
     def _answer(self, job: Job) -> Done:
         asked, began = job.asked, time.monotonic()

@@ -23,8 +23,8 @@ from ..base.errors import QuantError
 from ..inputs.images import read_bytes
 from ..verify.generation import Sampling
 
-PASSED_OVER = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "logit_bias"}
-PASSED_OVER |= {"skip_special_tokens", "add_generation_prompt", "parallel_tool_calls", "top_logprobs", "do_sample"}
+PASSED_OVER = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+PASSED_OVER |= {"skip_special_tokens", "add_generation_prompt", "parallel_tool_calls", "top_logprobs"}
 NOT_DONE: dict[str, tuple] = {  # what is refused, and the values of it that ask for nothing
     "n": (None, 1),
     "best_of": (None, 1),
@@ -38,6 +38,11 @@ NOT_DONE: dict[str, tuple] = {  # what is refused, and the values of it that ask
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
     "logit_bias": (None, {}),
+    "ignore_eos": (None, False),
+    "min_tokens": (None, 0),
+    "stop_token_ids": (None, []),
+    "use_beam_search": (None, False),
+    "include_stop_str_in_output": (None, False),
 }
 MOST_STOPS = 16
 BRANCHES = ("str", "list[_Part]", "_Url")  # as pydantic names them where it says what failed
@@ -100,7 +105,7 @@ class _Body(BaseModel):
 
 @dataclass(frozen=True)
 class Defaults:
-    """What counts where a request says nothing: of generation_config.json. max_tokens None: as far as the model goes."""
+    """What counts where a request says nothing: of generation_config.json. max_tokens None: no limit."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -185,7 +190,9 @@ def _refuse_not_done(extra: dict[str, Any]) -> None:
         if key in NOT_DONE and value not in NOT_DONE[key]:
             raise Refused(400, f"{key}: is not done by this server, leave it out", code="unsupported", param=key)
         if key not in NOT_DONE and key not in PASSED_OVER and value is not None:
-            raise Refused(400, f"{key[:100]}: is not known here, leave it out", code="unknown_parameter", param=key[:100])
+            raise Refused(
+                400, f"{key[:100]}: is not known here, leave it out", code="unknown_parameter", param=key[:100]
+            )
 
 
 def _message(message: _Message, number: int, images: list[bytes], root: Path | None, largest: int) -> dict:
