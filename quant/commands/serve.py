@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         listening = socket.create_server((args.host, args.port), family=_family(args.host), backlog=128)
     except OSError as error:
-        raise UsageError(f"--host {args.host} --port {args.port}: {error.strerror or error}; choose another") from None
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(f"--host {args.host} --port {args.port}: {why}; choose another") from None
     with listening:
         from ..files.checkpoint import Checkpoint
         from ..files.config_json import read_json
