@@ -2,6 +2,7 @@
 from.
 """
 
+import io
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from browser import Browser
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tiny import make, make_images
 
 from quant import Calibrator, QuantConfig
@@ -23,6 +25,12 @@ from quant.report.markup import Markup, el
 
 LENIENT = ["--threshold", "kl=9", "top1=0", "clipped=0.05"]  # random weights answer at random
 HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 100), (number * 6, 80, 120)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,13 @@ def folder(tmp_path_factory):
     )
     questions = tuple(
         Question(
-            str(i), f"data.jsonl:{i + 1}", b"", "What is written?", (f"answer {i}.",), ("even", "odd")[i % 2], False
+            str(i),
+            f"data.jsonl:{i + 1}",
+            picture(i),
+            "What is written?",
+            (f"answer {i}.",),
+            ("even", "odd")[i % 2],
+            False,
         )
         for i in range(40)
     )
@@ -115,6 +129,7 @@ def test_sections_and_their_links(desktop):
         "summary",
         "verification",
         "accuracy",
+        "answers",
         "errors",
         "ranges",
         "clipping",
@@ -159,6 +174,24 @@ def test_every_linear_is_there_with_its_decision(folder, desktop):
         "return [...document.querySelectorAll('#layers svg rect.after')].map(r => r.getAttribute('fill-opacity'))"
     )
     assert strong.count("1.000") == 24 and strong.count("0.000") == 5
+
+
+def test_answers_of_both_models_stand_beside_their_picture(desktop, phone_at_night):
+    for browser in (desktop, phone_at_night):
+        cards = browser.run(
+            "return [...document.querySelectorAll('#answers li')].map(e => [...e.querySelectorAll('dd')].map(d =>"
+            " d.firstChild.textContent))"
+        )
+        assert len(cards) == 40
+        for wanted, float_said, int8_said in cards[:4]:  # what flipped comes first
+            assert (float_said == wanted) != (int8_said == wanted) and HOSTILE in (float_said, int8_said)
+        assert all(wanted == float_said == int8_said for wanted, float_said, int8_said in cards[4:])
+        assert browser.run("return document.querySelectorAll('#answers li.differs').length") == 4
+        widths = browser.run(
+            "return [...document.querySelectorAll('#answers img')].slice(0, 4).map(e => e.naturalWidth)"
+        )
+        assert widths == [160] * 4
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_plots_show_the_run(folder, desktop):

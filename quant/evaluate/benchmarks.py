@@ -24,6 +24,7 @@ SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 RULES = {"textvqa": "vqa", "docvqa": "anls", "infovqa": "anls", "infographicvqa": "anls"}
 """What a file's name says of the rule that scores it."""
+COLUMNS = {"docId": "anls", "ucsf_document_id": "anls", "image_classes": "vqa", "flickr_original_url": "vqa"}
 LEAST_PEOPLE = 4  # whose answers VQA's rule needs for an answer to be worth a whole point
 
 
@@ -36,17 +37,22 @@ class Fields(NamedTuple):
     category: str | None = None
     math: bool = False
     choices: tuple[str, ...] = ()
+    rule: str | None = None
 
 
 class LeftOut(Exception):
     """A question of a kind that is not asked here; the text says which."""
 
 
-def rule_of(name: str, people: int = LEAST_PEOPLE) -> str | None:
-    """The scoring rule that a file's name stands for, None where it says none. people: that answered each question."""
+def rule_of(name: str) -> str | None:
+    """The scoring rule that a file's name stands for, None where it says none."""
     plain = "".join(char for char in name.lower() if char.isalnum())
-    rule = next((rule for word, rule in RULES.items() if word in plain), None)
-    return None if rule == "vqa" and people < LEAST_PEOPLE else rule
+    return next((rule for word, rule in RULES.items() if word in plain), None)
+
+
+def rule_of_columns(row: dict[str, Any]) -> str | None:
+    """The same by what a row has, as the hub's files do, which are all called validation-00000-of-00003."""
+    return next((rule for column, rule in COLUMNS.items() if column in row), None)
 
 
 def listed(text: str, what: str) -> object:
@@ -59,9 +65,12 @@ def listed(text: str, what: str) -> object:
         raise QuantError(f"{what} is not a list of texts: {text[:200]!r}") from None
 
 
-def vqa_fields(image: Path | bytes, question: object, answers: object, category: str | None = None) -> Fields:
+def vqa_fields(
+    image: Path | bytes, question: object, answers: object, category: str | None = None, rule: str | None = None
+) -> Fields:
     """A question to be answered in a word or a phrase."""
-    return Fields(image, f"{question}{SHORT}" if isinstance(question, str) else question, answers, category)
+    prompt = f"{question}{SHORT}" if isinstance(question, str) else question
+    return Fields(image, prompt, answers, category, rule=rule)
 
 
 def choice_fields(
@@ -99,7 +108,7 @@ def item_fields(row: dict, folder: Path) -> Fields:
     for key in ("question", "answers"):
         if key not in row:
             raise QuantError(f'"{key}" is missing; a test set without answers cannot be scored')
-    return vqa_fields(inside(folder, name), row["question"], row["answers"])
+    return vqa_fields(inside(folder, name), row["question"], row["answers"], rule=rule_of_columns(row))
 
 
 def parquet_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -139,7 +148,8 @@ def parquet_fields(row: dict[str, Any], types: Sequence[str], math_dataset: str)
             raise QuantError(f"{row['question_type']!r} is none of OCRBench's types: {', '.join(types)}")
         math = row["dataset"] == math_dataset
         return Fields(_bytes(row["image"]), row["question"], row.get("answer"), row["question_type"], math)
-    return vqa_fields(_bytes(row["image"]), row["question"], row.get("answers", row.get("answer")))
+    answers = row.get("answers", row.get("answer"))
+    return vqa_fields(_bytes(row["image"]), row["question"], answers, rule=rule_of_columns(row))
 
 
 def _bytes(image: object) -> bytes:

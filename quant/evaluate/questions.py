@@ -9,8 +9,8 @@
     TextVQA, DocVQA, MMMU and parquet: benchmarks.py
 
 Paths are relative to the image folder, by default the data file's own. Everything is read and every image decoded
-before the first question is asked; what is wrong is an error with file and line. An answer that is empty would be found
-in whatever is said, so it is refused too.
+before the first question is asked; what is wrong is an error with file and line. An empty answer, which would be found
+in whatever is said, is refused too.
 
 A question's key is sha256(image bytes + NUL + prompt), as for calibration samples: what was answered stays known by
 content, whatever the file's name or order. Left out: several images to a question.
@@ -76,8 +76,8 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies; rule: how answers are
-    scored (scoring.py) if nothing else is asked for; left_out: why -> how many of its questions are not asked.
+    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies; rule: of scoring.py, if no
+    other is asked for; left_out: why, and how many of its questions are not asked.
     """
 
     file: Path
@@ -102,10 +102,8 @@ class QuestionSet:
 
 
 def load_questions(file: str | Path, image_folder: str | Path | None = None) -> QuestionSet:
-    """Read a data file, by its suffix: .json, .tsv, .jsonl or .parquet.
-
-    image_folder: where image paths start from, the file's own folder by default. Raises UsageError with file and line
-    for what is of no use.
+    """Read a data file, by its suffix: .json, .tsv, .jsonl or .parquet. image_folder: where image paths start from, the
+    file's own folder by default. Raises UsageError with file and line for what is of no use.
     """
     file = Path(file)
     if file.suffix.lower() not in FORMATS:
@@ -119,26 +117,27 @@ def load_questions(file: str | Path, image_folder: str | Path | None = None) -> 
         raise UsageError(str(error)) from None
     rows, fields = FORMATS[file.suffix.lower()]
     questions: list[Question] = []
-    left_out: dict[str, int] = {}
+    left_out, rule = dict[str, int](), None
     for line, row in rows(file, data):
         where = f"{file}:{line}"
         try:
-            questions.append(_checked(where, fields(row, folder.resolve())))
+            questions.append(_checked(where, found := fields(row, folder.resolve())))
+            rule = found.rule
         except LeftOut as reason:
             left_out[str(reason)] = left_out.get(str(reason), 0) + 1
         except QuantError as error:
             raise UsageError(f"{where}: " + str(error).removeprefix(f"{where}: ")) from None
     if not questions:
-        raise UsageError(f"{file}: holds no question" + (f" that is asked here: {left_out}" if left_out else ""))
+        raise UsageError(f"{file}: holds no question{f' that is asked here: {left_out}' if left_out else ''}")
     ocrbench = file.suffix.lower() != ".jsonl" and all(question.category in TYPES for question in questions)
-    people = min(len(question.answers) for question in questions)
-    rule = "contains" if ocrbench else benchmarks.rule_of(file.name, people) or "contains"
-    return QuestionSet(file, ocrbench, tuple(questions), rule, tuple(left_out.items()))
+    rule = rule or (benchmarks.rule_of(file.name) if rows in (_tsv_rows, _json_rows) and not ocrbench else None)
+    few = rule == "vqa" and min(len(question.answers) for question in questions) < benchmarks.LEAST_PEOPLE
+    return QuestionSet(file, ocrbench, tuple(questions), rule if rule and not few else "contains", (*left_out.items(),))
 
 
 def _checked(where: str, fields: Fields) -> Question:
     """Check what all formats have in common; decodes the image."""
-    image, prompt, answers, category, math, choices = fields
+    image, prompt, answers, category, math, choices, _ = fields
     if not isinstance(prompt, str) or not prompt.strip():
         raise QuantError(f"the question must be text that is not empty, found {prompt!r}")
     listed = [answers] if isinstance(answers, str) else answers

@@ -1,5 +1,6 @@
 """The sections on what verify and evaluate measured."""
 
+from ..evaluate.scoring import RULES
 from ..verify.verdict import CULPRITS
 from .facts import Facts
 from .markup import Markup, el
@@ -142,7 +143,7 @@ def accuracy(facts: Facts) -> Markup:
     rows = []
     for key, row in sides[0]["table"].items():
         points = [side["table"][key]["right"] for side in sides]
-        change = [signed(points[1] - points[0], "d")] if len(sides) == 2 else []
+        change = [signed(round(points[1] - points[0], 4), "g")] if len(sides) == 2 else []
         rows.append([key, *points, *change, row["of"]])
     if "published" in sides[0]:
         norms = [side["published"]["Final Score Norm"] for side in sides]
@@ -175,10 +176,7 @@ def accuracy(facts: Facts) -> Markup:
                     + ", tried again where that can help."
                 )
             )
-    rule = {
-        "contains": "an answer counts as right if it contains a known one (OCRBench's rule)",
-        "exact": "an answer counts as right if it is a known one",
-    }[result["match"]]
+    rule = f"an answer is scored: {RULES[result['match']]}"
     parts.append(
         el(
             "p",
