@@ -277,7 +277,8 @@ def test_scores_and_flips(desktop):
 
 def test_images_are_shown(desktop):
     sizes = desktop.run(
-        "return Promise.all([...document.images].map(i => i.decode().then(() => [i.naturalWidth, i.src.slice(0, 22)])))"
+        "return Promise.all([...document.querySelectorAll('#images img')].map(i => i.decode().then(() =>"
+        " [i.naturalWidth, i.src.slice(0, 22)])))"
     )
     assert len(sizes) == 3 and all(width > 0 and start == "data:image/jpeg;base64" for width, start in sizes)
 

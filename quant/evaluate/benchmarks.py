@@ -101,7 +101,7 @@ def tsv_fields(row: dict[str, str], image: bytes) -> Fields:
 
 
 def item_fields(row: dict, folder: Path) -> Fields:
-    """An item of TextVQA's or DocVQA's published JSON."""
+    """An item of TextVQA's or DocVQA's published JSON. Raises QuantError for one that lacks what is needed."""
     name = row.get("image") or (f"{row['image_id']}.jpg" if row.get("image_id") else None)
     if not isinstance(name, str):
         raise QuantError('neither "image" nor "image_id" names an image')

@@ -73,8 +73,8 @@ class Encoder:
         return self.chat([user_turn(prompt, len(images))], images)
 
     def chat(self, messages: list[dict], images: "list[Image.Image]") -> dict[str, "torch.Tensor"]:
-        """A chat as templates.py has it, and its RGB images in their order -> model inputs, batch 1: what
-        __call__ gives for one turn.
+        """A chat as templates.py has it, and its RGB images in their order -> model inputs, batch [1, ...]:
+        what __call__ gives for one turn.
 
         Raises QuantError as __call__ does, and for a template that has no place for one of the images.
         """
