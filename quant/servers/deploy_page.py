@@ -155,7 +155,7 @@ python -m vlmeval --data OCRBench TextVQA_VAL DocVQA_VAL MMMU_DEV_VAL --model {n
 # lm-evaluation-harness (pip install 'lm-eval[api]')
 lm_eval --model local-chat-completions --tasks mmmu_val --apply_chat_template --gen_kwargs temperature=0 \\
   --model_args model={name},base_url={url}/v1/chat/completions,num_concurrent={concurrency},max_images=1
-# AISBench (pip install ais-bench-benchmark); its data sets below ais_bench/datasets, as its pages say
+# AISBench (pip install ais-bench-benchmark 'pyarrow<21'); its data sets below ais_bench/datasets, as its pages say
 CHAT=$(python -c 'import ais_bench.benchmark as b; print(b.__path__[0])')/configs/models/vllm_api
 CHAT=$CHAT/vllm_api_general_chat.py
 sed -i '{edits}' "$CHAT"
