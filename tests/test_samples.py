@@ -43,7 +43,7 @@ def held(monkeypatch):
 
 def entered(world, ranks):
     """The Calibrator of a process, and the samples that it runs through the model."""
-    calibrator = Calibrator(world[0], QuantConfig(anti_method="none", dev_type="cpu"), world[1])
+    calibrator = Calibrator(world[0], QuantConfig(calib_text="none", dev_type="cpu"), world[1])
     calibrator.ranks = ranks
     calibrator.prepare()
     return calibrator, calibrator.own_samples()
@@ -57,7 +57,7 @@ def test_a_rank_of_several_holds_its_own_pixels_only(world, held):
 
 
 def test_the_ranks_together_have_what_one_has(world, held):
-    alone = Calibrator(world[0], QuantConfig(dev_type="cpu"), world[1])
+    alone = Calibrator(world[0], QuantConfig(calib_text="none", dev_type="cpu"), world[1])
     alone.prepare()
     assert len(held.before) == 5, "one process encodes every sample once"
     shares = [entered(world, Ranks(rank, 3)) for rank in (1, 2)]

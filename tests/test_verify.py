@@ -20,11 +20,12 @@ from quant.commands.cli import main
 from quant.export import reader
 from quant.families import family_of, llava, qwen2vl
 from quant.files.checkpoint import Checkpoint
+from quant.inputs.encoder import follow
 from quant.inputs.images import open_image
 from quant.verify import runtime, verdict
 from quant.verify.measure import fidelity
 from quant.verify.three_models import ThreeModels
-from quant.verify.verify import check_format, check_values, compared_positions, follow, verify
+from quant.verify.verify import check_format, check_values, compared_positions, verify
 
 QWEN, LLAVA = ("qwen2_vl", "bfloat16"), ("llava", "float16")
 PARTS = StaticLinear.parts

@@ -46,6 +46,12 @@ ROUNDINGS = {
 }
 """w_method -> how weights become codes: a class that is made for an input and called with (weight, scale)."""
 
+CALIB_TEXT = {
+    "shipped": Choice("prose in several scripts, code, mathematics, tables, dialogue; written for this project"),
+    "none": Choice("nothing beside --calib_images; of a folder the images alone"),
+}
+"""calib_text -> where text beside the images comes from; any other word is a file."""
+
 
 def lines(table: dict[str, Choice]) -> str:
     """The table in one line, for a flag's help."""

@@ -58,7 +58,8 @@ class BlockQuantizer:
 
     plan: which linears, by which method; config: the choices; dtype: of what is exported, and of the server's
     arithmetic; keys: the identities of all samples, which seed the choice of rows; ranks: who shares the work; what the
-    ranks but the first return has no linears and no signal-to-noise.
+    ranks but the first return has no linears and no signal-to-noise; entering: how many of the samples, over all ranks,
+    enter the tower, None for all.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class BlockQuantizer:
         dtype: torch.dtype,
         keys: list[str],
         ranks: Ranks | None = None,
+        entering: int | None = None,
     ):
         self.model, self.plan, self.config, self.dtype, self.ranks = model, plan, config, dtype, ranks or Ranks()
-        self.rounding = ROUNDINGS[config.w_method].load()
+        self.rounding, self.entering = ROUNDINGS[config.w_method].load(), entering or len(keys)
         self.seconds: dict[str, float] = {}
         self.seeds = [
             int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:8], "big") >> 1 for key in keys
@@ -121,7 +123,7 @@ class BlockQuantizer:
 
     def _observe(self, block, groups: list[Group], calls: dict[Key, Call]) -> tuple[dict, dict[Group, Stats]]:
         """The float pass: outputs by key, Stats by group. A group's input is observed once, at its first linear."""
-        per_sample = -(-ROWS // len(self.seeds))
+        per_sample = -(-ROWS // self.entering)
         outputs: dict[Key, Tensor | tuple] = {}
         current = threading.local()
 

@@ -46,9 +46,10 @@ from .work import Work
 class Calibrator:
     """Quantizes a checkpoint block after block.
 
-    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a JSONL of {"image",
-    "prompt"}, a list of prepared model inputs, or None for the photographs shipped here. Choices and checkpoint are
-    checked here, from headers alone; raises UsageError or QuantError.
+    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a file of images,
+    prompts and answers (inputs/sources.py), a list of prepared model inputs, which is taken as it is, or None for the
+    photographs shipped here. Choices and checkpoint are checked here, from headers alone; raises UsageError or
+    QuantError.
     """
 
     def __init__(self, model: str | Path, cfg: QuantConfig, calib_data=None, reporter: Reporter = SILENT):
@@ -124,15 +125,17 @@ class Calibrator:
         config, work = self.checkpoint.config, disk.work
         used, done = tower.used(config), work.state.done.get(tower.name, 0)
         samples = self.own_samples()
-        keys = [(number, turn) for number, inputs in samples.items() for turn in range(tower.passes(inputs))]
-        kept = work.kept(tower.name, keys, tower.taps(config)) if done else None
+        turns = [(number, turn) for number, inputs in samples.items() for turn in range(tower.passes(inputs))]
+        kept = work.kept(tower.name, turns, tower.taps(config)) if done else None
         if kept:
             for place in kept.values():
                 place.hidden = place.hidden.to(model.device)
                 place.taps = {tap: value.to(model.device) for tap, value in place.taps.items()}
         if done == used:
             return {key: Passed(place.hidden, place.taps) for key, place in (kept or {}).items()}
-        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks)
+        entering = sum(bool(tower.tokens(config, inputs)) for inputs in self.samples.inputs)
+        keys = self.samples.keys
+        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, keys, self.ranks, entering)
         walk = Walk(model, tower, samples, passed, done, kept)
         with walk, self.reporter.progress(f"{tower.name} tower", used) as advance:
             for index in range(done, used):

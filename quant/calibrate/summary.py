@@ -17,8 +17,9 @@ def dry_run(calibrator: Calibrator) -> None:
     calibrator.prepare()
     say(
         f"{calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, on {calibrator.device};"
-        f" {len(calibrator.samples.keys)} samples"
+        f" {_samples(calibrator)}"
     )
+    say(f"tokens   {_tokens(calibrator)}")
     say()
     say(f"linears  {counts(plan)}")
     for line in decisions_table(plan):
@@ -71,9 +72,24 @@ def header(calibrator: Calibrator) -> None:
         f"dtype    {_name(calibrator.checkpoint.dtype)} in, {_name(calibrator.export_dtype)} out, computed in"
         f" {_name(calibrator.compute_dtype)}"
     )
-    say(f"samples  {len(calibrator.samples.keys)} images, sha256 {calibrator.samples.digest[:12]}")
+    say(f"samples  {_samples(calibrator)}, sha256 {calibrator.samples.digest[:12]}")
+    say(f"tokens   {_tokens(calibrator)}")
     say(f"linears  {counts(plan)}")
     say()
+
+
+def _samples(calibrator: Calibrator) -> str:
+    """ "13 with images, 40 of text" and what was left out."""
+    samples = calibrator.samples
+    texts = samples.texts
+    said = f"{len(samples.keys) - texts} with images" + (f", {texts} of text" if texts else "")
+    return said + (f", {samples.skipped} skipped" if samples.skipped else "")
+
+
+def _tokens(calibrator: Calibrator) -> str:
+    """How many tokens of each kind the language model sees."""
+    seen = calibrator.samples.counts()
+    return f"{seen['image']} of images, {seen['prompt']} of prompts, {seen['answer']} of answers and passages"
 
 
 def counts(plan: Plan) -> str:
@@ -104,6 +120,8 @@ def summary(calibrator: Calibrator, target: Path) -> None:
     int8, total = estimate.multiply_adds(calibrator)
     written = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     say()
+    say(f"samples  {_samples(calibrator)}")
+    say(f"tokens   {_tokens(calibrator)}")
     say(f"layers   {counts(plan)}; {int8 / total:.1%} of the multiply-adds in int8")
     product = product_on(calibrator.device)
     if product.name != FAST and calibrator.config.engine == "native":

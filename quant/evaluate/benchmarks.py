@@ -11,14 +11,14 @@ The prompts are the harnesses': VLMEvalKit's request for a single word or phrase
 several images, or an open one of MMMU, is left out and counted: what is asked here has one image.
 """
 
-import ast
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..base.errors import QuantError, UsageError, one_line
-from ..inputs.images import inside
+from ..inputs.images import inside, read_bytes
+from ..inputs.rows import listed
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -55,16 +55,6 @@ def rule_of_columns(row: dict[str, Any]) -> str | None:
     return next((rule for column, rule in COLUMNS.items() if column in row), None)
 
 
-def listed(text: str, what: str) -> object:
-    """A Python list as text, read as a literal; any other text as it is. Raises QuantError for half a list."""
-    if not text.lstrip().startswith("["):
-        return text
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise QuantError(f"{what} is not a list of texts: {text[:200]!r}") from None
-
-
 def vqa_fields(
     image: Path | bytes, question: object, answers: object, category: str | None = None, rule: str | None = None
 ) -> Fields:
@@ -92,7 +82,7 @@ def choice_fields(
 def tsv_fields(row: dict[str, str], image: bytes) -> Fields:
     """A row of one of VLMEvalKit's TSV files, its image decoded from base64; an empty cell is a choice that is not."""
     if "A" not in row:
-        return vqa_fields(image, row["question"], listed(row["answer"], "answer"), row.get("category") or None)
+        return vqa_fields(image, row["question"], listed(row["answer"]), row.get("category") or None)
     texts = [row.get(chr(code), "") for code in range(ord("A"), ord("Z") + 1)]
     choices = texts[: next((place for place, text in enumerate(texts) if not text.strip()), len(texts))]
     return choice_fields(
@@ -111,15 +101,18 @@ def item_fields(row: dict, folder: Path) -> Fields:
     return vqa_fields(inside(folder, name), row["question"], row["answers"], rule=rule_of_columns(row))
 
 
-def parquet_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, row). Raises UsageError for a file that is none, and without pyarrow."""
+def parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, row). Raises UsageError for a file that is none, and without pyarrow; QuantError where it cannot
+    be read.
+    """
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise UsageError(f"{file}: parquet files need pyarrow, which is not installed: pip install pyarrow") from None
     try:
         number = 0
-        for batch in parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=16):  # images stand in it
+        whole = parquet.ParquetFile(io.BytesIO(read_bytes(file)))
+        for batch in whole.iter_batches(batch_size=16):  # images stand in it
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

@@ -16,13 +16,9 @@ A question's key is sha256(image bytes + NUL + prompt), as for calibration sampl
 content, whatever the file's name or order. Left out: several images to a question.
 """
 
-import base64
-import csv
 import hashlib
-import io
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,9 @@ from typing import Any
 from PIL import Image
 
 from ..base.errors import QuantError, UsageError
-from ..inputs.images import decode_image, inside, parse_object, read_bytes
+from ..inputs.images import decode_image, inside, read_bytes
+from ..inputs.rows import image_of, listed, read_rows
+from ..inputs.sample import key_of
 from . import benchmarks
 from .benchmarks import Fields, LeftOut
 
@@ -47,7 +45,6 @@ TYPES = (  # OCRBench's; the first six are its "Text Recognition"
     "Handwritten Mathematical Expression Recognition",
 )
 MATH_DATASET, MATH_TYPE = "HME100k", TYPES[-1]  # how the JSON and the TSV mark handwritten math
-INDEX_LENGTH = 64  # a TSV's image this short is the index of another row
 
 
 @dataclass(frozen=True)
@@ -106,31 +103,35 @@ def load_questions(file: str | Path, image_folder: str | Path | None = None) -> 
     file's own folder by default. Raises UsageError with file and line for what is of no use.
     """
     file = Path(file)
-    if file.suffix.lower() not in FORMATS:
+    suffix = file.suffix.lower()
+    if suffix not in FIELDS:
         raise UsageError(f"{file}: the data is a .json, .tsv or .parquet of a benchmark, or a .jsonl of your own")
     folder = Path(image_folder) if image_folder else file.parent
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; --image_folder names the one that image paths start from")
-    try:
-        data = read_bytes(file).removeprefix(b"\xef\xbb\xbf")
-    except QuantError as error:
-        raise UsageError(str(error)) from None
-    rows, fields = FORMATS[file.suffix.lower()]
+    named = benchmarks.rule_of(file.name) if suffix in (".tsv", ".json") else None
     questions: list[Question] = []
     left_out, rule = dict[str, int](), None
-    for line, row in rows(file, data):
-        where = f"{file}:{line}"
-        try:
-            questions.append(_checked(where, found := fields(row, folder.resolve())))
-            rule = found.rule
-        except LeftOut as reason:
-            left_out[str(reason)] = left_out.get(str(reason), 0) + 1
-        except QuantError as error:
-            raise UsageError(f"{where}: " + str(error).removeprefix(f"{where}: ")) from None
+    try:
+        for line, row in benchmarks.parquet_rows(file) if suffix == ".parquet" else read_rows(file):
+            where = f"{file}:{line}"
+            try:
+                if isinstance(row, QuantError):
+                    raise row
+                questions.append(_checked(where, found := FIELDS[suffix](row, folder.resolve(), named)))
+                rule = found.rule
+            except LeftOut as reason:
+                left_out[str(reason)] = left_out.get(str(reason), 0) + 1
+            except QuantError as error:
+                raise UsageError(f"{where}: " + str(error).removeprefix(f"{where}: ")) from None
+    except UsageError:
+        raise
+    except QuantError as error:  # the data file itself
+        raise UsageError(str(error)) from None
     if not questions:
         raise UsageError(f"{file}: holds no question{f' that is asked here: {left_out}' if left_out else ''}")
-    ocrbench = file.suffix.lower() != ".jsonl" and all(question.category in TYPES for question in questions)
-    rule = rule or (benchmarks.rule_of(file.name) if rows in (_tsv_rows, _json_rows) and not ocrbench else None)
+    ocrbench = suffix != ".jsonl" and all(question.category in TYPES for question in questions)
+    rule = rule or (None if ocrbench else named)
     few = rule == "vqa" and min(len(question.answers) for question in questions) < benchmarks.LEAST_PEOPLE
     return QuestionSet(file, ocrbench, tuple(questions), rule if rule and not few else "contains", (*left_out.items(),))
 
@@ -140,66 +141,20 @@ def _checked(where: str, fields: Fields) -> Question:
     image, prompt, answers, category, math, choices, _ = fields
     if not isinstance(prompt, str) or not prompt.strip():
         raise QuantError(f"the question must be text that is not empty, found {prompt!r}")
-    listed = [answers] if isinstance(answers, str) else answers
-    if not isinstance(listed, list | tuple) or not listed or not all(isinstance(answer, str) for answer in listed):
+    texts = [answers] if isinstance(answers, str) else answers
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(answer, str) for answer in texts):
         raise QuantError(f"the answers must be a text or a list of texts, found {answers!r}")
-    if not all(answer.strip() for answer in listed):
+    if not all(answer.strip() for answer in texts):
         raise QuantError(f"an answer is empty, which every prediction would contain: {answers!r}")
     data = image if isinstance(image, bytes) else read_bytes(image)
     decode_image(data, where if isinstance(image, bytes) else image)
-    try:
-        key = hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest()
-    except UnicodeEncodeError:
-        raise QuantError("the question holds half a surrogate pair, which is no text") from None
-    return Question(key, where, image, prompt, tuple(listed), category, math, choices)
+    return Question(key_of([data], prompt), where, image, prompt, tuple(texts), category, math, choices)
 
 
-# ---- of each format: its rows, each with the line that it begins on; and a row's fields, as _checked takes them
-
-BENCHMARK = ""  # a column that no file has: the row is of TextVQA, DocVQA or MMMU
-ITEMS = re.compile(r'"data"\s*:\s*\[')
+# ---- of each format: a row's fields, as _checked takes them; named: the rule that the file's name stands for
 
 
-def _decoded(file: Path, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{file}:{line}: not UTF-8") from None
-
-
-def _json_rows(file: Path, data: bytes) -> Iterator[tuple[int, object]]:
-    text, decoder = _decoded(file, data), json.JSONDecoder()
-    position = _after_blanks(text, 0)
-    found = ITEMS.search(text) if text[position : position + 1] == "{" else None
-    if text[position : position + 1] != "[" and not found:
-        raise UsageError(f'{file}:1: a JSON array of OCRBench\'s items was expected, or an object with them in "data"')
-    position = _after_blanks(text, found.end() if found else position + 1)
-    try:
-        while text[position : position + 1] != "]":
-            line = text.count("\n", 0, position) + 1
-            row, position = decoder.raw_decode(text, position)
-            yield line, row
-            position = _after_blanks(text, position)
-            if text[position : position + 1] == ",":
-                position = _after_blanks(text, position + 1)
-            elif text[position : position + 1] != "]":
-                raise json.JSONDecodeError("',' or ']' was expected", text, position)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UsageError(f"{file}:{line}: not JSON: nested too deep") from None
-
-
-def _after_blanks(text: str, position: int) -> int:
-    while text[position : position + 1].isspace():
-        position += 1
-    return position
-
-
-def _json_fields(row, folder: Path) -> Fields:
-    if not isinstance(row, dict):
-        raise QuantError(f"an object was expected, found {type(row).__name__}")
+def _json_fields(row: dict, folder: Path, named: str | None) -> Fields:
     if "dataset_name" not in row and ("image_id" in row or "image" in row):
         return benchmarks.item_fields(row, folder)
     _require(row, "dataset_name", "type", "question", "answers", "image_path")
@@ -209,58 +164,17 @@ def _json_fields(row, folder: Path) -> Fields:
     return Fields(inside(folder, row["image_path"]), row["question"], row["answers"], _type(row["type"]), math)
 
 
-def _tsv_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(2**31 - 1)  # an image is one field
-    reader = csv.reader(io.StringIO(_decoded(file, data), newline=""), delimiter="\t", strict=True)
-    rows: list[tuple[int, dict[str, str]]] = []
-    columns: list[str] = []
-    line = 1
-    try:
-        for cells in reader:
-            if not columns:
-                columns = cells
-                benchmark = "A" in cells or benchmarks.rule_of(file.name)
-                wanted = {"index", "image", "question", "answer"} | (set() if benchmark else {"category"})
-                if missing := sorted(wanted - set(cells)):
-                    raise UsageError(
-                        f"{file}:{line}: column {missing[0]} is missing, there are {', '.join(cells)[:200]}"
-                    )
-            elif cells and len(cells) != len(columns):
-                raise UsageError(f"{file}:{line}: {len(cells)} fields, the first line has {len(columns)}")
-            elif cells:
-                rows.append((line, dict(zip(columns, cells)) | dict.fromkeys([BENCHMARK] * bool(benchmark), "")))
-            line = reader.line_num + 1  # a quoted field may span lines
-    except csv.Error as error:
-        raise UsageError(f"{file}:{line}: {error}") from None
-    images = {row["index"]: row["image"] for _, row in rows}
-    for line, row in rows:
-        if len(row["image"]) <= INDEX_LENGTH:
-            row = {**row, "image": images.get(row["image"], "")}
-        yield line, row
-
-
-def _tsv_fields(row: dict[str, str], folder: Path) -> Fields:
+def _tsv_fields(row: dict[str, str], folder: Path, named: str | None) -> Fields:
     if row["image"].lstrip().startswith("["):
         raise LeftOut("a question with several images")
-    if len(row["image"]) <= INDEX_LENGTH:
-        raise QuantError("image is neither base64 of an image nor the index of a row that holds one")
-    try:
-        image = base64.b64decode(row["image"], validate=True)
-    except ValueError as error:
-        raise QuantError(f"image is not base64: {error}") from None
-    if BENCHMARK in row:
-        return benchmarks.tsv_fields(row, image)
+    if "A" in row or named:
+        return benchmarks.tsv_fields(row, image_of(row))
+    _require(row, "category")
     category = _type(row["category"])
-    answers = benchmarks.listed(row["answer"], "answer")
-    return Fields(image, row["question"], answers, category, category == MATH_TYPE)
+    return Fields(image_of(row), row["question"], listed(row["answer"]), category, category == MATH_TYPE)
 
 
-def _jsonl_rows(file: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
-    return ((number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip())
-
-
-def _jsonl_fields(line: bytes, folder: Path) -> Fields:
-    row = parse_object(line)
+def _jsonl_fields(row: dict, folder: Path, named: str | None) -> Fields:
     _require(row, "image", "prompt", "answers")
     if unknown := sorted(set(row) - {"image", "prompt", "answers", "category", "choices"}):
         raise QuantError(f'unknown key "{unknown[0]}": only image, prompt, answers, category and choices are known')
@@ -275,7 +189,7 @@ def _jsonl_fields(line: bytes, folder: Path) -> Fields:
     return benchmarks.choice_fields(image, row["prompt"], row["choices"], row["answers"], category)
 
 
-def _parquet_fields(row: dict[str, Any], folder: Path) -> Fields:
+def _parquet_fields(row: dict[str, Any], folder: Path, named: str | None) -> Fields:
     return benchmarks.parquet_fields(row, TYPES, MATH_DATASET)
 
 
@@ -291,9 +205,9 @@ def _type(category) -> str:
     return category
 
 
-FORMATS: dict[str, tuple[Callable[[Path, bytes], Iterator[tuple[int, Any]]], Callable[[Any, Path], Fields]]] = {
-    ".json": (_json_rows, _json_fields),
-    ".tsv": (_tsv_rows, _tsv_fields),
-    ".jsonl": (_jsonl_rows, _jsonl_fields),
-    ".parquet": (benchmarks.parquet_rows, _parquet_fields),
+FIELDS: dict[str, Callable[[Any, Path, str | None], Fields]] = {
+    ".json": _json_fields,
+    ".tsv": _tsv_fields,
+    ".jsonl": _jsonl_fields,
+    ".parquet": _parquet_fields,
 }

@@ -9,6 +9,7 @@ from ..files.fingerprints import describe_all
 
 RECIPE, RUN_LOG = "quant_recipe.json", "quant_run.json"
 VERSION = "0.1.0"
+NOT_IDENTITY = ("dev_type", "strict", "calib_root")  # what they choose is in the device and the samples
 
 
 def recipe(calibrator) -> dict:
@@ -31,6 +32,7 @@ def recipe(calibrator) -> dict:
         "export_dtype": str(calibrator.export_dtype).removeprefix("torch."),
         "encoder": samples.encoder,
         "calibration_sha256": samples.digest,
+        "tokens": samples.counts(),
         "samples": [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)],
         "smoothed_groups": len(calibrator.plan.smoothed) if config.engine == "native" else None,
         "float": {decision.name: decision.why for decision in calibrator.plan.decisions.values() if not decision.int8},
@@ -48,7 +50,7 @@ def identity(calibrator) -> dict[str, str]:
     was.
     """
     made = recipe(calibrator)
-    choices = {name: value for name, value in made["config"].items() if name != "dev_type"}
+    choices = {name: value for name, value in made["config"].items() if name not in NOT_IDENTITY}
     rest = ("version", "torch", "transformers", "compute_dtype", "export_dtype", "encoder", "calibration_sha256")
     return {
         **{name: json.dumps(value) for name, value in choices.items()},

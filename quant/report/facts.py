@@ -17,7 +17,8 @@ from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import read_json
-from ..inputs.images import load_samples, open_image, thumbnail
+from ..inputs.images import reopen_images, thumbnail
+from ..inputs.sources import load_samples
 
 MOST_THUMBNAILS = 128
 NOT_RECORDED = "not recorded"
@@ -180,6 +181,8 @@ def _thumbnails(images: str | None, recipe: dict, family: Family) -> dict[str, s
         return {}
     config = recipe.get("config", {})
     prompt = config.get("prompt") or family.prompt
-    samples, _ = load_samples(source, prompt if isinstance(prompt, str) else tuple(prompt), None, 0)
+    alone = config.get("calib_text", "none") == "none"
+    prompts = prompt if isinstance(prompt, str) else tuple(prompt)
+    samples = load_samples(source, prompts, None, 0, pictures_only=alone).samples
     found = [sample for sample in samples if sample.key in wanted][:MOST_THUMBNAILS]
-    return {sample.key: thumbnail(open_image(sample.image)) for sample in found}
+    return {sample.key: thumbnail(reopen_images(sample)[0]) for sample in found}
