@@ -197,6 +197,11 @@ def summarize(data: QuestionSet, sides: list[Answers], *, rule: str, max_drop: f
             "ocrbench": data.ocrbench,
             "left_out": dict(data.left_out),
         },
+        "identity": {
+            "export" if side.model["arithmetic"] == "int8" else "float": side.model["files"]
+            for side in sides
+            if "files" in side.model
+        },
         "match": "choice" if all(question.choices for question in data.questions) else rule,
         "sides": [_side(data, side, scored) for side, scored in zip(sides, right)],
         "passed": not any(side.errors for side in sides),

@@ -1,11 +1,10 @@
 """A model that answers questions here: the float checkpoint, or an export as a server would compute it (runtime.py)."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError
-from ..export.recipe import RECIPE, RUN_LOG
+from ..files.fingerprints import model_digest
 from .endpoint import Unanswered
 from .questions import Question
 
@@ -13,8 +12,6 @@ if TYPE_CHECKING:  # a run against servers alone does without torch
     from torch import Tensor, nn
 
     from ..inputs.encoder import Encoder
-
-BULKY = {".safetensors", ".bin", ".pt", ".pth"}
 
 
 class LocalModel:
@@ -48,13 +45,13 @@ class LocalModel:
         self.loaded: tuple[nn.Module, Encoder] | None = None
 
     def describe(self) -> dict:
-        """What answers depend on, to be compared with other runs'."""
+        """What answers depend on, to be compared with other runs'. files: the model's identity (model_digest)."""
         import torch
         import transformers
 
         return {
             "arithmetic": "int8" if self.int8 else "float",
-            "files": files_digest(self.directory),
+            "files": model_digest(self.directory, whole=self.int8),
             "max_new_tokens": self.max_new_tokens,
             "max_pixels": self.max_pixels,
             "device": self.device,
@@ -108,16 +105,3 @@ class LocalModel:
                 raise
         half = len(inputs) // 2
         return self._generate(inputs[:half]) + self._generate(inputs[half:])
-
-
-def files_digest(directory: Path) -> str:
-    """sha256, in hex, over a model's files: weights by name, size and time, all others by their content, but for the
-    records that no model reads.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and file.name not in (RECIPE, RUN_LOG):
-            state = file.stat()
-            known = f"{state.st_size} {state.st_mtime_ns}".encode() if file.suffix in BULKY else file.read_bytes()
-            digest.update(f"{file.name}\0".encode() + hashlib.sha256(known).digest())
-    return digest.hexdigest()

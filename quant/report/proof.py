@@ -160,10 +160,6 @@ def accuracy(facts: Facts) -> Markup:
     if len(sides) == 2:
         parts += [difference_figure(result["difference"]), flips_table(result)]
     for side in sides:
-        if side["model"].get("arithmetic") == "int8" and side["model"]["files"] != facts.files:
-            parts.append(
-                hint(f"{side['name']}: these scores are not of this directory's files, or of a copy; evaluate again.")
-            )
         if side["unanswered"]:
             parts.append(
                 hint(f"{side['name']}: {len(side['unanswered'])} questions have no answer and count as wrong.")

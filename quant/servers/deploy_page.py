@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..files.fingerprints import model_digest
 from .rules import SERVERS, Directory
 from .service import GIB, Demand, Load
 
@@ -74,6 +75,7 @@ def page(
             f"{export.family.name}, {kinds}, {export.configured_dtype}, {vision} vision tower, {len(export.int8)} int8"
             " linears"
         ),
+        identity=model_digest(export.dir),
         copy="" if here == place.directory else copy,
         directory=there,
         memory=_memory(demand, load, npu_memory),
@@ -164,7 +166,7 @@ ais_bench --models vllm_api_general_chat --datasets textvqa_gen_base64"""
 TEMPLATE = """\
 # {name} on {server}
 
-{what}.
+{what}. sha256 {identity}: `python -m quant verify` and `evaluate` write it beside what they measured.
 
 ## Memory of each NPU (GiB), estimated, tensor parallel over {world_size}
 

@@ -29,7 +29,7 @@ from ..base.console import SILENT, Reporter, size
 from ..base.errors import UsageError
 from ..export import reader
 from ..export.reader import Export
-from ..export.recipe import VERSION
+from ..export.recipe import VERSION, identities, source_of
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
@@ -89,6 +89,7 @@ def verify(
     report |= {
         "model_path": str(checkpoint.dir),
         "quantized": str(export.dir),
+        "identity": identities(export.dir, checkpoint.dir),
         "layout": export.kind,
         "architecture": family.architecture,
     }
@@ -101,6 +102,8 @@ def verify(
         "logits": None,
         "free_running": None,
     }
+    if source_of(export.dir) not in (None, report["identity"]["float"]):
+        report["notices"].append(f"{export.dir} was made from another float model than {checkpoint.dir}, by its hash")
     damage, settings = check_format(checkpoint, export), check_config(checkpoint, export)
     if damage:  # no server could run it as it is: report all the damage there is, and stop
         damage += check_values(checkpoint, export, family, {entry.tensor for entry in damage})
