@@ -11,6 +11,7 @@ import sys
 from ..base.config import CALIB_IMAGES
 from ..base.errors import QuantError
 from ..base.process import at_work
+from ..base.version import VERSION
 from ..families import FAMILIES
 
 COMMANDS = {
@@ -29,7 +30,9 @@ COMMANDS = {
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
 
-IMAGES_DEFAULT = f"default: {CALIB_IMAGES.name}/ of this repository"
+CONSOLE = "ascend-vlm-quant"
+"""The console command that pip installs: the distribution's own name, which no other can have."""
+IMAGES_DEFAULT = f"default: the photographs shipped here, {CALIB_IMAGES.name}/"
 """For the help of flags that name calibration images."""
 IMAGES = 'folder of images; or .jsonl, .json, .tsv of {"image" or "images", "prompt", "answer"}'
 """For the help of flags that name images."""
@@ -73,11 +76,17 @@ class Guard:
         return True
 
 
+def console() -> None:
+    """The console command: main(), and the process ends with its exit code."""
+    sys.exit(main())
+
+
 def main(argv: list[str] | None = None) -> int:
     """python -m quant COMMAND ..."""
     argv = sys.argv[1:] if argv is None else argv
+    program = CONSOLE if os.path.basename(sys.argv[0]) == CONSOLE else "python -m quant"
     parser = argparse.ArgumentParser(
-        prog="python -m quant",
+        prog=program,
         description="W8A8 quantization of vision-language models for Ascend NPUs.",
         epilog="\n".join(
             [
@@ -89,13 +98,14 @@ def main(argv: list[str] | None = None) -> int:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"quant {VERSION}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     if not argv or argv[0] in ("-h", "--help"):
         parser.print_help()
         return 0 if argv else 2
     name = parser.parse_args(argv[:1]).command
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
-    command_parser = argparse.ArgumentParser(prog=f"python -m quant {name}", description=COMMANDS[name])
+    command_parser = argparse.ArgumentParser(prog=f"{program} {name}", description=COMMANDS[name])
     module.add_arguments(command_parser)
     args = command_parser.parse_args(argv[1:])
     with Guard() as guard:

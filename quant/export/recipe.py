@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from ..base.config import ALPHA, QuantConfig
+from ..base.version import VERSION
 from ..files.config_json import read_json
 from ..files.fingerprints import RECORDS, describe_all, model_digest
 
 RECIPE, RUN_LOG = RECORDS
-VERSION = "0.1.0"
 NOT_IDENTITY = ("dev_type", "strict", "calib_root")  # what they choose is in the device and the samples
 
 
