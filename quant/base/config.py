@@ -15,7 +15,7 @@ from .errors import UsageError
 
 ALPHA = 0.9  # m4's default migration strength
 # The photographs shipped here, and the list that `fetch-coco` downloads more by: in the package where that is installed
-# from a wheel (setup.py puts them there), beside it in a checkout.
+# from a wheel, beside it in a checkout.
 _PACKAGE = Path(__file__).resolve().parents[1]
 CALIB_IMAGES = next(
     (place for place in (_PACKAGE / "calibImages", _PACKAGE.parent / "calibImages") if place.is_dir()),

@@ -14,6 +14,9 @@ from ..base.output import FILE_MODE, replace_file
 from ..export.recipe import RECIPE, RUN_LOG, recipe
 from ..files.config_json import write_json
 from ..model.device import peak_memory, peak_on_card
+from .progress import name_length
+
+BESIDE_NAME = 40  # columns of a block's line
 
 
 @dataclass
@@ -57,14 +60,18 @@ def block_entry(name: str, result, seconds: float) -> dict:
     }
 
 
-def block_line(entry: dict, anti_method: str) -> str:
-    """The same as a line for the terminal."""
+def block_line(entry: dict, calibrator) -> str:
+    """The same as a line for the terminal; where that is narrow, the block's name is shortened."""
+    names, width, anti_method = name_length(calibrator), calibrator.reporter.width, calibrator.config.anti_method
+    if width is not None:
+        names = max(8, min(names, width - BESIDE_NAME))
+    name = entry["block"] if len(entry["block"]) <= names else f"..{entry['block'][2 - names :]}"
     change = f"{entry['snr_plain_db']:5.1f} -> {entry['snr_db']:5.1f} dB"
     if anti_method == "none":
         change = f"{entry['snr_db']:5.1f} dB"
     if not entry["int8"]:
         change = "float"
-    return f"{entry['block']:<43} {len(entry['int8']):>2} int8  {change:<17} {entry['seconds']:7.2f} s"
+    return f"{name:<{names}} {len(entry['int8']):>2} int8  {change:<17} {entry['seconds']:7.2f} s"
 
 
 def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None:

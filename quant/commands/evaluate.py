@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         reporter.line(f"interrupted; what was answered is kept in {results.file}, run again to go on")
         return 130
     summary = summarize(data, sides, rule=args.match or data.rule, max_drop=args.max_drop, seed=args.seed)
-    for line in lines(summary):
+    for line in lines(summary, args.json):
         reporter.line(line)
     if args.json:
         try:
@@ -186,8 +186,8 @@ def _models(args: argparse.Namespace) -> "list[tuple[str, Model]]":
     return models
 
 
-def lines(summary: dict) -> list[str]:
-    """The summary for people: table, flips, difference, verdict."""
+def lines(summary: dict, json_file: str | None = None) -> list[str]:
+    """The summary for people: table, flips, difference, verdict. json_file: where all of it is written."""
     sides, count = summary["sides"], summary["data"]["questions"]
     names = [side["name"] for side in sides]
     rows = [
@@ -214,12 +214,12 @@ def lines(summary: dict) -> list[str]:
     for why, left in summary["data"]["left_out"].items():
         text += [f"left out   {left} x {why}"]
     if "flips" in summary:
-        text += _flip_lines(summary["flips"])
+        text += _flip_lines(summary["flips"], json_file)
         difference = summary["difference"]
         low, high = difference["interval"]
         text.append(
             f"difference {difference['points']:+.2f} points, {100 * difference['level']:.0f} % interval {low:+.2f} to"
-            f" {high:+.2f} (paired bootstrap); {difference['lost']} lost, {difference['gained']} gained"
+            f" {high:+.2f} ({difference['by']}); {difference['lost']} lost, {difference['gained']} gained"
         )
         text.append(
             f"verdict    {'a larger drop than' if difference['exceeded'] else 'within'} --max_drop"
@@ -246,7 +246,7 @@ def _total(side: dict) -> dict:
     return list(side["table"].values())[-1]
 
 
-def _flip_lines(flips: list[dict]) -> list[str]:
+def _flip_lines(flips: list[dict], json_file: str | None) -> list[str]:
     text = []
     for kind, lost in (("lost", True), ("gained", False)):
         chosen = [flip for flip in flips if flip["lost"] == lost]
@@ -257,5 +257,5 @@ def _flip_lines(flips: list[dict]) -> list[str]:
                 f"{kind:<10} {flip['where']}  {flip['prompt'][:60]!r}  wanted {wanted[:80]}:  {first} -> {second}"
             )
         if len(chosen) > SHOWN_FLIPS:
-            text.append(f"{kind:<10} and {len(chosen) - SHOWN_FLIPS} more; --json FILE lists all")
+            text.append(f"{kind:<10} and {len(chosen) - SHOWN_FLIPS} more; {json_file or '--json FILE'} lists all")
     return [*text, ""] if text else []

@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
+from ..base import transformers_api
 from ..base.choices import CALIB_TEXT, METHODS, ROUNDINGS, SCHEMES, lines
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
 from ..families import FAMILIES, script_of
 from ..families.family import Family
 from . import target
-from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean
+from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean, expanded
 from .export import add_format, chosen, verdict
 
 
@@ -207,6 +208,8 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
     """
     if args.world_size < 1:
         raise UsageError(f"--world_size {args.world_size}: at least 1")
+    if args.num_workers is not None and args.num_workers < 1:
+        raise UsageError(f"--num_workers {args.num_workers}: at least 1; without it, one for each visible card")
     config, float_vision = target.for_world_size(quant_config(args), args)
     if not args.dry_run and not args.save_directory:
         raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")
@@ -258,7 +261,8 @@ def script(file: str) -> int:
     wanted = next(family for family in FAMILIES.values() if Path(script_of(family)).name == Path(file).name)
     parser = argparse.ArgumentParser(description=f"Quantize a {wanted.name} checkpoint to W8A8 for Ascend.")
     add_arguments(parser)
-    args = parser.parse_args()
-    with Guard() as guard:
+    args = expanded(parser.parse_args())
+    with Guard(args.log_file) as guard:
+        transformers_api.check_version()
         guard.code = run(args, wanted)
     return guard.code

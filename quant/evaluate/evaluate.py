@@ -212,6 +212,7 @@ def summarize(data: QuestionSet, sides: list[Answers], *, rule: str, max_drop: f
             "points": difference.points,
             "interval": [difference.low, difference.high],
             "level": LEVEL,
+            "by": difference.by,
             "lost": len(difference.lost),
             "gained": len(difference.gained),
             "max_drop": max_drop,

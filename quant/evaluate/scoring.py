@@ -118,6 +118,11 @@ class Difference:
     gained: list[int]
     count: int
 
+    @property
+    def by(self) -> str:
+        """How the interval was found."""
+        return "paired bootstrap" if self.lost or self.gained else "exact: no answer differs"
+
     def exceeds(self, max_drop: float) -> bool:
         """Whether second is more than max_drop points below first: 1 of 100 answers does not exceed 1."""
         return -self.points * self.count > max_drop * self.count + 1e-6  # sums and products may be a hair off
@@ -137,4 +142,6 @@ def compare(first: list[float], second: list[float], seed: int = 0) -> Differenc
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(100 * (draws @ values) / n, [tail, 100 - tail])
     lost, gained = (np.flatnonzero(side).tolist() for side in (change < 0, change > 0))
+    if not lost and not gained:  # nothing to resample: how often can answers differ, and n show none? (1 - p)^n
+        low, high = (sign * 100 * (1 - (0.5 - LEVEL / 2) ** (1 / n)) for sign in (-1, 1))
     return Difference(100 * float(change.sum()) / n, float(low), float(high), lost, gained, n)

@@ -189,7 +189,8 @@ def difference_figure(difference: dict) -> Markup:
     low, high = difference["interval"]
     text = (
         f"Difference {signed(difference['points'], '.2f')} points, {percent(difference['level'], 0)} confidence"
-        f" interval {signed(low, '.2f')} to {signed(high, '.2f')} (paired bootstrap). Answers lost:"
+        f" interval {signed(low, '.2f')} to {signed(high, '.2f')}"
+        f" ({difference.get('by', 'paired bootstrap')}). Answers lost:"
         f" {difference['lost']}, gained: {difference['gained']}. Shaded: a drop of more than"
         f" {difference['max_drop']:g}, which --max_drop does not allow."
     )
