@@ -6,8 +6,9 @@ Calibrator(SRC, QuantConfig(anti_method="m4"), "calibImages").run().save(OUT)
 
 from .base.config import QuantConfig
 from .base.errors import QuantError, UsageError
+from .base.version import VERSION as __version__
 
-__all__ = ["Calibrator", "QuantConfig", "QuantError", "UsageError"]
+__all__ = ["Calibrator", "QuantConfig", "QuantError", "UsageError", "__version__"]
 
 
 def __getattr__(name: str):

@@ -19,6 +19,7 @@ ROOMS = (
     "commands",
     "report",
     "servers",
+    "serve",
     "compare",
     "evaluate",
     "verify",
@@ -36,6 +37,7 @@ ROOMS = (
 FORBIDDEN = {
     "verify": {"calibrate"},
     "evaluate": {"calibrate"},
+    "serve": {"calibrate"},
     "compare": {"calibrate"},
     "servers": set(ROOMS) - {"servers", "families", "files", "base"},
 }

@@ -3,8 +3,12 @@ the int8 runtime.
 """
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from chat_server import Server, completion
 from PIL import Image
 from tiny import make, make_images
@@ -16,8 +20,10 @@ from quant.evaluate.endpoint import Unanswered
 from quant.evaluate.evaluate import GIVE_UP, Results, ask, summarize
 from quant.evaluate.local_model import LocalModel
 from quant.evaluate.questions import load_questions
+from quant.verify import generation
 from quant.verify.runtime import load
 
+ROOT = Path(__file__).resolve().parent.parent
 COUNT = 20
 
 
@@ -106,7 +112,7 @@ def test_a_file_that_is_no_log(data, tmp_path):
 def test_unanswered_is_reported_and_asked_again(data, tmp_path):
     first = asked(Scripted(raises={4: Unanswered("no such\nluck")}), data, tmp_path / "log.jsonl")
     assert first.predictions[4] is None and first.errors == {4: r"no such\nluck"}
-    summary = summarize(load_questions(data), [first], exact=False, max_drop=1, seed=0)
+    summary = summarize(load_questions(data), [first], rule="contains", max_drop=1, seed=0)
     side = summary["sides"][0]
     assert side["table"]["Right"] == {"right": COUNT - 1, "of": COUNT}
     assert (
@@ -136,7 +142,7 @@ def test_summary_of_two(data, tmp_path):
         asked(Scripted("a", wrong=[1, 2]), data, tmp_path / "log.jsonl"),
         asked(Scripted("b", wrong=[2, 4, 6]), data, tmp_path / "log.jsonl"),
     ]
-    summary = summarize(questions, sides, exact=False, max_drop=4.9, seed=0)
+    summary = summarize(questions, sides, rule="contains", max_drop=4.9, seed=0)
     assert [side["table"]["Right"]["right"] for side in summary["sides"]] == [COUNT - 2, COUNT - 3]
     assert summary["sides"][0]["table"]["part 0"] == {"right": 9, "of": 10}
     assert [(flip["where"].rpartition(":")[2], flip["lost"]) for flip in summary["flips"]] == [
@@ -150,8 +156,8 @@ def test_summary_of_two(data, tmp_path):
         summary["difference"]["gained"],
     ) == (2, 1)
     assert summary["difference"]["exceeded"] and not summary["passed"]
-    assert summarize(questions, sides, exact=False, max_drop=5, seed=0)["passed"]
-    assert summarize(questions, sides, exact=True, max_drop=5, seed=0)["sides"][0]["table"]["Right"]["right"] == 0
+    assert summarize(questions, sides, rule="contains", max_drop=5, seed=0)["passed"]
+    assert summarize(questions, sides, rule="exact", max_drop=5, seed=0)["sides"][0]["table"]["Right"]["right"] == 0
 
 
 # ---- the command, against servers
@@ -267,6 +273,7 @@ def test_some_of_the_questions(data):
             "--served_model is given 2 times for 1",
         ),
         (["--model_path", "x", "--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
+        (["--model_path", "x", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
         (["--model_path", "x", "--max_drop", "nan"], "--max_drop nan"),
         (["--model_path", "x", "--timeout", "0"], "--timeout 0"),
     ],
@@ -346,6 +353,82 @@ def test_local_models_side_by_side(exported, tmp_path, capsys):
     assert [side["table"]["Right"]["right"] for side in summary["sides"]] == [3, same]
     assert code == (0 if same == 3 else 1)
     assert [side["model"]["arithmetic"] for side in summary["sides"]] == ["float", "int8"]
+
+
+def test_batches_give_the_answers_of_one_at_a_time(tmp_path_factory):
+    """Trained models of both families, with prompts of different lengths, int8 and float: to the letter."""
+    root = tmp_path_factory.mktemp("batches")
+    words = [sys.executable, str(ROOT / "examples" / "data.py"), str(root), "--count", "5", "--seed", "3"]
+    subprocess.run(words, check=True, capture_output=True)
+    questions = list(load_questions(root / "questions.jsonl").questions)
+    for name in ("tiny-qwen2vl", "tiny-llava"):
+        source = ROOT / "examples" / name
+        Calibrator(source, QuantConfig(anti_method="m2", num_samples=2), root, quiet=True).run().save(root / name)
+        for directory, int8 in ((source, False), (root / name, True)):
+            one = LocalModel(directory, int8, max_new_tokens=8, device="cpu")
+            many = LocalModel(directory, int8, max_new_tokens=8, device="cpu", batch_size=5)
+            wanted = [one.answer(question) for question in questions]
+            assert many.answers(questions) == wanted and len(set(wanted)) > 2
+
+
+def test_a_batch_that_does_not_fit_is_halved(exported, monkeypatch):
+    sizes, whole = [], generation.greedy_batch
+
+    def greedy_batch(model, inputs, *rest):
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, inputs, *rest)
+
+    monkeypatch.setattr(generation, "greedy_batch", greedy_batch)
+    questions = list(load_questions(exported / "data.jsonl").questions)
+    model = LocalModel(exported / "src", False, max_new_tokens=3, device="cpu", batch_size=3)
+    one = LocalModel(exported / "src", False, max_new_tokens=3, device="cpu")
+    assert model.answers(questions) == [one.answer(question) for question in questions]
+    assert sizes == [3, 2]
+
+
+def test_batches_are_resumed_and_a_broken_image_is_one_question(data, tmp_path):
+    class Batched(Scripted):
+        batch_size = 6
+
+        def answers(self, questions):
+            return [self.one(question) for question in questions]
+
+        def one(self, question):
+            try:
+                return self.answer(question)
+            except Unanswered as error:
+                return error
+
+    model = Batched(raises={4: Unanswered("broken"), 13: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        asked(model, data, tmp_path / "log.jsonl")
+    assert len(Results(tmp_path / "log.jsonl").known) == 11
+    second = Batched()
+    answers = asked(second, data, tmp_path / "log.jsonl")
+    assert second.asked == [4, *range(12, COUNT)] and None not in answers.predictions
+
+
+def test_several_requests_at_once(data, servers):
+    servers[0].plan = ["fine", (400, b"bad image"), "fine"]
+    assert main(command(data, servers[:1], "--batch_size", "5")) == 1
+    assert main(command(data, servers[:1], "--batch_size", "5", "--json", str(data.parent / "out.json"))) == 0
+    assert len(servers[0].requests) == COUNT + 1
+    summary = json.loads((data.parent / "out.json").read_text())
+    assert summary["sides"][0]["table"]["Right"] == {"right": COUNT, "of": COUNT}
+    assert len(summary["examples"]) == COUNT and summary["examples"][0]["image"].startswith("data:image/jpeg;base64,")
+
+
+def test_examples_show_what_flipped_first(data, tmp_path):
+    questions = load_questions(data)
+    sides = [
+        asked(Scripted("a", wrong=[1]), data, tmp_path / "l"),
+        asked(Scripted("b", wrong=[2]), data, tmp_path / "l"),
+    ]
+    shown = summarize(questions, sides, rule="contains", max_drop=5, seed=0)["examples"]
+    assert {example["prompt"] for example in shown[:2]} == {"1?", "2?"}
+    assert [sorted(example["points"]) for example in shown] == [[0, 1]] * 2 + [[1, 1]] * (COUNT - 2)
 
 
 def test_description_of_a_local_model(exported):

@@ -151,6 +151,27 @@ def test_the_commands_of_the_page_work_as_they_stand(exports, tmp_path, server):
         assert image["image_url"]["url"] == "data:image/jpeg;base64,/9ggcGljdHVyZQ==" and text["type"] == "text"
     finally:
         answering.close()
+    # Harnesses: shell that parses, each told where the server is and what the model is called.
+    harnesses = commands["Score it with the harness you have"]
+    assert subprocess.run(["bash", "-n", "-c", harnesses]).returncode == 0
+    called = [shlex.split(line) for line in harnesses.replace("\\\n", " ").splitlines() if not line.startswith("#")]
+    assert [words[0] for words in called] == [
+        "evalscope",
+        "python",
+        "lm_eval",
+        *(words[0] for words in called[3:5]),
+        "sed",
+        "ais_bench",
+    ]
+    for words in called[:3]:
+        assert any(f":{port}/v1" in word for word in words) and any("qwen" in word for word in words)
+    edited = subprocess.run(
+        ["sed", called[5][2]],
+        input='model="",\nhost_ip="localhost",\nhost_port=8080,\n',
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert edited == f'model="qwen",\nhost_ip="127.0.0.1",\nhost_port={port},\n'
     # Score: flags that evaluate has.
     words = shlex.split(commands["Score it against the float model"])
     parser = argparse.ArgumentParser()

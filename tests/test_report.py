@@ -2,6 +2,7 @@
 from.
 """
 
+import io
 import json
 import math
 import shutil
@@ -10,19 +11,26 @@ import pytest
 from browser import Browser
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tiny import make, make_images
 
 from quant import Calibrator, QuantConfig
 from quant.commands.cli import main
 from quant.evaluate.evaluate import Answers, summarize
-from quant.evaluate.local_model import files_digest
 from quant.evaluate.questions import Question, QuestionSet
 from quant.export.reader import read
+from quant.files.fingerprints import model_digest as files_digest
 from quant.report.axes import linear_axis, spread_axis
 from quant.report.markup import Markup, el
 
 LENIENT = ["--threshold", "kl=9", "top1=0", "clipped=0.05"]  # random weights answer at random
 HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 100), (number * 6, 80, 120)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,13 @@ def folder(tmp_path_factory):
     )
     questions = tuple(
         Question(
-            str(i), f"data.jsonl:{i + 1}", b"", "What is written?", (f"answer {i}.",), ("even", "odd")[i % 2], False
+            str(i),
+            f"data.jsonl:{i + 1}",
+            picture(i),
+            "What is written?",
+            (f"answer {i}.",),
+            ("even", "odd")[i % 2],
+            False,
         )
         for i in range(40)
     )
@@ -68,7 +82,7 @@ def folder(tmp_path_factory):
         Answers("float", {"arithmetic": "float"}, float_said, {}, 4.0, {}),
         Answers("int8", {"arithmetic": "int8", "files": files_digest(root / "out")}, int8_said, {}, 5.0, {}),
     ]
-    summary = summarize(QuestionSet(root / "data.jsonl", False, questions), sides, exact=False, max_drop=1, seed=0)
+    summary = summarize(QuestionSet(root / "data.jsonl", False, questions), sides, rule="contains", max_drop=1, seed=0)
     (root / "evaluation.json").write_text(json.dumps(summary))
     return root
 
@@ -115,6 +129,7 @@ def test_sections_and_their_links(desktop):
         "summary",
         "verification",
         "accuracy",
+        "answers",
         "errors",
         "coverage",
         "ranges",
@@ -160,6 +175,24 @@ def test_every_linear_is_there_with_its_decision(folder, desktop):
         "return [...document.querySelectorAll('#layers svg rect.after')].map(r => r.getAttribute('fill-opacity'))"
     )
     assert strong.count("1.000") == 24 and strong.count("0.000") == 5
+
+
+def test_answers_of_both_models_stand_beside_their_picture(desktop, phone_at_night):
+    for browser in (desktop, phone_at_night):
+        cards = browser.run(
+            "return [...document.querySelectorAll('#answers li')].map(e => [...e.querySelectorAll('dd')].map(d =>"
+            " d.firstChild.textContent))"
+        )
+        assert len(cards) == 40
+        for wanted, float_said, int8_said in cards[:4]:  # what flipped comes first
+            assert (float_said == wanted) != (int8_said == wanted) and HOSTILE in (float_said, int8_said)
+        assert all(wanted == float_said == int8_said for wanted, float_said, int8_said in cards[4:])
+        assert browser.run("return document.querySelectorAll('#answers li.differs').length") == 4
+        widths = browser.run(
+            "return [...document.querySelectorAll('#answers img')].slice(0, 4).map(e => e.naturalWidth)"
+        )
+        assert widths == [160] * 4
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_plots_show_the_run(folder, desktop):
@@ -245,7 +278,8 @@ def test_scores_and_flips(desktop):
 
 def test_images_are_shown(desktop):
     sizes = desktop.run(
-        "return Promise.all([...document.images].map(i => i.decode().then(() => [i.naturalWidth, i.src.slice(0, 22)])))"
+        "return Promise.all([...document.querySelectorAll('#images img')].map(i => i.decode().then(() =>"
+        " [i.naturalWidth, i.src.slice(0, 22)])))"
     )
     assert len(sizes) == 3 and all(width > 0 and start == "data:image/jpeg;base64" for width, start in sizes)
     shown = desktop.run("return document.querySelector('#images').textContent")

@@ -13,7 +13,8 @@ from quant.base.errors import QuantError
 from quant.export import reader
 from quant.inputs.images import open_image
 from quant.verify import runtime
-from quant.verify.runtime import greedy, load, load_float
+from quant.verify.generation import greedy
+from quant.verify.runtime import load, load_float
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FAMILIES = [("qwen2_vl", "bfloat16"), ("llava", "float16")]

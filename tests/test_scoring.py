@@ -352,7 +352,7 @@ def test_bad_tsv_rows(folder, row, message):
 
 
 def test_tsv_without_a_column(folder):
-    with pytest.raises(UsageError, match=r"data\.tsv:1: column category is missing"):
+    with pytest.raises(UsageError, match=r'data\.tsv:2: "category" is missing'):
         load_questions(write_tsv(folder, columns=("index", "image", "question", "answer")))
 
 

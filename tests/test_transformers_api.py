@@ -5,6 +5,7 @@ changed. They run with 5.x and, by `make test-compat`, with 4.57.
 import inspect
 import json
 import logging
+import re
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from quant.base import transformers_api
 from quant.base.errors import QuantError, UsageError
+from quant.commands.cli import main
 from quant.families import FAMILIES
 
 DIRECTORIES = dict(zip(FAMILIES, tiny.FAMILIES))  # architecture -> the tiny checkpoint's name
@@ -42,16 +44,30 @@ def each_model(test):
 
 
 @pytest.mark.parametrize(
-    "version, taken", [("4.56.2", False), ("4.57.0", True), ("5.99.1.dev0", True), ("6.0.0", False)]
+    "torch_version, version, refused",
+    [
+        ("2.6.0", "5.99.1.dev0", None),
+        ("2.13.0+cpu", "5.23.0", None),
+        ("2.2.0", "4.57.0", None),
+        ("2.13.0", "4.56.2", r"transformers 4\.56\.2 is installed; 4\.57 or .* below 6 is needed"),
+        ("2.13.0", "6.0.0", r"transformers 6\.0\.0 is installed; 4\.57 or .* below 6 is needed"),
+        ("2.5.1", "5.0.0", r"transformers 5\.0\.0 takes torch 2\.6 or later, and 2\.5\.1 .*transformers>=4\.57,<5"),
+        ("2.1.0", "4.57.6", r"transformers 4\.57\.6 takes torch 2\.2 or later, and 2\.1\.0 is installed"),
+        (None, "5.0.0", "torch not installed: pip install torch"),
+        (None, None, "torch and transformers not installed: pip install torch transformers"),
+    ],
 )
-def test_check_version(monkeypatch, version, taken):
-    transformers_api.check_version()  # the installed one
-    monkeypatch.setattr("transformers.__version__", version)
-    if taken:
+def test_check_version(monkeypatch, capsys, torch_version, version, refused):
+    transformers_api.check_version()  # the installed ones
+    found = {"torch": torch_version, "transformers": version}
+    monkeypatch.setattr(transformers_api, "_installed", found.get)
+    if not refused:
         transformers_api.check_version()
-    else:
-        with pytest.raises(UsageError, match=rf"transformers {version} is installed; 4\.57 or .* below 6 is needed"):
-            transformers_api.check_version()
+        return
+    with pytest.raises(UsageError, match=refused):
+        transformers_api.check_version()
+    for command in (["quantize", "--model_path", "x", "--save_directory", "y"], ["verify", "x", "--model_path", "y"]):
+        assert main(command) == 2 and re.search(refused, capsys.readouterr().err), "said before anything else"
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)

@@ -14,8 +14,13 @@ from .choices import METHODS, ROUNDINGS, SCHEMES, known
 from .errors import UsageError
 
 ALPHA = 0.9  # m4's default migration strength
-# The photographs shipped with the source code, and the list that `fetch-coco` downloads more by.
-CALIB_IMAGES = Path(__file__).resolve().parents[2] / "calibImages"
+# The photographs shipped here, and the list that `fetch-coco` downloads more by: in the package where that is installed
+# from a wheel, beside it in a checkout.
+_PACKAGE = Path(__file__).resolve().parents[1]
+CALIB_IMAGES = next(
+    (place for place in (_PACKAGE / "calibImages", _PACKAGE.parent / "calibImages") if place.is_dir()),
+    _PACKAGE / "calibImages",
+)
 COCO_LIST = CALIB_IMAGES / "coco30.json"
 TEXT_FILE = "calibration_text.jsonl"  # in an export: what the model wrote for its own calibration (inputs/written.py)
 # Pictures, prompts, answers and passages that share nothing with those to calibrate with: what `verify` measures on.

@@ -2,15 +2,19 @@
 in a log file.
 """
 
+import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .errors import UsageError
+from .logs import stamped
+
+EVERY = 30.0  # seconds between the lines that say how far it is, where there is no terminal for a bar
 
 
 class Reporter:
@@ -32,24 +36,39 @@ class Reporter:
         """Print a line as it is, and append it to the log file with the time."""
         self.console.print(escape(text))
         if self.log:
-            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self.log.write(f"{stamped(text)}\n")
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None where there is none."""
+        return shutil.get_terminal_size().columns if self.console.is_terminal else None
 
     @contextmanager
-    def progress(self, title: str, total: int):
-        """Yields a function that advances the bar by one of `total`; on a terminal it is shown until the with block
-        ends.
+    def progress(self, title: str, total: float):
+        """Yields a function that advances by one of `total`, or by what it is given. On a terminal a bar is shown until
+        the with block ends; elsewhere a line says every EVERY seconds how much is done, and about when all will be.
         """
         columns = (
             TextColumn("{task.description}"),
             BarColumn(None),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda: bar.advance(task)
+            task, start = bar.add_task(title, total=total), time.monotonic()
+            done, told = 0.0, start
+
+            def advance(by: float = 1) -> None:
+                nonlocal done, told
+                done, now = done + by, time.monotonic()
+                bar.advance(task, by)
+                if not self.console.is_terminal and now - told >= EVERY and 0 < done < total:
+                    told, left = now, (now - start) * (total - done) / done
+                    self.line(f"{title}: {done / total:.0%} done, about {duration(left)} left")
+
+            yield advance
 
 
 SILENT = Reporter(quiet=True)

@@ -21,25 +21,45 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 FIRST, BELOW = (4, 57), (6, 0)  # versions whose models this project runs
+TORCH = {4: (2, 2), 5: (2, 6)}  # by transformers' first number: below this it says that there is no torch at all
 # What only sampling looks at in generation_config.json. Left set, it is warned of at every greedy answer.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def check_version() -> None:
-    """Raises UsageError when the installed transformers is older or newer than this project knows."""
-    import transformers
-
-    if not FIRST <= _version() < BELOW:
+    """Raises UsageError when the installed transformers is older or newer than this project knows, when it does not
+    take the installed torch, and when one of the two is missing. Takes milliseconds: neither is imported.
+    """
+    found = {name: _installed(name) for name in ("torch", "transformers")}
+    if missing := [name for name, version in found.items() if version is None]:
+        raise UsageError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
+    number, torch_number = _number(found["transformers"]), _number(found["torch"])
+    if not FIRST <= number < BELOW:
         raise UsageError(
-            f"transformers {transformers.__version__} is installed; {FIRST[0]}.{FIRST[1]} or a later one below"
+            f"transformers {found['transformers']} is installed; {FIRST[0]}.{FIRST[1]} or a later one below"
             f" {BELOW[0]} is needed: pip install 'transformers>={FIRST[0]}.{FIRST[1]},<{BELOW[0]}'"
+        )
+    least = TORCH[number[0]]
+    if torch_number < least:
+        older = "" if torch_number < TORCH[FIRST[0]] else f", or pip install 'transformers>={FIRST[0]}.{FIRST[1]},<5'"
+        raise UsageError(
+            f"transformers {found['transformers']} takes torch {least[0]}.{least[1]} or later, and {found['torch']} is"
+            f" installed: take a later torch (with the torch_npu that belongs to it){older}"
         )
 
 
-def _version() -> tuple[int, int]:
-    import transformers
+def _installed(package: str) -> str | None:
+    """Its version, None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    major, minor = transformers.__version__.split(".")[:2]
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _number(version: str | None) -> tuple[int, int]:
+    major, minor = (version or "0.0").split(".")[:2]
     return int(major), int(minor)
 
 
@@ -129,7 +149,7 @@ def read_image_processor(directory: Path, trust_remote_code: bool, **settings):
     # Under its short name, transformers.AutoImageProcessor, it could not be had without torchvision until 5.17.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    backend = {"backend": "pil"} if _version() >= (5, 0) else {"use_fast": False}
+    backend = {"backend": "pil"} if _number(_installed("transformers")) >= (5, 0) else {"use_fast": False}
     return AutoImageProcessor.from_pretrained(
         str(directory), local_files_only=True, trust_remote_code=trust_remote_code, **backend, **settings
     )

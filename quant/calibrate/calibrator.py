@@ -10,7 +10,7 @@ the end.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from .launch import stop_asked
 from .memory import on_cpu, out_of_memory_named
 from .observe import refuse_unseen, rows_and_doubt
 from .own_text import OwnText, writer_of
+from .progress import amount, cost
 from .ranks import NoMemory, Ranks
 from .record import block_entry, block_line, write_records
 from .work import Work
@@ -71,6 +72,7 @@ class Calibrator:
         self._work: Work | None = None
         self._own: dict[int, dict[str, Tensor]] | None = None
         self.ranks = Ranks()
+        self._advance: Callable[[float], None] = lambda by: None
 
     def prepare(self, work: Work | None = None, finished: Path | None = None) -> None:
         """Read and encode the samples, once. work: keeps what the model itself writes for them; finished: an export
@@ -110,7 +112,8 @@ class Calibrator:
             else:
                 model, passed = self._model(work), dict[str, dict[Key, Passed]]()
                 with self._writer(work, model) as writer:
-                    with Disk(self.checkpoint, model, work, self.ranks, writer) as disk:
+                    disk = Disk(self.checkpoint, model, work, self.ranks, writer)
+                    with disk, self.reporter.progress("all blocks", amount(self, work.state)) as self._advance:
                         for tower in self.family.towers if not work.state.outside else ():
                             passed[tower.name] = self._pass_tower(tower, passed, model, disk)
                         disk.finish()
@@ -131,8 +134,8 @@ class Calibrator:
         config, work = self.checkpoint.config, disk.work
         used, done = tower.used(config), work.state.done.get(tower.name, 0)
         samples = self.own_samples()
-        keys = [(number, turn) for number, inputs in samples.items() for turn in range(tower.passes(inputs))]
-        kept = work.kept(tower.name, keys, tower.taps(config)) if done else None
+        turns = [(number, turn) for number, inputs in samples.items() for turn in range(tower.passes(inputs))]
+        kept = work.kept(tower.name, turns, tower.taps(config)) if done else None
         if kept:
             for place in kept.values():
                 place.hidden = place.hidden.to(model.device)
@@ -142,7 +145,7 @@ class Calibrator:
         rows, doubt = rows_and_doubt(self.samples, tower, self.family, config, self.config)
         quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, rows, doubt, self.ranks)
         walk = Walk(model, tower, samples, passed, done, kept)
-        with walk, self.reporter.progress(f"{tower.name} tower", used) as advance:
+        with walk:
             for index in range(done, used):
                 start, name = time.perf_counter(), tower.block(index)[:-1]
                 tensors = disk.read(tower, index)
@@ -167,8 +170,8 @@ class Calibrator:
                 result.outputs = {}
                 entry = block_entry(name, result, time.perf_counter() - start)
                 disk.commit((tower, index), result, tensors, walk.state(), entry)
-                self.reporter.line(block_line(entry, self.config.anti_method))
-                advance()
+                self.reporter.line(block_line(entry, self))
+                self._advance(cost(self, tower))
                 if any(self.ranks.gather(work.stop or stop_asked())):
                     disk.wait()
                     self.ranks.barrier()
@@ -269,10 +272,7 @@ class Calibrator:
         choice that cannot be used.
         """
         if len(save_type) != 1:
-            raise UsageError(
-                f"save_type={list(save_type)}: one is needed; two formats in one directory would hold every tensor"
-                " twice"
-            )
+            raise UsageError(f"save_type={list(save_type)}: one is needed, or every tensor would be there twice")
         act = formats.resolve(save_type[0], act, self.plan.schemes)
         if self._work is None:
             raise UsageError("nothing to save: call run() first")

@@ -16,6 +16,9 @@ from ..base.output import FILE_MODE, replace_file
 from ..export.recipe import RECIPE, RUN_LOG, recipe
 from ..files.config_json import write_json
 from ..model.device import peak_memory, peak_on_card
+from .progress import name_length
+
+BESIDE_NAME = 46  # columns of a block's line
 
 
 @dataclass
@@ -64,14 +67,18 @@ def block_entry(name: str, result, seconds: float) -> dict:
     }
 
 
-def block_line(entry: dict, anti_method: str) -> str:
-    """The same as a line for the terminal."""
-    name, seconds = f"{entry['block']:<34}", f"{entry['seconds']:6.2f} s"
+def block_line(entry: dict, calibrator) -> str:
+    """The same as a line for the terminal; where that is narrow, the block's name is shortened."""
+    names, width, anti_method = name_length(calibrator), calibrator.reporter.width, calibrator.config.anti_method
+    if width is not None:
+        names = max(8, min(names, width - BESIDE_NAME))
+    name = entry["block"] if len(entry["block"]) <= names else f"..{entry['block'][2 - names :]}"
     if not entry["int8"]:
-        return f"{name} {'float':<36} {seconds}"
+        return f"{name:<{names}} {'float':<36} {entry['seconds']:6.2f} s"
     change = "" if anti_method == "none" else f"{entry['snr_plain_db']:.1f} -> "
+    change += f"{entry['snr_db']:.1f} dB"
     held = "" if math.isnan(entry["snr_held_out_db"]) else f"{entry['snr_held_out_db']:.1f} unseen"
-    return f"{name} {len(entry['int8']):>2} int8 {change + format(entry['snr_db'], '.1f'):>12} dB {held:>11} {seconds}"
+    return f"{name:<{names}} {len(entry['int8']):>2} int8 {change:>15} {held:>11} {entry['seconds']:6.2f} s"
 
 
 def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None:

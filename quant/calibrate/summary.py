@@ -1,6 +1,7 @@
 """The lines before and after a run: what will be done, what it will take, and what came of it."""
 
 import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..arithmetic.product import FAST, product_on
@@ -54,16 +55,23 @@ def _groups(calibrator: Calibrator) -> list[str]:
     lines, plan = [], calibrator.plan
     for tower in calibrator.family.towers if plan.anti_method != "none" else ():
         blocks = range(tower.used(calibrator.checkpoint.config))
-        counts = {
-            group: sum(plan.int8_group(tower, index, group) for index in blocks)
+        chosen = {
+            group: [index for index in blocks if plan.int8_group(tower, index, group)]
             for group in tower.groups
             if group.source
         }
-        lines += [f"{tower.prefix}*"] * any(counts.values())
+        lines += [f"{tower.prefix}*"] * any(chosen.values())
         lines += [
-            f"{count:>3} x {group.source} -> {', '.join(group.linears)}" for group, count in counts.items() if count
+            f"{len(indices):>3} x {group.source} -> {', '.join(group.linears)}{_of(indices, blocks)}"
+            for group, indices in chosen.items()
+            if indices
         ]
     return lines
+
+
+def _of(indices: Sequence[int], blocks: Collection[int]) -> str:
+    """Which of the blocks, where it is not all of them."""
+    return "" if len(indices) == len(blocks) else f"  blocks {spans(list(indices))}"
 
 
 def header(calibrator: Calibrator) -> None:
@@ -180,11 +188,12 @@ def decisions_table(plan: Plan) -> list[str]:
     lines = []
     for title, group in rows.items():
         lines.append(title)
-        blocks = max(len(indices) for indices in group.values())
+        blocks = {index for indices in group.values() for index in indices}
         for (linear, shape, scheme, why), indices in group.items():
             kind = {"W8A8": "int8", "W8A8_DYNAMIC": "int8 dynamic"}.get(scheme) or f"float [{reasons.index(why) + 1}]"
-            some = "" if len(indices) == blocks else f"  blocks {spans(indices)}"
-            lines.append(f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{some}")
+            lines.append(
+                f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{_of(indices, blocks)}"
+            )
     return lines + [f"[{number + 1}] {why}" for number, why in enumerate(reasons)]
 
 

@@ -19,7 +19,7 @@ refused.
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..base.config import QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..base.output import replace_file
 from ..files.config_json import read_json
@@ -190,12 +191,35 @@ class Work:
 
 
 def first_change(before: dict[str, str], identity: dict[str, str]) -> str | None:
-    """The first thing, by name, that is not as it was, in words with both values; None where all is."""
-    for name in sorted({*identity, *before}):
+    """The first thing that is not as it was, in words with both values, choices by their flags before what follows
+    from them; None where all is.
+    """
+    for name in sorted({*identity, *before}, key=lambda name: (name not in QuantConfig.model_fields, name)):
         then, now = before.get(name, "not there"), identity.get(name, "not there")
-        if then != now:
-            return f"{name} was {then} and is {now}"
+        if then == now:
+            continue
+        if name in QuantConfig.model_fields:
+            return f"--{name} was {_said(then)} and is {_said(now)}"
+        for key, one, two in _inside(then, now):
+            return f"{name}'s {key} was {one} and is {two}"
+        return f"{name} was {then} and is {now}"
     return None
+
+
+def _said(value: str) -> str:
+    return "left out" if value == "null" else value
+
+
+def _inside(then: str, now: str) -> Iterator[tuple[str, object, object]]:
+    """Where both are JSON objects: the keys that differ, with their values."""
+    try:
+        one, two = json.loads(then), json.loads(now)
+    except ValueError:
+        return
+    if isinstance(one, dict) and isinstance(two, dict):
+        for key in sorted({*one, *two}):
+            if one.get(key) != two.get(key):
+                yield key, one.get(key), two.get(key)
 
 
 def work_directory(output: Path) -> Path:

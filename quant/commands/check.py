@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when there is no error, whatever else was found; 1 when there is. Raises UsageError for flags that do not do,
     and QuantError for a directory that cannot be read.
     """
-    from ..servers.rules import SERVERS, check
+    from ..servers.rules import SERVERS, check_directory, open_directory
 
     if args.world_size < 1:
         raise UsageError(f"--world_size {args.world_size}: at least 1")
@@ -58,13 +58,44 @@ def run(args: argparse.Namespace) -> int:
         for line in repair(directory, Path(args.fix), Path(args.model_path) if args.model_path else None):
             print(line)
         directory = Path(args.fix)
-    findings = check(directory, servers, args.hardware, args.world_size, args.model_path)
+    opened = open_directory(directory)
+    source = Path(args.model_path) if args.model_path else None
+    findings = check_directory(opened, servers, args.hardware, args.world_size, source)
     if args.processor:
         load_processor(directory)
     for line in render(findings):
         print(line)
     print(f"{directory}: {counted(findings, servers)}")
+    loaded = [server for server in servers if not any(_keeps_off(finding, server) for finding in findings)]
+    if loaded:
+        print(f"{directory}: {numbers(opened, loaded, args.hardware)}")
     return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _keeps_off(finding, server: str) -> bool:
+    """Whether it is an error on any number of NPUs."""
+    return (
+        finding.level == "error"
+        and server in finding.effects
+        and finding.rule not in ("world-size", "vision-tensor-parallel")
+    )
+
+
+def numbers(opened, servers: list[str], hardware: str | None = None) -> str:
+    """The numbers of NPUs that each server computes the export rightly on, and why not on others. opened: a
+    rules.Directory.
+    """
+    from ..servers.rules import SERVERS
+    from ..servers.rules.deployment import TRIED, served_on, vision_tensor_parallel
+    from ..servers.rules.directory import Target
+
+    said = []
+    for server in servers:
+        sizes = served_on(opened, server, hardware)
+        words = f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]} NPUs" if sizes[1:] else "1 NPU alone"
+        wrong = server == "mindie" and any(vision_tensor_parallel(opened, Target(server, hardware, TRIED[1])))
+        said.append(f"{SERVERS[server]} on {words}" + ("; on more, wrong without an error: --vision float" * wrong))
+    return f"right for {', for '.join(said)}"
 
 
 def counted(findings: list, servers: list[str]) -> str:

@@ -7,16 +7,22 @@ import argparse
 import importlib
 import os
 import sys
+from pathlib import Path
+from traceback import format_exception
 
+from ..base import transformers_api
 from ..base.config import CALIB_IMAGES
 from ..base.errors import QuantError
+from ..base.logs import append
 from ..base.process import at_work
+from ..base.version import VERSION
 from ..families import FAMILIES
 
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
     "verify": "an export against its float model: damage, errors, whose fault",
     "evaluate": "scores of the float and the int8 model, or of two servers",
+    "serve": "an OpenAI-compatible endpoint over an export or a float model",
     "export": "a finished export in another format, without calibration",
     "dump": "intermediate features of a model on fixed inputs",
     "compare": "two dumps, down to the first module that differs",
@@ -28,7 +34,11 @@ COMMANDS = {
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
 
-IMAGES_DEFAULT = f"default: {CALIB_IMAGES.name}/ of this repository"
+COMPUTE = ("quantize", "verify", "serve", "dump", "sizes")
+"""The commands that always need torch and transformers; evaluate does without, against servers."""
+CONSOLE = "ascend-vlm-quant"
+"""The console command that pip installs: the distribution's own name, which no other can have."""
+IMAGES_DEFAULT = f"default: the photographs shipped here, {CALIB_IMAGES.name}/"
 """For the help of flags that name calibration images."""
 IMAGES = 'folder of images; or .jsonl, .json, .tsv of {"image" or "images", "prompt", "answer"}'
 """For the help of flags that name images."""
@@ -43,13 +53,22 @@ def boolean(word: str) -> bool:
     return word.lower() in ("true", "1", "yes")
 
 
+def expanded(args: argparse.Namespace) -> argparse.Namespace:
+    """The same with ~ in paths replaced by the home directory: a shell leaves it in --save_directory=~/out."""
+    for name, value in vars(args).items():
+        if isinstance(value, str | Path) and name != "prompt" and str(value).startswith("~"):
+            setattr(args, name, type(value)(os.path.expanduser(value)))
+    return args
+
+
 class Guard:
     """Use as a context manager around a command's work: what it raises becomes one line on stderr, and the exit code
-    `code`, which is 0 where nothing was raised and nothing else was assigned.
+    `code`, which is 0 where nothing was raised and nothing else was assigned. log_file: gets the line, too, or the
+    traceback of what is a bug of ours.
     """
 
-    def __init__(self) -> None:
-        self.code = 0
+    def __init__(self, log_file: str | None = None) -> None:
+        self.code, self.log_file = 0, log_file
 
     def __enter__(self) -> "Guard":
         at_work()
@@ -59,24 +78,36 @@ class Guard:
 
     def __exit__(self, kind, err: BaseException | None, traceback) -> bool:
         if isinstance(err, QuantError):
-            print(f"error: {err}", file=sys.stderr)
+            self._say(f"error: {err}")
             self.code = err.exit_code
         elif isinstance(err, KeyboardInterrupt):
-            print(str(err) or "interrupted; nothing was left in the output directory", file=sys.stderr)
+            self._say(str(err) or "interrupted; nothing was left in the output directory")
             self.code = 130
         elif isinstance(err, BrokenPipeError):  # the reader of our output went away, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.code = 1
         else:
+            if err is not None:
+                append(self.log_file, "".join(format_exception(err)).rstrip())
             return False
         return True
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr)
+        append(self.log_file, line)
+
+
+def console() -> None:
+    """The console command: main(), and the process ends with its exit code."""
+    sys.exit(main())
 
 
 def main(argv: list[str] | None = None) -> int:
     """python -m quant COMMAND ..."""
     argv = sys.argv[1:] if argv is None else argv
+    program = CONSOLE if os.path.basename(sys.argv[0]) == CONSOLE else "python -m quant"
     parser = argparse.ArgumentParser(
-        prog="python -m quant",
+        prog=program,
         description="W8A8 quantization of vision-language models for Ascend NPUs.",
         epilog="\n".join(
             [
@@ -88,15 +119,18 @@ def main(argv: list[str] | None = None) -> int:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"quant {VERSION}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     if not argv or argv[0] in ("-h", "--help"):
         parser.print_help()
         return 0 if argv else 2
     name = parser.parse_args(argv[:1]).command
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
-    command_parser = argparse.ArgumentParser(prog=f"python -m quant {name}", description=COMMANDS[name])
+    command_parser = argparse.ArgumentParser(prog=f"{program} {name}", description=COMMANDS[name])
     module.add_arguments(command_parser)
-    args = command_parser.parse_args(argv[1:])
-    with Guard() as guard:
+    args = expanded(command_parser.parse_args(argv[1:]))
+    with Guard(getattr(args, "log_file", None)) as guard:
+        if name in COMPUTE:
+            transformers_api.check_version()
         guard.code = module.run(args) or 0
     return guard.code

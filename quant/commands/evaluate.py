@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help='OCRBench\'s .json or .tsv, or a .jsonl of {"image", "prompt", "answers"}',
+        help="OCRBench, TextVQA, DocVQA or MMMU as a .tsv, .json or .parquet, or a .jsonl of"
+        ' {"image", "prompt", "answers"}',
     )
     data.add_argument(
         "--image_folder", metavar="DIR", help="where image paths start from (default: the data file's folder)"
@@ -51,9 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--match",
-        choices=("contains", "exact"),
-        default="contains",
-        help="contains: OCRBench's rule; exact: nothing beside the answer (default: contains)",
+        choices=("contains", "exact", "vqa", "anls"),
+        help="contains: OCRBench's rule; exact: nothing beside the answer; vqa: TextVQA's; anls: DocVQA's (default: the"
+        " data's own)",
+    )
+    data.add_argument(
+        "--batch_size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="questions at a time: a batch of a local model, so many requests to a server (default: 1)",
     )
     data.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     data.add_argument(
@@ -126,8 +134,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         reporter.line(f"interrupted; what was answered is kept in {results.file}, run again to go on")
         return 130
-    summary = summarize(data, sides, exact=args.match == "exact", max_drop=args.max_drop, seed=args.seed)
-    for line in lines(summary):
+    summary = summarize(data, sides, rule=args.match or data.rule, max_drop=args.max_drop, seed=args.seed)
+    for line in lines(summary, args.json):
         reporter.line(line)
     if args.json:
         try:
@@ -144,7 +152,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{count} models are given; one or two of --model_path, --quantized and --endpoint are needed")
     if len(args.served_model) not in (0, len(args.endpoint)):
         raise UsageError(f"--served_model is given {len(args.served_model)} times for {len(args.endpoint)} --endpoint")
-    for flag, least in (("max_new_tokens", 1), ("max_pixels", 1), ("num_samples", 1), ("retries", 0), ("max_drop", 0)):
+    limits = {"max_new_tokens": 1, "max_pixels": 1, "num_samples": 1, "batch_size": 1, "retries": 0, "max_drop": 0}
+    for flag, least in limits.items():
         if getattr(args, flag) is not None and not getattr(args, flag) >= least:
             raise UsageError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
     if not args.timeout > 0:
@@ -163,6 +172,7 @@ def _models(args: argparse.Namespace) -> "list[tuple[str, Model]]":
         if directory:
             settings = dict(
                 max_new_tokens=args.max_new_tokens,
+                batch_size=args.batch_size,
                 max_pixels=args.max_pixels,
                 device=args.device_type,
                 trust_remote_code=args.trust_remote_code,
@@ -171,14 +181,13 @@ def _models(args: argparse.Namespace) -> "list[tuple[str, Model]]":
     served = args.served_model or [None] * len(args.endpoint)
     for number, (url, model) in enumerate(zip(args.endpoint, served), 1):
         name = f"endpoint {number}" if len(args.endpoint) > 1 else "endpoint"
-        models.append(
-            (name, Endpoint(url, model, max_new_tokens=args.max_new_tokens, timeout=args.timeout, retries=args.retries))
-        )
+        settings = dict(batch_size=args.batch_size, timeout=args.timeout, retries=args.retries)
+        models.append((name, Endpoint(url, model, max_new_tokens=args.max_new_tokens, **settings)))
     return models
 
 
-def lines(summary: dict) -> list[str]:
-    """The summary for people: table, flips, difference, verdict."""
+def lines(summary: dict, json_file: str | None = None) -> list[str]:
+    """The summary for people: table, flips, difference, verdict. json_file: where all of it is written."""
     sides, count = summary["sides"], summary["data"]["questions"]
     names = [side["name"] for side in sides]
     rows = [
@@ -202,13 +211,15 @@ def lines(summary: dict) -> list[str]:
     ]
     if summary["data"]["ocrbench"] and count != 1000:
         text += [f"Final Score Norm is defined for OCRBench's 1000 items, this file has {count}", ""]
+    for why, left in summary["data"]["left_out"].items():
+        text += [f"left out   {left} x {why}"]
     if "flips" in summary:
-        text += _flip_lines(summary["flips"])
+        text += _flip_lines(summary["flips"], json_file)
         difference = summary["difference"]
         low, high = difference["interval"]
         text.append(
             f"difference {difference['points']:+.2f} points, {100 * difference['level']:.0f} % interval {low:+.2f} to"
-            f" {high:+.2f} (paired bootstrap); {difference['lost']} lost, {difference['gained']} gained"
+            f" {high:+.2f} ({difference['by']}); {difference['lost']} lost, {difference['gained']} gained"
         )
         text.append(
             f"verdict    {'a larger drop than' if difference['exceeded'] else 'within'} --max_drop"
@@ -235,7 +246,7 @@ def _total(side: dict) -> dict:
     return list(side["table"].values())[-1]
 
 
-def _flip_lines(flips: list[dict]) -> list[str]:
+def _flip_lines(flips: list[dict], json_file: str | None) -> list[str]:
     text = []
     for kind, lost in (("lost", True), ("gained", False)):
         chosen = [flip for flip in flips if flip["lost"] == lost]
@@ -246,5 +257,5 @@ def _flip_lines(flips: list[dict]) -> list[str]:
                 f"{kind:<10} {flip['where']}  {flip['prompt'][:60]!r}  wanted {wanted[:80]}:  {first} -> {second}"
             )
         if len(chosen) > SHOWN_FLIPS:
-            text.append(f"{kind:<10} and {len(chosen) - SHOWN_FLIPS} more; --json FILE lists all")
+            text.append(f"{kind:<10} and {len(chosen) - SHOWN_FLIPS} more; {json_file or '--json FILE'} lists all")
     return [*text, ""] if text else []

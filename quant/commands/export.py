@@ -45,6 +45,13 @@ def add_format(parser) -> None:
         ),
     )
     parser.add_argument(
+        "--world_size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="NPUs that are to share the model (default: 1): what is not served rightly on so many is refused",
+    )
+    parser.add_argument(
         "--target",
         choices=("mindie", "vllm-ascend", "all"),
         metavar="SERVER",
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     save_type, act = chosen(args, ("W8A8",))
     target = formats.export(args.export, args.directory, save_type, act)
     print(f"result   {target}")
-    verdict(target, args.target, save_type, act)
+    verdict(target, args.target, save_type, act, world_size=args.world_size)
     return 0
 
 
@@ -72,6 +79,8 @@ def chosen(args: argparse.Namespace, words: Collection[str]) -> tuple[str, str]:
     """
     from ..export.formats import resolve
 
+    if args.world_size < 1:
+        raise UsageError(f"--world_size {args.world_size}: at least 1")
     save_type = args.save_type or "ascendV1"
     if getattr(args, "mindie_format", False):
         if args.save_type not in (None, "mindie"):
@@ -82,18 +91,32 @@ def chosen(args: argparse.Namespace, words: Collection[str]) -> tuple[str, str]:
     return save_type, resolve(save_type, args.act, words)
 
 
-def verdict(directory: Path, target: str | None, save_type: str, act: str, say: Callable[[str], None] = print) -> None:
-    """Check what was written, and say what is wrong. Raises QuantError when a server would not serve it."""
-    from ..servers.rules import SERVERS, check
-    from .check import render
+def servers_of(target: str | None, save_type: str, act: str) -> list[str]:
+    """The servers that a format is for, or those that --target names."""
+    target = target or TARGETS.get((save_type, act), "vllm-ascend")
+    return ["mindie", "vllm-ascend"] if target == "all" else [target]
+
+
+def verdict(
+    directory: Path,
+    target: str | None,
+    save_type: str,
+    act: str,
+    say: Callable[[str], None] = print,
+    world_size: int = 1,
+) -> None:
+    """Check what was written, and say what is wrong, and for which numbers of NPUs it is right. Raises QuantError when
+    a server would not serve it.
+    """
+    from ..servers.rules import SERVERS, check_directory, open_directory
+    from .check import numbers, render
 
     if save_type == "compressed-tensors":
         if act == "static":
             say(f"warning  {STATIC_SYMMETRIC}")
         return
-    target = target or TARGETS.get((save_type, act), "vllm-ascend")
-    servers = list(SERVERS) if target == "all" else [target]
-    findings = check(directory, servers)
+    opened, servers = open_directory(directory), servers_of(target, save_type, act)
+    findings = check_directory(opened, servers, world_size=world_size)
     for line in render(findings):
         say(line)
     errors = [finding for finding in findings if finding.level == "error"]
@@ -111,3 +134,4 @@ def verdict(directory: Path, target: str | None, save_type: str, act: str, say: 
             " --target chooses the server"
         )
     say(f"check    nothing wrong for {' and '.join(SERVERS[server] for server in servers)}")
+    say(f"NPUs     {numbers(opened, servers)}")

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=COCO_LIST,
         metavar="FILE",
-        help=f"what to fetch (default: {COCO_LIST.parent.name}/{COCO_LIST.name} of this repository)",
+        help=f"what to fetch (default: {COCO_LIST.parent.name}/{COCO_LIST.name}, shipped here)",
     )
     parser.add_argument("--base_url", metavar="URL", help="a mirror that has the files under URL/ (default: as listed)")
 

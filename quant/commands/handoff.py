@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..base.errors import UsageError
+    from ..export.recipe import identities, source_of
     from ..files.config_json import read_json
     from ..inputs.sizes import Measure
     from ..servers import handoff, service
@@ -59,6 +60,14 @@ def run(args: argparse.Namespace) -> int:
             f"--out {args.out}: is inside the export; MindIE's config.json would take the place of the model's"
         )
 
+    made_from = source_of(source)
+    if args.model_path and made_from and Path(args.model_path).is_dir():
+        there = identities(None, Path(args.model_path))["float"]
+        if there != made_from:
+            raise UsageError(
+                f"--model_path {args.model_path}: is another model (sha256 {there[:16]}) than {source} was made from"
+                f" ({made_from[:16]}); scores against it would say nothing"
+            )
     given = read_json(Path(args.config)) if args.config else None
     export = open_directory(args.export)
     place = Place(

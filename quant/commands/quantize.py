@@ -3,12 +3,14 @@
 import argparse
 from pathlib import Path
 
+from ..base import transformers_api
 from ..base.choices import CALIB_TEXT, METHODS, ROUNDINGS, SCHEMES, lines
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
 from ..families import FAMILIES, script_of
 from ..families.family import Family
-from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean
+from . import target
+from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean, expanded
 from .export import add_format, chosen, verdict
 
 
@@ -213,7 +215,11 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
     """The exit code. wanted: the family that the calling script is for; None takes any that is supported. Raises
     UsageError for what cannot be done as it was asked for, QuantError for what fails, and KeyboardInterrupt.
     """
-    config = quant_config(args)
+    if args.world_size < 1:
+        raise UsageError(f"--world_size {args.world_size}: at least 1")
+    if args.num_workers is not None and args.num_workers < 1:
+        raise UsageError(f"--num_workers {args.num_workers}: at least 1; without it, one for each visible card")
+    config, float_vision = target.for_world_size(quant_config(args), args)
     if not args.dry_run and not args.save_directory:
         raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")
 
@@ -235,43 +241,28 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
                 f" {script_of(calibrator.family)}, or `python -m quant quantize`, which takes both"
             )
         save_type, act = chosen(args, calibrator.plan.schemes)
-        _refuse_target(calibrator.plan, args.target)
+        target.refuse(calibrator.plan, args.target)
+        if float_vision:
+            reporter.line(float_vision)
         if args.dry_run:
             dry_run(calibrator)
             return 0
         workers = 1 if started_by_launcher() else workers_of(device, args.num_workers)
         if workers > 1:
             return launch_job(calibrator, Path(args.save_directory).absolute(), workers, args.resume)
-        target, calibrator.ranks = Path(args.save_directory).absolute(), ranks
+        directory, calibrator.ranks = Path(args.save_directory).absolute(), ranks
         format_ = formats.name_of(save_type, act, calibrator.plan.words.values())
-        with job(calibrator, target, args.resume, format_) as work:
+        with job(calibrator, directory, args.resume, format_) as work:
             if work:
                 header(calibrator)
                 calibrator.run(work=work)
             if work and ranks.rank == 0:
-                calibrator.save(target, [save_type], act)
+                calibrator.save(directory, [save_type], act)
         if ranks.rank == 0:
             if work:
-                summary(calibrator, target)
-            verdict(target, args.target, save_type, act, reporter.line)
+                summary(calibrator, directory)
+            verdict(directory, args.target, save_type, act, reporter.line, args.world_size)
     return 0
-
-
-def _refuse_target(plan, target: str | None) -> None:
-    """Raises UsageError before any work where the server that was named would not load what was asked for."""
-    if target not in ("mindie", "all") or "W8A8_DYNAMIC" not in plan.schemes:
-        return
-    vision = [name for name in plan.words if name.startswith(plan.family.tower("vision").prefix)]
-    if dynamic := [name for name in vision if plan.words[name] == "W8A8_DYNAMIC"]:
-        raise UsageError(
-            f"--target {target}: {dynamic[0]} would be W8A8_DYNAMIC, and MindIE's vision tower takes static W8A8 or"
-            " float; use --vision float, or --target vllm-ascend"
-        )
-    if len(plan.schemes) > 1:
-        raise UsageError(
-            f"--target {target}: MindIE takes one type for all int8 linears, not"
-            f" {' beside '.join(sorted(plan.schemes))}; use --scheme alone, or --target vllm-ascend"
-        )
 
 
 def script(file: str) -> int:
@@ -279,7 +270,8 @@ def script(file: str) -> int:
     wanted = next(family for family in FAMILIES.values() if Path(script_of(family)).name == Path(file).name)
     parser = argparse.ArgumentParser(description=f"Quantize a {wanted.name} checkpoint to W8A8 for Ascend.")
     add_arguments(parser)
-    args = parser.parse_args()
-    with Guard() as guard:
+    args = expanded(parser.parse_args())
+    with Guard(args.log_file) as guard:
+        transformers_api.check_version()
         guard.code = run(args, wanted)
     return guard.code

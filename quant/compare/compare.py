@@ -44,7 +44,8 @@ class Comparison:
     """All features that both dumps have, in A's order of execution.
 
     first: the first that differs, None where all agree; before: the one before it; hints: what the difference looks
-    like; warnings: what makes it less telling; only: names that A alone and B alone have.
+    like; warnings: what makes it less telling; only: names that A alone and B alone have; identity: the models of A and
+    B, and the float models that exports were made from.
     """
 
     rows: list[Row]
@@ -53,6 +54,7 @@ class Comparison:
     hints: list[str]
     warnings: list[str]
     only: tuple[list[str], list[str]]
+    identity: dict[str, str | None]
 
     def as_json(self) -> dict:
         """What --json writes; numbers that are no numbers are null."""
@@ -68,6 +70,7 @@ class Comparison:
         ]
         return {
             "schema": 1,
+            "identity": self.identity,
             "same": self.first is None,
             "first": self.first and self.first.feature,
             "before": self.before and self.before.feature,
@@ -115,7 +118,12 @@ def compare(a: Dump, b: Dump, names: dict[str, str] | None = None, tolerance: fl
         [name for name, other in renamed.items() if other not in b.features],
         [name for name in b.features if name not in renamed.values()],
     )
-    return Comparison(rows, first, before, hints, warnings(a, b, rows), only)
+    identity = {
+        f"{side}{what}": dump.manifest.get(key)
+        for side, dump in (("a", a), ("b", b))
+        for what, key in (("", "model"), ("_made_from", "source"))
+    }
+    return Comparison(rows, first, before, hints, warnings(a, b, rows), only, identity)
 
 
 def rename(feature: str, names: dict[str, str]) -> str:
@@ -191,6 +199,11 @@ def warnings(a: Dump, b: Dump, rows: list[Row]) -> list[str]:
         found.append(
             "one dump is of a float model, the other of an int8 export: a few per cent are its rounding, and inside"
             " blocks folding makes features differ; verify tells these apart"
+        )
+    made_from = [dump.manifest.get("source") or dump.manifest.get("model") for dump in (a, b)]
+    if None not in kinds and any(kinds) and made_from[0] != made_from[1]:
+        found.append(
+            f"{a.dir} and {b.dir} are of different models, by their hashes: no export of one was made from the other"
         )
     same = (
         a.manifest.get("model")

@@ -8,7 +8,6 @@ twice: what differs then is recorded as "repeat", since a difference to another 
 Left out: outputs that are no tensor, or a tuple that does not begin with one; logits but for the last position's.
 """
 
-import hashlib
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,8 +20,10 @@ from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..export import reader
 from ..export.reader import Export
+from ..export.recipe import source_of
 from ..families import family_of
 from ..files.checkpoint import Checkpoint
+from ..files.fingerprints import model_digest
 from ..inputs.samples import prepare
 from ..model.device import compute_dtype, pick_device
 from ..model.paused import Key, Passed, Walk, first, logits_at
@@ -88,7 +89,8 @@ def dump(
     chosen = _choose(model, modules)
     writer = Writer(
         directory,
-        model=digest(source),
+        model=model_digest(source.dir, whole=isinstance(source, Export)),
+        source=source_of(source.dir),
         path=str(source.dir),
         int8=bool(int8),
         dtype=str(model.dtype),
@@ -224,16 +226,3 @@ def _note_repeat(writer: Writer, one: dict[str, Tensor], other: dict[str, Tensor
     for name, value in one.items():
         if not torch.equal(value, other[name]):
             writer.manifest["repeat"][name] = (value - other[name]).abs().max().item()
-
-
-def digest(source: Checkpoint | Export) -> str:
-    """Of config.json and of every tensor's name, dtype, shape and first values: enough to tell models apart, without
-    reading them.
-    """
-    sha = hashlib.sha256((source.dir / "config.json").read_bytes())
-    for name in sorted(source.tensors):
-        info = source.tensors[name]
-        with open(info.file, "rb") as stream:
-            stream.seek(info.offset)
-            sha.update(f"{name} {info.dtype} {info.shape}".encode() + stream.read(min(info.nbytes, 256)))
-    return sha.hexdigest()

@@ -8,8 +8,8 @@ can write one.
 
 A feature is called as the hub calls the module whose output it is ("model.layers.0",
 "model.layers.0.self_attn.q_proj"); another implementation may use other names, compare takes a map. Of the manifest,
-compare needs samples and features; "model" (a digest) and "repeat" (feature -> largest difference between two runs) if
-they are there.
+compare needs samples and features; "model" (its identity), "source" (of an export, that of its float model) and
+"repeat" (feature -> largest difference between two runs) if they are there.
 """
 
 import hashlib

@@ -11,18 +11,20 @@ every question (401, 403, 404, 405) ends the run. Nothing is invented: a questio
 reported as such.
 
 An image goes as the file's own bytes where every reader sees the same pixels in them, else as a PNG of what the local
-models see. Left out: API keys, client certificates, several requests at a time.
+models see. Left out: API keys, client certificates.
 """
 
 import base64
 import http.client
 import io
 import json
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
@@ -48,6 +50,8 @@ class Endpoint:
     """url: http(s)://host:port, with or without /v1 or /v1/chat/completions. model: the served name; None asks the
     server for its first.
 
+    batch_size: requests at a time.
+
     retries: further tries of a failed request; pause: seconds before the first of them. troubles: what went wrong so
     far, by kind. Raises UsageError for a URL that is none.
     """
@@ -58,6 +62,7 @@ class Endpoint:
         model: str | None = None,
         *,
         max_new_tokens: int,
+        batch_size: int = 1,
         timeout: float = 120,
         retries: int = 4,
         pause: float = 1.0,
@@ -69,6 +74,7 @@ class Endpoint:
         self.url = base.removesuffix("/chat/completions").removesuffix("/v1") + "/v1"
         self.max_new_tokens, self.timeout, self.retries, self.pause = max_new_tokens, timeout, retries, pause
         self.troubles: Counter[str] = Counter()
+        self.batch_size, self._lock = batch_size, threading.Lock()
         self.model = model or self._first_model()
 
     def describe(self) -> dict:
@@ -90,6 +96,22 @@ class Endpoint:
         }
         return self._ask("/chat/completions", _completion, request)
 
+    def answers(self, questions: list[Question]) -> list[str | Unanswered]:
+        """As many requests at once; an Unanswered for one that got no answer. Raises QuantError as answer does."""
+
+        def said(question: Question) -> str | Unanswered:
+            try:
+                return self.answer(question)
+            except Unanswered as error:
+                return error
+
+        with ThreadPoolExecutor(len(questions)) as pool:
+            return list(pool.map(said, questions))
+
+    def _count(self, kind: str) -> None:
+        with self._lock:
+            self.troubles[kind] += 1
+
     def _first_model(self) -> str:
         try:
             return self._ask("/models", lambda answer: answer["data"][0]["id"])
@@ -106,7 +128,7 @@ class Endpoint:
                 return self._try(self.url + path, read, request)
             except _Trouble as trouble:
                 kind, detail = trouble.args
-                self.troubles[kind] += 1
+                self._count(kind)
         raise Unanswered(f"{self.url}{path}: no answer in {self.retries + 1} tries, the last: {detail}")
 
     def _try(self, url: str, read, request: dict | None) -> str:
@@ -153,7 +175,7 @@ class Endpoint:
             detail = kind
         if error.code >= 500 or error.code in RETRIED:
             raise _Trouble(kind, detail) from None
-        self.troubles[kind] += 1
+        self._count(kind)
         if error.code in FATAL:
             raise QuantError(f"{url}: {detail}; every question would be refused alike") from None
         raise Unanswered(f"{url}: {detail}") from None

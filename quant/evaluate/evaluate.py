@@ -12,6 +12,8 @@ A run first takes from it what is known under the same F and key. So an interrup
 scoring rule or more questions ask nothing twice, and another model, setting or image cannot be mistaken for this one. A
 last line that a crash cut off is ignored. Left out: sampling at a temperature (greedy always), several answers per
 question.
+
+A model with a batch_size above 1 is asked so many questions at a time, and each answer is noted when all are there.
 """
 
 import hashlib
@@ -26,21 +28,24 @@ from ..base.console import Reporter, duration
 from ..base.errors import QuantError, UsageError
 from ..inputs.images import one_line
 from .endpoint import Unanswered
+from .examples import examples
 from .questions import Question, QuestionSet
-from .scoring import LEVEL, Difference, compare, is_right, published, table
+from .scoring import LEVEL, Difference, compare, points, published, table
 
 GIVE_UP = 5  # questions in a row without an answer: the server is gone, not the question hard
 
 
 class Model(Protocol):
-    """What can be asked."""
+    """What can be asked. batch_size: how many questions at a time, 1 where it has none."""
 
     def describe(self) -> dict:
         """What answers depend on."""
         ...
 
     def answer(self, question: Question) -> str:
-        """Raises Unanswered where this question gets no answer, and others may."""
+        """Raises Unanswered where this question gets no answer, and others may. One with a batch_size has
+        answers(questions) beside it: a text or an Unanswered for each.
+        """
         ...
 
 
@@ -129,43 +134,60 @@ def ask(name: str, model: Model, data: QuestionSet, results: Results, reporter: 
     reporter.line(
         f"{name:<10} {len(asked)} questions" + (f", {old} of them answered before ({results.file})" if old else "")
     )
-    silent = 0
-    start = time.perf_counter()
+    unknown = {q.key: q for q in data.questions if (fingerprint, q.key) not in results.known}
+    silent, start, done, size = 0, time.perf_counter(), old, getattr(model, "batch_size", 1)
+    errors: dict[str, str] = {}  # question -> why it has no answer
     with reporter.progress(name, len(asked)) as advance:
-        for number, question in enumerate(data.questions):
-            if (fingerprint, question.key) not in results.known:
-                began = time.perf_counter()
-                try:
-                    results.add(fingerprint, question.key, model.answer(question), time.perf_counter() - began)
-                    silent = 0
-                except Unanswered as error:
-                    silent += 1
-                    answers.errors[number] = one_line(error)
-                    results.add_error(fingerprint, question.key, one_line(error))
-                    if silent == GIVE_UP:
-                        kept = f"what was answered is kept in {results.file}, run again to go on"
-                        raise QuantError(
-                            f"{name}: {GIVE_UP} questions in a row without an answer; {kept}. The last:"
-                            f" {answers.errors[number]}"
-                        ) from None
-            known = results.known.get((fingerprint, question.key))
-            answers.predictions.append(known[0] if known else None)
-            answers.seconds += known[1] if known else 0.0
+        for _ in range(old):
             advance()
-            if old < len(asked) and (number + 1) * 10 // len(asked) > number * 10 // len(asked):
-                reporter.line(f"{name:<10} {number + 1:>5} of {len(asked)}   {duration(time.perf_counter() - start)}")
+        for first in range(0, len(unknown), size):
+            batch = list(unknown.values())[first : first + size]
+            began = time.perf_counter()
+            for question, said in zip(batch, _said(model, batch)):
+                if isinstance(said, str):
+                    results.add(fingerprint, question.key, said, (time.perf_counter() - began) / len(batch))
+                    silent = 0
+                    continue
+                silent += 1
+                errors[question.key] = one_line(said)
+                results.add_error(fingerprint, question.key, one_line(said))
+                if silent == max(GIVE_UP, size):
+                    kept = f"what was answered is kept in {results.file}, run again to go on"
+                    raise QuantError(
+                        f"{name}: {silent} questions in a row without an answer; {kept}. The last: {one_line(said)}"
+                    )
+            before, done = done, done + len(batch)
+            for _ in batch:
+                advance()
+            if done * 10 // len(asked) > before * 10 // len(asked):
+                reporter.line(f"{name:<10} {done:>5} of {len(asked)}   {duration(time.perf_counter() - start)}")
+    for number, key in enumerate(asked):
+        known = results.known.get((fingerprint, key))
+        answers.predictions.append(known[0] if known else None)
+        answers.seconds += known[1] if known else 0.0
+        if known is None:
+            answers.errors[number] = errors[key]
     answers.troubles = dict(getattr(model, "troubles", {}))
     return answers
 
 
-def summarize(data: QuestionSet, sides: list[Answers], *, exact: bool, max_drop: float, seed: int) -> dict:
+def _said(model: Model, batch: list[Question]) -> list[str | Unanswered]:
+    if len(batch) > 1:
+        return model.answers(batch)  # type: ignore[attr-defined]
+    try:
+        return [model.answer(batch[0])]
+    except Unanswered as error:
+        return [error]
+
+
+def summarize(data: QuestionSet, sides: list[Answers], *, rule: str, max_drop: float, seed: int) -> dict:
     """What --json writes and the report reads: scores of one or two sides; of two, flips and difference, and whether
-    the drop is allowed.
+    the drop is allowed. rule: of scoring.RULES.
 
     A question without an answer counts as wrong, and no verdict that rests on missing answers is "passed".
     """
     right = [
-        [is_right(question, said, exact) for question, said in zip(data.questions, side.predictions)] for side in sides
+        [points(question, said, rule) for question, said in zip(data.questions, side.predictions)] for side in sides
     ]
     summary: dict = {
         "data": {
@@ -173,9 +195,15 @@ def summarize(data: QuestionSet, sides: list[Answers], *, exact: bool, max_drop:
             "questions": len(data.questions),
             "sha256": data.digest,
             "ocrbench": data.ocrbench,
+            "left_out": dict(data.left_out),
         },
-        "match": "exact" if exact else "contains",
-        "sides": [_side(data, side, points) for side, points in zip(sides, right)],
+        "identity": {
+            "export" if side.model["arithmetic"] == "int8" else "float": side.model["files"]
+            for side in sides
+            if "files" in side.model
+        },
+        "match": "choice" if all(question.choices for question in data.questions) else rule,
+        "sides": [_side(data, side, scored) for side, scored in zip(sides, right)],
         "passed": not any(side.errors for side in sides),
     }
     if len(sides) == 2:
@@ -184,6 +212,7 @@ def summarize(data: QuestionSet, sides: list[Answers], *, exact: bool, max_drop:
             "points": difference.points,
             "interval": [difference.low, difference.high],
             "level": LEVEL,
+            "by": difference.by,
             "lost": len(difference.lost),
             "gained": len(difference.gained),
             "max_drop": max_drop,
@@ -191,11 +220,12 @@ def summarize(data: QuestionSet, sides: list[Answers], *, exact: bool, max_drop:
         }
         summary["flips"] = _flips(data, sides, difference)
         summary["passed"] = summary["passed"] and not difference.exceeds(max_drop)
+    summary["examples"] = examples(data, [side.predictions for side in sides], right)
     return summary
 
 
-def _side(data: QuestionSet, side: Answers, right: list[bool]) -> dict:
-    rows = table(data, right)
+def _side(data: QuestionSet, side: Answers, scored: list[float]) -> dict:
+    rows = table(data, scored)
     return {
         "name": side.name,
         "model": side.model,
@@ -208,7 +238,7 @@ def _side(data: QuestionSet, side: Answers, right: list[bool]) -> dict:
 
 
 def _flips(data: QuestionSet, sides: list[Answers], difference: Difference) -> list[dict]:
-    """The questions that one side answers and the other does not, in the file's order."""
+    """The questions that one side answers better than the other, in the file's order."""
     lost = set(difference.lost)
     return [
         {

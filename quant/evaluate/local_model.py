@@ -1,28 +1,26 @@
 """A model that answers questions here: the float checkpoint, or an export as a server would compute it (runtime.py)."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base.config import TEXT_FILE
 from ..base.errors import QuantError
-from ..export.recipe import RECIPE, RUN_LOG
+from ..files.fingerprints import model_digest
 from .endpoint import Unanswered
 from .questions import Question
 
 if TYPE_CHECKING:  # a run against servers alone does without torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..inputs.encoder import Encoder
-
-BULKY = {".safetensors", ".bin", ".pt", ".pth"}
 
 
 class LocalModel:
     """A model of this machine, loaded with the first question.
 
     directory: a float checkpoint, or with int8=True an export, which computes as the server would. max_pixels: largest
-    area an image is resized to. Raises UsageError or QuantError as Checkpoint and reader.read do.
+    area an image is resized to; batch_size: questions at a time (generation.py).
+
+    Raises UsageError or QuantError as Checkpoint and reader.read do.
     """
 
     def __init__(
@@ -31,6 +29,7 @@ class LocalModel:
         int8: bool,
         *,
         max_new_tokens: int,
+        batch_size: int = 1,
         max_pixels: int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
@@ -41,26 +40,38 @@ class LocalModel:
 
         source: reader.Export | Checkpoint = reader.read(directory) if int8 else Checkpoint(directory)
         self.directory, self.int8, self.max_new_tokens = source.dir, int8, max_new_tokens
+        self.batch_size = batch_size
         self.max_pixels, self.device, self.trust_remote_code = max_pixels, pick_device(device), trust_remote_code
         self.loaded: tuple[nn.Module, Encoder] | None = None
 
     def describe(self) -> dict:
-        """What answers depend on, to be compared with other runs'."""
+        """What answers depend on, to be compared with other runs'. files: the model's identity (model_digest)."""
         import torch
         import transformers
 
         return {
             "arithmetic": "int8" if self.int8 else "float",
-            "files": files_digest(self.directory),
+            "files": model_digest(self.directory, whole=self.int8),
             "max_new_tokens": self.max_new_tokens,
             "max_pixels": self.max_pixels,
             "device": self.device,
+            **({"batch_size": self.batch_size} if self.batch_size > 1 else {}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
 
     def answer(self, question: Question) -> str:
         """The greedy answer. Raises Unanswered where the processor refuses the image or the prompt."""
+        (said,) = self.answers([question])
+        if isinstance(said, Unanswered):
+            raise said
+        return said
+
+    def answers(self, questions: list[Question]) -> list[str | Unanswered]:
+        """The greedy answers, computed at once; an Unanswered where the processor refuses the image or the prompt.
+
+        Raises torch's own error where the device's memory does not even suffice for one question at a time.
+        """
         from ..verify import runtime
 
         if self.loaded is None:
@@ -68,22 +79,29 @@ class LocalModel:
             self.loaded = load(
                 self.directory, self.device, max_pixels=self.max_pixels, trust_remote_code=self.trust_remote_code
             )
+        encoder, inputs, said = self.loaded[1], {}, dict[int, str | Unanswered]()
+        for number, question in enumerate(questions):
+            try:
+                inputs[number] = encoder(question.open(), question.prompt)
+            except QuantError as error:
+                said[number] = Unanswered(f"{question.where}: {error}")
+        texts = map(encoder.decode, self._generate(list(inputs.values())))
+        said.update(zip(inputs, texts))
+        return [said[number] for number in range(len(questions))]
+
+    def _generate(self, inputs: "list[dict[str, Tensor]]") -> "list[Tensor]":
+        """Answers int64 [N] to inputs of batch 1. Half the batch at a time where memory does not suffice."""
+        from ..model.device import is_out_of_memory
+        from ..verify import generation
+
+        assert self.loaded is not None
         model, encoder = self.loaded
+        if len(inputs) < 2:
+            return [generation.greedy(model, one, self.max_new_tokens) for one in inputs]
         try:
-            inputs = encoder(question.open(), question.prompt)
-        except QuantError as error:
-            raise Unanswered(f"{question.where}: {error}") from None
-        return encoder.decode(runtime.greedy(model, inputs, self.max_new_tokens))
-
-
-def files_digest(directory: Path) -> str:
-    """sha256, in hex, over a model's files: weights by name, size and time, all others by their content, but for the
-    records that no model reads.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and file.name not in (RECIPE, RUN_LOG, TEXT_FILE):
-            state = file.stat()
-            known = f"{state.st_size} {state.st_mtime_ns}".encode() if file.suffix in BULKY else file.read_bytes()
-            digest.update(f"{file.name}\0".encode() + hashlib.sha256(known).digest())
-    return digest.hexdigest()
+            return generation.greedy_batch(model, inputs, self.max_new_tokens, encoder.padding_id)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        half = len(inputs) // 2
+        return self._generate(inputs[:half]) + self._generate(inputs[half:])

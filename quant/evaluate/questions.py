@@ -1,18 +1,19 @@
-"""Evaluation data: questions about images with known answers, from one of three files.
+"""Evaluation data: questions about images with known answers, from one file.
 
     OCRBench JSON   [{"dataset_name", "type", "question", "answers", "image_path"}, ...]
                     answers: a text or a list of texts
     OCRBench TSV    index, image, question, answer, category
                     image: base64, or the index of the row that holds the same image; answer: a Python list as text
-    JSONL           {"image": path, "prompt": text, "answers": text or list, "category": text} a line
-                    "category" may be left out
+    JSONL           {"image": path, "prompt": text, "answers": text or list, "category": text, "choices": list} a line
+                    the last two may be left out; with choices, the answer is the letter of one
+    TextVQA, DocVQA, MMMU and parquet: benchmarks.py
 
 Paths are relative to the image folder, by default the data file's own. Everything is read and every image decoded
-before the first question is asked; what is wrong is an error with file and line. An answer that is empty would be found
-in whatever is said, so it is refused too.
+before the first question is asked; what is wrong is an error with file and line. An empty answer, which would be found
+in whatever is said, is refused too.
 
 A question's key is sha256(image bytes + NUL + prompt), as for calibration samples: what was answered stays known by
-content, whatever the file's name or order. Left out: several images to a question, parquet.
+content, whatever the file's name or order. Left out: several images to a question.
 """
 
 import hashlib
@@ -28,6 +29,8 @@ from ..base.errors import QuantError, UsageError
 from ..inputs.images import decode_image, inside, read_bytes
 from ..inputs.rows import image_of, listed, read_rows
 from ..inputs.sample import key_of
+from . import benchmarks
+from .benchmarks import Fields, LeftOut
 
 TYPES = (  # OCRBench's; the first six are its "Text Recognition"
     "Regular Text Recognition",
@@ -47,7 +50,7 @@ MATH_DATASET, MATH_TYPE = "HME100k", TYPES[-1]  # how the JSON and the TSV mark 
 @dataclass(frozen=True)
 class Question:
     """One question about one image. image: its file, or its bytes where the data file holds them; where: "file:line",
-    for messages.
+    for messages; choices: of a multiple choice, whose answer is a letter.
     """
 
     key: str
@@ -57,6 +60,7 @@ class Question:
     answers: tuple[str, ...]
     category: str | None
     math: bool
+    choices: tuple[str, ...] = ()
 
     def data(self) -> bytes:
         """The image file's bytes."""
@@ -69,11 +73,15 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies."""
+    """The questions of a file, in its order. ocrbench: whether OCRBench's own table applies; rule: of scoring.py, if no
+    other is asked for; left_out: why, and how many of its questions are not asked.
+    """
 
     file: Path
     ocrbench: bool
     questions: tuple[Question, ...]
+    rule: str = "contains"
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @property
     def digest(self) -> str:
@@ -91,25 +99,29 @@ class QuestionSet:
 
 
 def load_questions(file: str | Path, image_folder: str | Path | None = None) -> QuestionSet:
-    """Read a data file, by its suffix: .json, .tsv or .jsonl.
-
-    image_folder: where image paths start from, the file's own folder by default. Raises UsageError with file and line
-    for what is of no use.
+    """Read a data file, by its suffix: .json, .tsv, .jsonl or .parquet. image_folder: where image paths start from, the
+    file's own folder by default. Raises UsageError with file and line for what is of no use.
     """
     file = Path(file)
-    if file.suffix.lower() not in FIELDS:
-        raise UsageError(f"{file}: the data is a .json or .tsv of OCRBench, or a .jsonl of image, prompt and answers")
+    suffix = file.suffix.lower()
+    if suffix not in FIELDS:
+        raise UsageError(f"{file}: the data is a .json, .tsv or .parquet of a benchmark, or a .jsonl of your own")
     folder = Path(image_folder) if image_folder else file.parent
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; --image_folder names the one that image paths start from")
-    questions = []
+    named = benchmarks.rule_of(file.name) if suffix in (".tsv", ".json") else None
+    questions: list[Question] = []
+    left_out, rule = dict[str, int](), None
     try:
-        for line, row in read_rows(file):
+        for line, row in benchmarks.parquet_rows(file) if suffix == ".parquet" else read_rows(file):
             where = f"{file}:{line}"
             try:
                 if isinstance(row, QuantError):
                     raise row
-                questions.append(_checked(where, *FIELDS[file.suffix.lower()](row, folder.resolve())))
+                questions.append(_checked(where, found := FIELDS[suffix](row, folder.resolve(), named)))
+                rule = found.rule
+            except LeftOut as reason:
+                left_out[str(reason)] = left_out.get(str(reason), 0) + 1
             except QuantError as error:
                 raise UsageError(f"{where}: " + str(error).removeprefix(f"{where}: ")) from None
     except UsageError:
@@ -117,12 +129,16 @@ def load_questions(file: str | Path, image_folder: str | Path | None = None) -> 
     except QuantError as error:  # the data file itself
         raise UsageError(str(error)) from None
     if not questions:
-        raise UsageError(f"{file}: holds no question")
-    return QuestionSet(file, file.suffix.lower() != ".jsonl", tuple(questions))
+        raise UsageError(f"{file}: holds no question{f' that is asked here: {left_out}' if left_out else ''}")
+    ocrbench = suffix != ".jsonl" and all(question.category in TYPES for question in questions)
+    rule = rule or (None if ocrbench else named)
+    few = rule == "vqa" and min(len(question.answers) for question in questions) < benchmarks.LEAST_PEOPLE
+    return QuestionSet(file, ocrbench, tuple(questions), rule if rule and not few else "contains", (*left_out.items(),))
 
 
-def _checked(where: str, image: Path | bytes, prompt, answers, category: str | None, math: bool) -> Question:
+def _checked(where: str, fields: Fields) -> Question:
     """Check what all formats have in common; decodes the image."""
+    image, prompt, answers, category, math, choices, _ = fields
     if not isinstance(prompt, str) or not prompt.strip():
         raise QuantError(f"the question must be text that is not empty, found {prompt!r}")
     texts = [answers] if isinstance(answers, str) else answers
@@ -132,35 +148,49 @@ def _checked(where: str, image: Path | bytes, prompt, answers, category: str | N
         raise QuantError(f"an answer is empty, which every prediction would contain: {answers!r}")
     data = image if isinstance(image, bytes) else read_bytes(image)
     decode_image(data, where if isinstance(image, bytes) else image)
-    return Question(key_of([data], prompt), where, image, prompt, tuple(texts), category, math)
+    return Question(key_of([data], prompt), where, image, prompt, tuple(texts), category, math, choices)
 
 
-# ---- of each format: a row's fields, as _checked takes them
-
-Fields = tuple[Path | bytes, object, object, str | None, bool]
+# ---- of each format: a row's fields, as _checked takes them; named: the rule that the file's name stands for
 
 
-def _json_fields(row: dict, folder: Path) -> Fields:
+def _json_fields(row: dict, folder: Path, named: str | None) -> Fields:
+    if "dataset_name" not in row and ("image_id" in row or "image" in row):
+        return benchmarks.item_fields(row, folder)
     _require(row, "dataset_name", "type", "question", "answers", "image_path")
     if not isinstance(row["image_path"], str):
         raise QuantError(f'"image_path" must be text, found {row["image_path"]!r}')
     math = row["dataset_name"] == MATH_DATASET
-    return inside(folder, row["image_path"]), row["question"], row["answers"], _type(row["type"]), math
+    return Fields(inside(folder, row["image_path"]), row["question"], row["answers"], _type(row["type"]), math)
 
 
-def _tsv_fields(row: dict[str, str], folder: Path) -> Fields:
-    image, answers, category = image_of(row), listed(row["answer"]), _type(row["category"])
-    return image, row["question"], answers, category, category == MATH_TYPE
+def _tsv_fields(row: dict[str, str], folder: Path, named: str | None) -> Fields:
+    if row["image"].lstrip().startswith("["):
+        raise LeftOut("a question with several images")
+    if "A" in row or named:
+        return benchmarks.tsv_fields(row, image_of(row))
+    _require(row, "category")
+    category = _type(row["category"])
+    return Fields(image_of(row), row["question"], listed(row["answer"]), category, category == MATH_TYPE)
 
 
-def _jsonl_fields(row: dict, folder: Path) -> Fields:
+def _jsonl_fields(row: dict, folder: Path, named: str | None) -> Fields:
     _require(row, "image", "prompt", "answers")
-    if unknown := sorted(set(row) - {"image", "prompt", "answers", "category"}):
-        raise QuantError(f'unknown key "{unknown[0]}": only image, prompt, answers and category are known')
+    if unknown := sorted(set(row) - {"image", "prompt", "answers", "category", "choices"}):
+        raise QuantError(f'unknown key "{unknown[0]}": only image, prompt, answers, category and choices are known')
     for key in ("image", "category"):
         if not isinstance(row.get(key, ""), str):
             raise QuantError(f'"{key}" must be text, found {row[key]!r}')
-    return inside(folder, row["image"]), row["prompt"], row["answers"], row.get("category"), False
+    image, category = inside(folder, row["image"]), row.get("category")
+    if "choices" not in row:
+        return Fields(image, row["prompt"], row["answers"], category)
+    if not isinstance(row["choices"], list):
+        raise QuantError(f"the choices must be a list of texts, found {row['choices']!r:.200}")
+    return benchmarks.choice_fields(image, row["prompt"], row["choices"], row["answers"], category)
+
+
+def _parquet_fields(row: dict[str, Any], folder: Path, named: str | None) -> Fields:
+    return benchmarks.parquet_fields(row, TYPES, MATH_DATASET)
 
 
 def _require(row: dict, *keys: str) -> None:
@@ -175,8 +205,9 @@ def _type(category) -> str:
     return category
 
 
-FIELDS: dict[str, Callable[[Any, Path], Fields]] = {
+FIELDS: dict[str, Callable[[Any, Path, str | None], Fields]] = {
     ".json": _json_fields,
     ".tsv": _tsv_fields,
     ".jsonl": _jsonl_fields,
+    ".parquet": _parquet_fields,
 }

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from ..arithmetic.schemes import SCHEMES
 from ..base.config import QuantConfig
-from ..base.errors import UsageError
+from ..base.errors import QuantError, UsageError
 from ..base.output import FILE_MODE, appearing, check_output, check_space, link_or_copy
 from ..files.config_json import read_json, write_json
 from ..files.safetensors_io import SafetensorsWriter, TensorInfo, read_tensor
 from . import compressed_tensors
+from .card import CARD, card
 from .description import DESCRIPTION, MINDIE_NAMES, VERSION, model_type
 from .layout import file_names, weights_stem
 from .reader import Export, read
@@ -97,20 +98,27 @@ def export(source: str | Path, directory: str | Path, save_type: str = "ascendV1
 
 
 def write(export: Export, directory: Path, save_type: str, act: str) -> None:
-    """As export(), into a directory that exists and is empty. act: as resolve() has it for the export's linears."""
+    """As export(), into a directory that exists and is empty. act: as resolve() has it for the export's linears.
+
+    Raises QuantError when the disk refuses.
+    """
     if save_type == "compressed-tensors":
         compressed_tensors.write(export, directory, act)
     else:
         _write_ascend(export, directory, save_type, act)
     for file in side_files(export):
         link_or_copy(file, directory / file.name)
+    try:
+        (directory / CARD).write_text(card(directory), encoding="utf-8")
+    except OSError as err:
+        raise QuantError(f"{directory / CARD}: {err.strerror}") from None
     for file in directory.iterdir():
         file.chmod(FILE_MODE)
 
 
 def side_files(export: Export) -> list[Path]:
     """What stands beside weights, description and config.json, and is the same in every format."""
-    skip = {"config.json", *DESCRIPTION.values()}
+    skip = {"config.json", CARD, *DESCRIPTION.values()}
     return [
         file
         for file in sorted(export.dir.iterdir())

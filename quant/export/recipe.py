@@ -3,12 +3,14 @@ run measured.
 """
 
 import json
+from pathlib import Path
 
 from ..base.config import ALPHA, TEXT_FILE, QuantConfig
-from ..files.fingerprints import describe_all
+from ..base.version import VERSION
+from ..files.config_json import read_json
+from ..files.fingerprints import RECORDS, describe_all, model_digest
 
-RECIPE, RUN_LOG = "quant_recipe.json", "quant_run.json"
-VERSION = "0.1.0"
+RECIPE, RUN_LOG = RECORDS
 NOT_IDENTITY = ("dev_type", "strict", "calib_root")  # what they choose is in the device and the samples
 
 
@@ -24,6 +26,7 @@ def recipe(calibrator) -> dict:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "architecture": calibrator.family.architecture,
+        "source_sha256": model_digest(calibrator.checkpoint.dir, whole=False),
         "config": config.model_dump(mode="json"),
         "fingerprint": config.fingerprint(),
         "msmodelslim": _version("msmodelslim") if config.engine == "msmodelslim" else None,
@@ -54,6 +57,20 @@ def _own_text(calibrator) -> dict | None:
         "answers": len(text.written.answers),
         "tokens": text.written.tokens,
     }
+
+
+def identities(export: Path | None, source: Path | None) -> dict[str, str]:
+    """What a measurement says of the models it is of: {"export": model_digest, "float": the same, sampled}, of those
+    that are given.
+    """
+    found = {"export": export and model_digest(export), "float": source and model_digest(source, whole=False)}
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def source_of(directory: Path) -> str | None:
+    """The identity of the float model that an export was made from; None where it is not recorded."""
+    file = Path(directory) / RECIPE
+    return read_json(file).get("source_sha256") if file.is_file() else None
 
 
 def _version(package: str) -> str:

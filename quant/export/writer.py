@@ -137,9 +137,8 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: La
     )
     edited["quantize"] = MINDIE_NAMES[word]
     config_json.write_json(directory / "config.json", edited)
-    for file in checkpoint.side_files:
-        if file.name != "config.json":
-            copy_file(file, directory / file.name)
+    for file in checkpoint.copied_files:
+        copy_file(file, directory / file.name)
     for file in directory.iterdir():
         file.chmod(FILE_MODE)
     directory.chmod(DIR_MODE)

@@ -18,6 +18,7 @@ from .safetensors_io import TensorInfo, read_header, read_pieces, read_tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
+OTHER_FORMATS = (".gguf", ".onnx", ".h5", ".msgpack")
 FLOATS = {torch.bfloat16, torch.float16, torch.float32}
 
 
@@ -86,6 +87,19 @@ class Checkpoint:
                     f"{self.dir / INDEX}: points to {name!r}, outside the directory; do not trust this checkpoint"
                 )
         return [self.dir / name for name in sorted(files)]
+
+    @property
+    def copied_files(self) -> list[Path]:
+        """The side files that an export takes over: all but config.json, which it edits, what is written about the
+        float model, and the model in other formats.
+        """
+        return [
+            file
+            for file in self.side_files
+            if file.name != "config.json"
+            and not file.name.lower().startswith("readme")
+            and file.suffix.lower() not in OTHER_FORMATS
+        ]
 
     @property
     def files(self) -> list[Path]:

@@ -7,7 +7,7 @@
     answer  its tokens behind those, where the server has what it generated
 
 templates.py turns the prompt into text, processor.py images and text into tensors; what is particular to a family is
-the `Processing` of its description. Left out: video, several turns. transformers is imported when an Encoder is made.
+the `Processing` of its description. Left out: video. transformers is imported when an Encoder is made.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from . import processor_files
 from .images import reopen_images
 from .processor import Processor
 from .sample import Sample
-from .templates import ChatTemplate
+from .templates import ChatTemplate, user_turn
 
 if TYPE_CHECKING:
     import torch
@@ -82,15 +82,27 @@ class Encoder:
         tokenizer takes more than it may.
         """
         shown = [] if images is None else list(images) if isinstance(images, Sequence) else [images]
-        for what, text in (("prompt", prompt), ("answer", answer)):
-            used = [token for token in self.family.processing.reserved if isinstance(text, str) and token in text]
-            if used:
-                raise QuantError(f"the {what} contains {used[0]}: leave it out, the image is put in by the template")
+        self._refuse_placeholders("answer", [answer] if isinstance(answer, str) else [])
         if prompt is None:
             return self._passage(shown, answer)
-        text = self._chat.render(prompt, len(shown))
-        inputs = self._processor(shown, text, self._chat.adds_special_tokens(text))
-        return follow(inputs, self.answer_ids(answer))
+        return follow(self.chat([user_turn(prompt, len(shown))], shown), self.answer_ids(answer))
+
+    def chat(self, messages: list[dict], images: "list[Image.Image]") -> dict[str, "torch.Tensor"]:
+        """A chat as templates.py has it, and its RGB images in their order -> model inputs, batch [1, ...]:
+        what __call__ gives for one turn.
+
+        Raises QuantError as __call__ does, and for a template that has no place for one of the images.
+        """
+        parts = [part for message in messages for part in message["content"]]
+        self._refuse_placeholders("prompt", [part["text"] for part in parts if part["type"] == "text"])
+        text = self._chat.render(messages)
+        if (places := text.count(self.family.processing.image_token)) != len(images):
+            raise QuantError(f"the chat template makes {places} places for {len(images)} images")
+        return self._processor(images, text, self._chat.adds_special_tokens(text))
+
+    def _refuse_placeholders(self, what: str, texts: list[str]) -> None:
+        if used := [token for token in self.family.processing.reserved if any(token in text for text in texts)]:
+            raise QuantError(f"the {what} contains {used[0]}: leave it out, the image is put in by the chat template")
 
     def answer_ids(self, answer: str | Sequence[int]) -> list[int]:
         """The tokens that follow the prompt: those given, or those of a text and the one that ends a turn.
@@ -137,10 +149,16 @@ class Encoder:
             raise QuantError(f"{where}: {error}") from error.__cause__
 
     def answer_start(self, sample: Sample, inputs: dict[str, "torch.Tensor"]) -> int:
-        """Where the sample's answer begins in input_ids [1, T]: T without one, 0 for a passage."""
+        """Where a sample's answer begins in input_ids [1, T]: T without one, 0 for a passage. Raises as answer_ids."""
         if sample.is_passage:
             return 0
         return inputs["input_ids"].shape[1] - len(self.answer_ids(sample.answer))
+
+    @property
+    def padding_id(self) -> int:
+        """The number of a token that a batch can be padded with: the tokenizer's own, else one that ends an answer."""
+        known = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0
+        return next(number for number in known if number is not None)
 
     def decode(self, ids) -> str:
         """Token ids [T] -> text without special tokens."""

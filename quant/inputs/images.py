@@ -3,6 +3,7 @@
 Left out: embedded colour profiles (the models' processors ignore them too) and animation (the first frame counts).
 """
 
+import base64
 import io
 import json
 import os
@@ -71,6 +72,14 @@ def decode_image(data: bytes, name: Path | Picture | str) -> Image.Image:
         raise QuantError(f"{name}: not a PNG, JPEG, WebP or BMP image ({len(data)} bytes)") from None
     except Exception as error:  # on bad data Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error...
         raise QuantError(f"{name}: cannot be decoded: {one_line(error)}") from None
+
+
+def thumbnail(image: Image.Image, size: tuple[int, int] = (160, 120)) -> str:
+    """An image made to fit `size` pixels, as a data: URL of a JPEG, some kilobytes; the image itself stays."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail(size)
+    small.save(buffer, "JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,8 +1,8 @@
 """Files of samples or questions as people have them -> rows, each with the line that it begins on, whatever it means.
 
     .jsonl   an object a line
-    .json    an array of objects: OCRBench's, LLaVA's conversations
-    .tsv     OCRBench's: index, image, question, answer, category; image: base64, or the index of the row that holds it
+    .json    an array of objects: OCRBench's, LLaVA's conversations; or an object with them in "data"
+    .tsv     VLMEvalKit's: index, image, question, answer, others; image: base64, or the index of the row that holds it
 
 A row that is of no use comes out as the QuantError that says so, and the caller skips it or stops; a file that cannot
 be read on is a UsageError.
@@ -13,6 +13,7 @@ import base64
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from ..base.errors import QuantError, UsageError, one_line
 from .images import read_bytes
 
 INDEX_LENGTH = 64  # a TSV's image this short is the index of another row
-OCRBENCH = ("index", "image", "question", "answer", "category")  # columns of its TSV
+COLUMNS = ("index", "image", "question", "answer")  # of a TSV
+ITEMS = re.compile(r'"data"\s*:\s*\[')
 
 Rows = Iterator[tuple[int, Any]]
 
@@ -58,14 +60,14 @@ def image_of(row: dict[str, str]) -> bytes:
         raise QuantError(f"image is not base64: {error}") from None
 
 
-def listed(text: str) -> Any:
-    """A TSV's answer: a text, or a Python list of texts as text. Raises QuantError."""
+def listed(text: str, what: str = "answer") -> Any:
+    """A text, or a Python list of texts as text, as a TSV has it. Raises QuantError, calling it `what`."""
     if not text.lstrip().startswith("["):
         return text
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise QuantError(f"answer is not a list of texts: {text!r}") from None
+        raise QuantError(f"{what} is not a list of texts: {text!r:.200}") from None
 
 
 def decoded(file: Path, data: bytes) -> str:
@@ -95,9 +97,10 @@ def _jsonl(file: Path, data: bytes) -> Rows:
 def _json(file: Path, data: bytes) -> Rows:
     text, decoder = decoded(file, data), json.JSONDecoder()
     position = _after_blanks(text, 0)
-    if text[position : position + 1] != "[":
-        raise UsageError(f"{file}:1: a JSON array of objects was expected")
-    position = _after_blanks(text, position + 1)
+    found = ITEMS.search(text) if text[position : position + 1] == "{" else None
+    if text[position : position + 1] != "[" and not found:
+        raise UsageError(f'{file}:1: a JSON array of objects was expected, or an object with them in "data"')
+    position = _after_blanks(text, found.end() if found else position + 1)
     line, counted = 1, 0
     try:
         while text[position : position + 1] != "]":
@@ -134,7 +137,7 @@ def _tsv(file: Path, data: bytes) -> Rows:
         for cells in reader:
             if not columns:
                 columns = cells
-                if missing := sorted(set(OCRBENCH) - set(cells)):
+                if missing := sorted(set(COLUMNS) - set(cells)):
                     raise UsageError(
                         f"{file}:{line}: column {missing[0]} is missing, there are {', '.join(cells)[:200]}"
                     )

@@ -1,12 +1,15 @@
-"""Prompt -> the text of one turn of a chat, by the checkpoint's chat template or its family's documented format; and
-text -> tokens.
+"""Prompt -> the text of a chat, by the checkpoint's chat template or its family's documented format; and text ->
+tokens.
 
 A template is a program, in Jinja, that a stranger wrote. It runs, and the tokenizer first sees its text, in a child
 process with limits (limited_process.py); only then is the text used here.
 
-Left out: several turns, system prompts of the user's own.
+A chat is a list of messages as templates take them:
+    {"role": "system", "user" or "assistant", "content": [{"type": "image"}, {"type": "text", "text": "..."}, ...]}
+The family's own format knows one turn of the user alone.
 """
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +18,13 @@ from ..base.errors import QuantError, one_line
 from ..families.family import Processing
 from .limited_process import MAX_ANSWER, JobFailed, run_with_limits
 from .processor_files import optional_json
+
+MOST_TEXTS = 1024  # rendered ones that are kept
+
+
+def user_turn(prompt: str, images: int) -> dict:
+    """The message of a user who asks `prompt` about so many images, which come first."""
+    return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": prompt}]}
 
 
 class ChatTemplate:
@@ -28,17 +38,22 @@ class ChatTemplate:
 
     def __init__(self, directory: Path, tokenizer, processing: Processing):
         self._directory, self._tokenizer, self._processing = directory, tokenizer, processing
-        self._texts: dict[tuple, str] = {}
+        self._texts: dict[tuple[str | None, str], str] = {}
         self._tokens: dict[tuple[str, bool], list[int]] = {}
         self._template, self.source = self._choose()
 
-    def render(self, prompt: str, images: int) -> str:
-        """The turn that asks `prompt` about so many images, up to where the answer begins.
+    def render(self, messages: list[dict]) -> str:
+        """The chat up to where the answer begins.
 
-        Raises QuantError when template or tokenizer fail, or take more than they may.
+        Raises QuantError when template or tokenizer fail, or take more than they may, and for a chat of more than one
+        turn of the user where only the family's own format is there.
         """
+        if self._template is None and [message["role"] for message in messages] != ["user"]:
+            raise QuantError(
+                f"{self._directory}: has no chat template to use, so that one user message can be put, no more"
+            )
         try:
-            return self._render(self._template, prompt, images)
+            return self._render(self._template, messages)
         except (JobFailed, QuantError) as error:
             raise QuantError(f"{self._directory}: chat template or tokenizer: {error}") from None
 
@@ -79,7 +94,7 @@ class ChatTemplate:
         passed_over = []
         for source, template in self._found():
             try:
-                count = self._render(template, "x", 1).count(self._processing.image_token)
+                count = self._render(template, [user_turn("x", 1)]).count(self._processing.image_token)
             except JobFailed:  # Jinja errors: a language model's template fails on content that is a list
                 count = 0
             except QuantError as error:
@@ -106,27 +121,30 @@ class ChatTemplate:
         ]
         return [(source, template) for source, template in found if template and isinstance(template, str)]
 
-    def _render(self, template: str | None, prompt: str, images: int) -> str:
+    def _render(self, template: str | None, messages: list[dict]) -> str:
         """Raises JobFailed when template or tokenizer do, QuantError when they take more than they may."""
 
         def job() -> str:
-            text = self._fill(template, prompt, images)
+            text = self._fill(template, messages)
             if len(text) <= MAX_ANSWER:
                 self._tokenizer(text, add_special_tokens=self.adds_special_tokens(text))
             return text
 
-        key = template, prompt, images
+        key = template, json.dumps(messages)
         if key not in self._texts:
+            if len(self._texts) >= MOST_TEXTS:
+                self._texts.clear()
             self._texts[key] = run_with_limits(job)
         return self._texts[key]
 
-    def _fill(self, template: str | None, prompt: str, images: int) -> str:
+    def _fill(self, template: str | None, messages: list[dict]) -> str:
         if template is None:
-            shown = self._processing.chat_image * images
+            parts = messages[0]["content"]
+            shown = self._processing.chat_image * sum(part["type"] == "image" for part in parts)
+            prompt = "\n".join(part["text"] for part in parts if part["type"] == "text")
             return self._processing.chat.replace("{images}", shown).replace("{prompt}", prompt)
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
         return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
+            messages,
             chat_template=template,
             tokenize=False,
             add_generation_prompt=True,

@@ -46,10 +46,10 @@ def empty_model(
     Raises UsageError for a transformers that is too old, too new or without that class, QuantError for a config.json
     that it cannot build a model from, or that describes far more than the weights hold.
     """
+    transformers_api.check_version()
     import transformers
     from accelerate import init_empty_weights
 
-    transformers_api.check_version()
     try:
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code

@@ -2,14 +2,14 @@
 and no other file.
 
 facts.py     what is on disk -> Facts               markup.py    HTML that cannot be broken by what it quotes
-overview.py, proof.py, blocks.py, coverage.py  Facts -> sections; parts.py: what they are put together from
+overview.py, proof.py, answers.py, blocks.py, coverage.py  Facts -> sections; parts.py: what they are put together from
 plots.py     inline SVG
 style.css, script.js                                 put into the page
 """
 
 from pathlib import Path
 
-from . import blocks, coverage, overview, proof
+from . import answers, blocks, coverage, overview, proof
 from .facts import Facts, gather
 from .markup import Markup, el
 
@@ -17,6 +17,7 @@ PARTS = (
     ("Summary", overview.summary),
     ("Verification", proof.verification),
     ("Accuracy", proof.accuracy),
+    ("Answers", answers.answers),
     ("Error per block", blocks.errors),
     ("Coverage", coverage.coverage),
     ("Activation ranges", blocks.ranges),

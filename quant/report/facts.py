@@ -5,27 +5,22 @@ Only the export must be there. An export by another tool has no quant_recipe.jso
 tell is left out, and the report says so.
 """
 
-import base64
-import io
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from PIL import Image
-
 from ..base.config import CALIB_IMAGES, TEXT_FILE
 from ..base.errors import QuantError, UsageError
-from ..evaluate.local_model import files_digest
 from ..export import reader
-from ..export.recipe import RECIPE, RUN_LOG
+from ..export.recipe import RECIPE, RUN_LOG, source_of
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import read_json
-from ..inputs.images import reopen_images
+from ..files.fingerprints import model_digest
+from ..inputs.images import reopen_images, thumbnail
 from ..inputs.sources import load_samples
 from ..inputs.written import answered, is_written, read_written
 
-THUMBNAIL = (160, 120)  # pixels an image is made to fit
 MOST_THUMBNAILS = 128
 NOT_RECORDED = "not recorded"
 
@@ -58,12 +53,14 @@ class Scales:
 class Facts:
     """All that a report shows.
 
-    files: the digest of the export's files, as evaluate knows them; recipe, run: quant_recipe.json and quant_run.json,
-    empty where there is none; verify, evaluation: what these commands wrote; thumbnails: sample key -> data: URL.
+    identity: model_digest of the export; doubts: what is not known to be of this export, or of its float model; recipe,
+    run: quant_recipe.json and quant_run.json, empty where there is none; verify, evaluation: what these commands wrote;
+    thumbnails: sample key -> data: URL.
     """
 
     export: reader.Export
-    files: str
+    identity: str
+    doubts: list[str]
     family: Family
     recipe: dict
     run: dict
@@ -117,21 +114,26 @@ def gather(directory: str | Path, verify: str | None, evaluation: str | None, im
     """Read everything. directory: the export; verify, evaluation: the JSON files that these commands wrote; images:
     where the calibration images are, None for those shipped here.
 
-    Raises UsageError for a directory that is no export and for a file that is not there, QuantError for a record that
-    cannot be read.
+    Raises UsageError for a directory that is no export, for a file that is not there, and for one that was measured on
+    another export; QuantError for a record that cannot be read.
     """
     export = reader.read(directory)
     family = family_of(export.config, export.dir)
     recipe, run = (read_json(export.dir / name) if (export.dir / name).is_file() else {} for name in (RECIPE, RUN_LOG))
+    identity = model_digest(export.dir)
+    verified = _result(verify, "verify", VERIFY_KEYS)
+    evaluated = _result(evaluation, "evaluate", EVALUATION_KEYS)
+    given = [("verify", verify, verified), ("evaluate", evaluation, evaluated)]
     return Facts(
         export=export,
-        files=files_digest(export.dir),
+        identity=identity,
+        doubts=[doubt for one in given for doubt in _doubts(export.dir, identity, *one)],
         family=family,
         recipe=recipe,
         run=run,
         layers=_layers(export, recipe),
-        verify=_result(verify, "verify", VERIFY_KEYS),
-        evaluation=_result(evaluation, "evaluate", EVALUATION_KEYS),
+        verify=verified,
+        evaluation=evaluated,
         thumbnails=_thumbnails(images, recipe, family, export.dir),
     )
 
@@ -147,6 +149,28 @@ def _result(file: str | None, command: str, keys: tuple[str, ...]) -> dict | Non
             f"{file}: has no {missing[0]}; `python -m quant {command} --json FILE` writes what is expected here"
         )
     return result
+
+
+def _doubts(directory: Path, identity: str, command: str, file: str | None, result: dict | None) -> list[str]:
+    """What is not known of a measurement. Raises UsageError for one of another export."""
+    if result is None:
+        return []
+    measured, source = result.get("identity", {}), source_of(directory)
+    again = f"`python -m quant {command}` measures it again"
+    if measured.get("export", identity) != identity:
+        raise UsageError(
+            f"{file}: was measured on another export, or before this one was changed: its hash is"
+            f" {measured['export'][:16]}, that of {directory} {identity[:16]}; {again}"
+        )
+    doubts = []
+    if "export" not in measured:
+        doubts.append(f"{Path(file or '').name} does not say which export it was measured on; {again}.")
+    if source and measured.get("float", source) != source:
+        doubts.append(
+            f"{Path(file or '').name} was measured against another float model ({measured['float'][:16]}) than this"
+            f" export was made from ({source[:16]})."
+        )
+    return doubts
 
 
 def _layers(export: reader.Export, recipe: dict) -> list[Layer]:
@@ -196,11 +220,4 @@ def _thumbnails(images: str | None, recipe: dict, family: Family, directory: Pat
         if is_written(file):
             samples += read_written(file).put_into([answered(sample, "") for sample in samples])
     found = [sample for sample in samples if sample.key in wanted and sample.images][:MOST_THUMBNAILS]
-    return {sample.key: _thumbnail(reopen_images(sample)[0]) for sample in found}
-
-
-def _thumbnail(image: Image.Image) -> str:
-    image.thumbnail(THUMBNAIL)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {sample.key: thumbnail(reopen_images(sample)[0]) for sample in found}

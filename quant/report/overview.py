@@ -16,7 +16,8 @@ def summary(facts: Facts) -> Markup:
         for tile in (accuracy_tile(facts), *verify_tiles(facts), worst_block_tile(facts), *size_tiles(facts))
         if tile
     ]
-    return section("summary", "Summary", el("div", tiles, class_="tiles"), settings(facts))
+    doubts = [el("p", el("strong", "Not of this export? "), doubt, class_="doubt") for doubt in facts.doubts]
+    return section("summary", "Summary", doubts, el("div", tiles, class_="tiles"), settings(facts))
 
 
 def worst_block_tile(facts: Facts) -> Markup | None:
@@ -73,6 +74,7 @@ def settings(facts: Facts) -> Markup:
             facts.export.kind
         ],
         "Choices": f"fingerprint {recipe['fingerprint'][:16]}",
+        "Export": f"sha256 {facts.identity[:16]}",
     }
     return el("dl", [[el("dt", name), el("dd", value)] for name, value in rows.items()])
 

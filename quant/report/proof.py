@@ -1,5 +1,6 @@
 """The sections on what verify and evaluate measured."""
 
+from ..evaluate.scoring import RULES
 from ..verify.verdict import CULPRITS
 from .facts import Facts
 from .markup import Markup, el
@@ -142,7 +143,7 @@ def accuracy(facts: Facts) -> Markup:
     rows = []
     for key, row in sides[0]["table"].items():
         points = [side["table"][key]["right"] for side in sides]
-        change = [signed(points[1] - points[0], "d")] if len(sides) == 2 else []
+        change = [signed(round(points[1] - points[0], 4), "g")] if len(sides) == 2 else []
         rows.append([key, *points, *change, row["of"]])
     if "published" in sides[0]:
         norms = [side["published"]["Final Score Norm"] for side in sides]
@@ -159,10 +160,6 @@ def accuracy(facts: Facts) -> Markup:
     if len(sides) == 2:
         parts += [difference_figure(result["difference"]), flips_table(result)]
     for side in sides:
-        if side["model"].get("arithmetic") == "int8" and side["model"]["files"] != facts.files:
-            parts.append(
-                hint(f"{side['name']}: these scores are not of this directory's files, or of a copy; evaluate again.")
-            )
         if side["unanswered"]:
             parts.append(
                 hint(f"{side['name']}: {len(side['unanswered'])} questions have no answer and count as wrong.")
@@ -175,10 +172,7 @@ def accuracy(facts: Facts) -> Markup:
                     + ", tried again where that can help."
                 )
             )
-    rule = {
-        "contains": "an answer counts as right if it contains a known one (OCRBench's rule)",
-        "exact": "an answer counts as right if it is a known one",
-    }[result["match"]]
+    rule = f"an answer is scored: {RULES[result['match']]}"
     parts.append(
         el(
             "p",
@@ -195,7 +189,8 @@ def difference_figure(difference: dict) -> Markup:
     low, high = difference["interval"]
     text = (
         f"Difference {signed(difference['points'], '.2f')} points, {percent(difference['level'], 0)} confidence"
-        f" interval {signed(low, '.2f')} to {signed(high, '.2f')} (paired bootstrap). Answers lost:"
+        f" interval {signed(low, '.2f')} to {signed(high, '.2f')}"
+        f" ({difference.get('by', 'paired bootstrap')}). Answers lost:"
         f" {difference['lost']}, gained: {difference['gained']}. Shaded: a drop of more than"
         f" {difference['max_drop']:g}, which --max_drop does not allow."
     )

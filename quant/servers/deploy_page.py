@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..files.fingerprints import model_digest
 from .rules import SERVERS, Directory
 from .service import GIB, Demand, Load
 
@@ -68,11 +69,13 @@ def page(
     url = f"{'https' if https else 'http'}://127.0.0.1:{place.port}"
     return TEMPLATE.format(
         name=place.name,
+        harnesses=harness_commands(place.name, url, load.concurrency, there),
         server=SERVERS[place.server],
         what=(
             f"{export.family.name}, {kinds}, {export.configured_dtype}, {vision} vision tower, {len(export.int8)} int8"
             " linears"
         ),
+        identity=model_digest(export.dir),
         copy="" if here == place.directory else copy,
         directory=there,
         memory=_memory(demand, load, npu_memory),
@@ -85,6 +88,13 @@ def page(
         dtype=export.configured_dtype,
         notes="\n".join([NOTES[place.server], *(f"- {warning}" for warning in warnings)]),
     )
+
+
+def harness_commands(name: str, url: str, concurrency: int, directory: str) -> str:
+    """Shell commands of the harnesses people have, against the server at `url`; name: the served model's."""
+    quoted, (host, _, port) = shlex.quote(name), url.partition("://")[2].rpartition(":")
+    edits = f's/model=""/model="{name}"/; s/host_ip="[^"]*"/host_ip="{host}"/; s/host_port=[0-9]*/host_port={port}/'
+    return HARNESSES.format(name=quoted, url=url, concurrency=concurrency, directory=directory, edits=edits)
 
 
 def _memory(demand: Demand, load: Load, npu_memory: float) -> str:
@@ -137,10 +147,26 @@ NOTES = {
     ),
 }
 
+HARNESSES = """\
+# evalscope (pip install evalscope)
+evalscope eval --model {name} --api-url {url}/v1 --api-key EMPTY --eval-type openai_api --datasets ocr_bench \\
+  --generation-config '{{"temperature": 0, "max_tokens": 128}}' --eval-batch-size {concurrency}
+# VLMEvalKit (pip install ms-vlmeval); its images go to JPEG, and to 100 pixels if smaller
+python -m vlmeval --data OCRBench TextVQA_VAL DocVQA_VAL MMMU_DEV_VAL --model {name} --base-url {url}/v1 \\
+  --key EMPTY --temperature 0 --max-tokens 128 --api-nproc {concurrency}
+# lm-evaluation-harness (pip install 'lm-eval[api]')
+lm_eval --model local-chat-completions --tasks mmmu_val --apply_chat_template --gen_kwargs temperature=0 \\
+  --model_args model={name},base_url={url}/v1/chat/completions,num_concurrent={concurrency},max_images=1
+# AISBench (pip install ais-bench-benchmark 'pyarrow<21'); its data sets below ais_bench/datasets, as its pages say
+CHAT=$(python -c 'import ais_bench.benchmark as b; print(b.__path__[0])')/configs/models/vllm_api
+CHAT=$CHAT/vllm_api_general_chat.py
+sed -i '{edits}' "$CHAT"
+ais_bench --models vllm_api_general_chat --datasets textvqa_gen_base64"""
+
 TEMPLATE = """\
 # {name} on {server}
 
-{what}.
+{what}. sha256 {identity}: `python -m quant verify` and `evaluate` write it beside what they measured.
 
 ## Memory of each NPU (GiB), estimated, tensor parallel over {world_size}
 
@@ -176,6 +202,15 @@ END
 
 ```bash
 python -m quant evaluate --model_path {float_model} --endpoint {url} --served_model {name} --data OCRBench.json
+```
+
+## Score it with the harness you have
+
+They fetch their data sets, where these are not on disk. Greedy decoding; the same questions to the float model say
+what int8 costs. `python -m quant serve {directory}` answers the same requests before a card is at hand.
+
+```bash
+{harnesses}
 ```
 
 ## Mind

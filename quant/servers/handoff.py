@@ -23,7 +23,6 @@ from .rules.files import PLAIN
 from .service import Demand, Load
 
 PAGE, SERVICE_CONFIG = "DEPLOY.md", "config.json"
-REFUSED = ("vision-tensor-parallel",)  # warnings of the check whose combination is silently wrong
 MENDED = ("modes",)  # errors that the page's own commands mend
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -38,7 +37,7 @@ def refuse(export: Directory, place: Place, world_size: int) -> list[str]:
         raise UsageError(f"--name {place.name}: letters, digits, and . _ - between them are what servers take")
     findings = check_directory(export, [place.server], place.hardware, world_size)
     findings = [finding for finding in findings if finding.rule not in (*MENDED, "path-characters")]
-    wrong = [finding for finding in findings if finding.level == "error" or finding.rule in REFUSED]
+    wrong = [finding for finding in findings if finding.level == "error"]
     if wrong:
         first, more = wrong[0], f" (and {len(wrong) - 1} more: `python -m quant check`)" if len(wrong) > 1 else ""
         raise QuantError(

@@ -14,9 +14,7 @@ Left out: kernels that keep fewer bits of deq_scale than float32 has, quantized 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError
 from ..export import reader
@@ -25,7 +23,7 @@ from ..families.family import Family
 from ..files.checkpoint import Checkpoint
 from ..inputs.encoder import Encoder
 from ..model.device import pick_device
-from ..model.whole import generate, whole_model
+from ..model.whole import whole_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,10 +63,3 @@ def load_float(
     checkpoint = Checkpoint(directory)
     streamed = whole_model(checkpoint, pick_device(device), trust_remote_code)
     return streamed.model, Encoder(checkpoint.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
-
-
-def greedy(model: Any, inputs: dict[str, Tensor], tokens: int) -> Tensor:
-    """The next `tokens` greedy tokens after one sample's inputs, int64 [<= tokens]; fewer where the model ends its
-    answer. model: of load() or load_float(), whose settings are greedy.
-    """
-    return generate(model, inputs, max_new_tokens=tokens)[0]

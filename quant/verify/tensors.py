@@ -93,10 +93,8 @@ def _wrong(export: Export, tensor: str, dtypes: tuple[torch.dtype, ...], shape: 
 def check_side_files(checkpoint: Checkpoint, export: Export) -> list[str]:
     """Files that servers read besides the weights and that the export changed or lacks, one line each."""
     notices = []
-    for file in checkpoint.side_files:
+    for file in checkpoint.copied_files:
         copy = export.dir / file.name
-        if file.name == "config.json":
-            continue
         if not copy.is_file():
             notices.append(f"{file.name} of the source is missing in the export")
         elif copy.read_bytes() != file.read_bytes():

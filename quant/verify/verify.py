@@ -29,7 +29,7 @@ from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..export import reader
 from ..export.reader import Export
-from ..export.recipe import VERSION
+from ..export.recipe import VERSION, identities, source_of
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ from ..inputs.encoder import Encoder, follow
 from ..inputs.samples import prepare
 from ..model.device import pick_device
 from ..model.whole import room_for
-from . import runtime
+from . import generation, runtime
 from .folding import check_block
 from .tensors import Damage, check_config, check_format, check_outside, check_side_files
 from .three_models import MODELS, ThreeModels
@@ -91,6 +91,7 @@ def verify(
     report |= {
         "model_path": str(checkpoint.dir),
         "quantized": str(export.dir),
+        "identity": identities(export.dir, checkpoint.dir),
         "layout": export.kind,
         "architecture": family.architecture,
     }
@@ -103,6 +104,8 @@ def verify(
         "logits": None,
         "free_running": None,
     }
+    if source_of(export.dir) not in (None, report["identity"]["float"]):
+        report["notices"].append(f"{export.dir} was made from another float model than {checkpoint.dir}, by its hash")
     damage, settings = check_format(checkpoint, export), check_config(checkpoint, export)
     if damage:  # no server could run it as it is: report all the damage there is, and stop
         damage += check_values(checkpoint, export, family, {entry.tensor for entry in damage})
@@ -174,7 +177,7 @@ def free_run(
     load: runtime.load or load_float.
     """
     model, _ = load(directory, device, trust_remote_code=config.trust_remote_code)
-    return [runtime.greedy(model, inputs, tokens) for inputs in questions]
+    return [generation.greedy(model, inputs, tokens) for inputs in questions]
 
 
 def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Tensor], encoder: Encoder) -> dict:

@@ -72,7 +72,7 @@ _RULES = (
     Rule(deployment.one_type, vllm_ascend=None),
     Rule(deployment.hardware, vllm_ascend=None),
     Rule(deployment.world_size),
-    Rule(deployment.vision_tensor_parallel, "warning", None),
+    Rule(deployment.vision_tensor_parallel, vllm_ascend=None),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
 

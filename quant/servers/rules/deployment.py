@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from ...families.family import Family
 from .directory import Directory, Target
 from .finding import Finding
 
 MINDIE_WORLD_SIZES = (1, 2, 4, 8)
+TRIED = (1, 2, 4, 8, 16)  # the sizes that a summary names
 
 
 def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
@@ -52,26 +54,19 @@ def world_size(directory: Directory, target: Target) -> Iterator[Finding]:
     """What tensor parallelism divides must be divisible: heads, MLP width, and in vLLM the vision tower's heads."""
     if target.world_size == 1:
         return
-    vision, language = directory.family.tower("vision"), directory.family.tower("language")
-    heads, kv_heads = language.heads(directory.config)
-    divided = {"num_attention_heads": heads, "intermediate_size": language.mlp(directory.config)}
-    divided["vision heads"] = vision.heads(directory.config)[0]
-    uneven = [f"{name} {number}" for name, number in divided.items() if number % target.world_size]
-    if kv_heads % target.world_size and target.world_size % kv_heads:
-        uneven.append(f"num_key_value_heads {kv_heads}")
-    if uneven:
-        number = uneven[0].rsplit(" ", 1)[1]
+    parts = uneven(directory.family, directory.config, target.world_size)
+    if parts:
+        number = parts[0].rsplit(" ", 1)[1]
         yield Finding(
             f"--world_size {target.world_size}",
-            f"does not divide {', '.join(uneven)}",
+            f"does not divide {', '.join(parts)}",
             {
                 "vllm-ascend": (
                     f"Total number of attention heads ({number}) must be divisible by tensor parallel size"
                     f" ({target.world_size})."
                 )
             },
-            "use --world_size"
-            f" {max(size for size in range(1, target.world_size) if _divides(size, divided, kv_heads))}",
+            f"use --world_size {largest_even(directory.family, directory.config, target.world_size)}",
         )
     if target.hardware == "310p":
         yield Finding(
@@ -89,8 +84,37 @@ def world_size(directory: Directory, target: Target) -> Iterator[Finding]:
         )
 
 
-def _divides(size: int, divided: dict[str, int], kv_heads: int) -> bool:
-    return all(number % size == 0 for number in divided.values()) and (kv_heads % size == 0 or size % kv_heads == 0)
+def uneven(family: Family, config: dict, size: int) -> list[str]:
+    """What vLLM divides by the number of NPUs and `size` does not divide: "num_attention_heads 28"...; [] where it can
+    be served so.
+    """
+    language = family.tower("language")
+    heads, kv_heads = language.heads(config)
+    divided = {"num_attention_heads": heads, "intermediate_size": language.mlp(config)}
+    divided["vision heads"] = family.tower("vision").heads(config)[0]
+    parts = [f"{name} {number}" for name, number in divided.items() if number % size]
+    if kv_heads % size and size % kv_heads:
+        parts.append(f"num_key_value_heads {kv_heads}")
+    return parts
+
+
+def largest_even(family: Family, config: dict, size: int) -> int:
+    """The largest number of NPUs below `size` that vLLM can divide the model over."""
+    return max(fewer for fewer in range(1, size) if not uneven(family, config, fewer))
+
+
+def served_on(directory: Directory, server: str, hardware: str | None = None) -> list[int]:
+    """The numbers of NPUs, of TRIED, that an export without errors is served rightly on, by what depends on them."""
+    return [
+        size
+        for size in TRIED
+        for target in [Target(server, hardware, size)]
+        if not any(
+            server in finding.effects
+            for rule in (world_size, vision_tensor_parallel)
+            for finding in rule(directory, target)
+        )
+    ]
 
 
 def vision_tensor_parallel(directory: Directory, target: Target) -> Iterator[Finding]:
@@ -104,5 +128,4 @@ def vision_tensor_parallel(directory: Directory, target: Target) -> Iterator[Fin
             "with an int8 vision tower",
             {"mindie": f"uses {transposed} of the vision tower transposed: wrong output without an error"},
             "quantize again with --vision float for this number of NPUs, or use --world_size 1",
-            level="warning",
         )

@@ -12,7 +12,7 @@ from .opening import hub_name
 
 READ_BY_SERVICE = ("config.json", "generation_config.json")  # in C++, before the model is loaded
 VLLM_INDEX = "model.safetensors.index.json"  # the only index that vLLM looks at
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 DIR_MODE, FILE_MODE = 0o750, 0o640
 OPENED = (".safetensors", ".json", ".model", ".py", ".jinja")  # by a server; a README is not
 PLAIN = re.compile(r"[A-Za-z0-9_./-]*")
@@ -119,9 +119,10 @@ def source_side_files(source: Path) -> list[Path]:
         path
         for path in sorted(source.iterdir())
         if path.is_file()
-        and path.suffix not in WEIGHT_SUFFIXES
+        and path.suffix.lower() not in WEIGHT_SUFFIXES
         and not path.name.endswith(".index.json")
         and not path.name.startswith(".")
+        and not path.name.lower().startswith("readme")  # of the float model; an export has its own
     ]
 
 
