@@ -162,6 +162,83 @@ def llava(*, text: dict, vision: dict, base_vocab: int = 32000, vocab: int = 320
     }
 
 
+def _qwen3(
+    model_type: str, architecture: str, text: dict, vision: dict, *, special: int, tied: bool = False, **outer
+) -> dict:
+    """Qwen3-VL and Qwen3.5: everything of the language model is in text_config."""
+    return {
+        "architectures": [architecture],
+        "image_token_id": special + 12,
+        "model_type": model_type,
+        "text_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": special,
+            "dtype": "bfloat16",
+            "eos_token_id": special + 2,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "model_type": f"{model_type}_text",
+            "rms_norm_eps": 1e-06,
+            "tie_word_embeddings": tied,
+            "use_cache": True,
+            **text,
+        },
+        "tie_word_embeddings": tied,
+        "transformers_version": "4.57.0.dev0",
+        "video_token_id": special + 13,
+        "vision_config": {
+            "hidden_act": "gelu_pytorch_tanh",
+            "in_channels": 3,
+            "initializer_range": 0.02,
+            "model_type": model_type,
+            "num_position_embeddings": 2304,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": text["hidden_size"],
+            **vision,
+        },
+        "vision_end_token_id": special + 10,
+        "vision_start_token_id": special + 9,
+        **outer,
+    }
+
+
+def qwen3_vl(
+    *,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int = 8,
+    vocab: int = 151936,
+    tied: bool = False,
+    special: int = QWEN_SPECIAL,
+    vision: dict,
+) -> dict:
+    """Qwen3-VL. Heads have 128 channels whatever the width."""
+    text = {
+        "head_dim": 128,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "max_position_embeddings": 262144,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        # Interleaved thirds of the 64 frequencies of a head: time, height, width.
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "vocab_size": vocab,
+    }
+    return _qwen3("qwen3_vl", "Qwen3VLForConditionalGeneration", text, vision, special=special, tied=tied)
+
+
+def dtype_of(config: dict) -> str:
+    """What the weights are in: newer files say it in text_config alone, under a newer name."""
+    return config.get("torch_dtype") or config["text_config"]["dtype"]
+
+
 def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     """A copy of `config` with this many blocks in each tower; Qwen2.5-VL keeps a block with full attention.
 
@@ -174,6 +251,9 @@ def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     if "fullatt_block_indexes" in vision:
         kept = [i for i in vision["fullatt_block_indexes"] if i < vision_blocks]
         vision["fullatt_block_indexes"] = kept or [vision_blocks - 1]
+    if "deepstack_visual_indexes" in vision:  # one for each decoder block at most
+        taps = [i for i in vision["deepstack_visual_indexes"] if i < vision_blocks] or list(range(vision_blocks))
+        vision["deepstack_visual_indexes"] = taps[:language_blocks]
     return config
 
 
@@ -185,6 +265,17 @@ _LLAMA_TINY = dict(
     hidden_size=256, intermediate_size=320, num_attention_heads=2, num_hidden_layers=2, num_key_value_heads=2
 )
 
+_QWEN3_VIT_S = dict(
+    depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, deepstack_visual_indexes=[5, 11, 17]
+)
+_QWEN3_VIT = dict(
+    depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16, deepstack_visual_indexes=[8, 16, 24]
+)
+_QWEN3_VIT_TINY = dict(
+    depth=3, hidden_size=144, intermediate_size=208, num_heads=2, deepstack_visual_indexes=[0, 2],
+    num_position_embeddings=64,
+)  # fmt: skip
+
 SIZES = {
     "qwen2vl-2b": Size(
         qwen2_vl(hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True)
@@ -193,12 +284,33 @@ SIZES = {
     "qwen2vl-72b": Size(qwen2_vl(hidden=8192, intermediate=29568, layers=80, heads=64, kv_heads=8, vocab=152064)),
     "qwen2_5vl-7b": Size(qwen2_5_vl(**_QWEN_7B)),
     "llava-7b": Size(llava(text={}, vision=_CLIP_L), max_pixels=None, shard_bytes=5_000_000_000),
+    "qwen3vl-2b": Size(
+        qwen3_vl(hidden=2048, intermediate=6144, layers=28, heads=16, tied=True, vision=_QWEN3_VIT_S), 4096 * 4096
+    ),
+    "qwen3vl-4b": Size(
+        qwen3_vl(hidden=2560, intermediate=9728, layers=36, heads=32, tied=True, vision=_QWEN3_VIT_S), 4096 * 4096
+    ),
+    "qwen3vl-8b": Size(qwen3_vl(hidden=4096, intermediate=12288, layers=36, heads=32, vision=_QWEN3_VIT), 4096 * 4096),
+    "qwen3vl-32b": Size(qwen3_vl(hidden=5120, intermediate=25600, layers=64, heads=64, vision=_QWEN3_VIT), 4096 * 4096),
     "qwen2vl-tiny": Size(qwen2_vl(depth=2, embed_dim=160, vision_heads=2, **_QWEN_TINY), max_pixels=112 * 112),
     "qwen2_5vl-tiny": Size(
         qwen2_5_vl(
             depth=3, width=160, vision_intermediate=208, vision_heads=2, window=56, full_attention=(1,), **_QWEN_TINY
         ),
         max_pixels=112 * 112,
+    ),
+    "qwen3vl-tiny": Size(
+        qwen3_vl(
+            hidden=192,
+            intermediate=320,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            vocab=576,
+            special=512,
+            vision=_QWEN3_VIT_TINY,
+        ),  # fmt: skip
+        max_pixels=128 * 128,
     ),
     "llava-tiny": Size(llava(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512), max_pixels=None),
 }

@@ -51,6 +51,20 @@ QWEN_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
 """
+QWEN3_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}\
+{% elif part.type == 'video' %}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}\
+{% else %}{{ part.text }}{% endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""
 LLAVA_TEMPLATE = """\
 {%- for message in messages -%}
 {{- message.role | upper + ': ' -}}
@@ -102,13 +116,13 @@ def _tokenizer_json(added: dict[int, dict], vocab: dict[str, int], merges: list[
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": listed, **parts, "model": model}
 
 
-def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
-    bytes_, first = _byte_characters(), config["bos_token_id"]
+def _qwen_tokenizer(first: int, specials: list[str], template: str, length: int) -> dict[str, object]:
+    """Byte-level BPE with these special tokens from the id `first` on."""
+    bytes_ = _byte_characters()
     merges = _merges([prefix + word for prefix in ("", "Ġ") for word in WORDS])
     vocab = _fill(bytes_, merges, first)
-    added = {first + i: _added(token) for i, token in enumerate(QWEN_SPECIALS)}
+    added = {first + i: _added(token) for i, token in enumerate(specials)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    processor = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}[config["model_type"]]
     return {
         "vocab.json": vocab,
         "merges.txt": "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges),
@@ -118,19 +132,27 @@ def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
         "tokenizer_config.json": {
             "add_prefix_space": False,
             "added_tokens_decoder": {str(i): token for i, token in added.items()},
-            "additional_special_tokens": QWEN_SPECIALS[1:],
+            "additional_special_tokens": specials[1:],
             "bos_token": None,
-            "chat_template": QWEN_TEMPLATE,
+            "chat_template": template,
             "clean_up_tokenization_spaces": False,
             "eos_token": "<|im_end|>",
             "errors": "replace",
-            "model_max_length": config["max_position_embeddings"],
+            "model_max_length": length,
             "pad_token": "<|endoftext|>",
             "split_special_tokens": False,
             "tokenizer_class": "Qwen2Tokenizer",
             "unk_token": None,
         },
-        "chat_template.json": {"chat_template": QWEN_TEMPLATE},
+        "chat_template.json": {"chat_template": template},
+    }
+
+
+def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
+    first = config["bos_token_id"]
+    processor = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}[config["model_type"]]
+    return {
+        **_qwen_tokenizer(first, QWEN_SPECIALS, QWEN_TEMPLATE, config["max_position_embeddings"]),
         "generation_config.json": {
             "bos_token_id": first,
             "do_sample": True,
@@ -151,6 +173,34 @@ def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
             "image_std": CLIP_STD,
             "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": processor,
+        },
+    }
+
+
+def _qwen3(config: dict, max_pixels: int) -> dict[str, object]:
+    """Qwen3-VL and Qwen3.5: patches of 16 pixels, another mean; a size of areas in the place of two limits."""
+    first = config["text_config"]["bos_token_id"]
+    return {
+        **_qwen_tokenizer(first, QWEN_SPECIALS, QWEN3_TEMPLATE, config["text_config"]["max_position_embeddings"]),
+        "generation_config.json": {
+            "bos_token_id": first,
+            "do_sample": True,
+            "eos_token_id": [first + 2, first],
+            "pad_token_id": first,
+            "temperature": 0.7,
+            "top_k": 20,
+            "top_p": 0.8,
+            "transformers_version": "4.56.0",
+        },
+        "preprocessor_config.json": {
+            "size": {"longest_edge": max_pixels, "shortest_edge": min(65536, max_pixels // 4)},
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
         },
     }
 
@@ -258,7 +308,10 @@ def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
     num_additional_image_tokens or vision_feature_select_strategy.
     """
     config = size.config
-    files = _llava(config, old_llava) if config["model_type"] == "llava" else _qwen(config, size.max_pixels)
+    if config["model_type"] == "llava":
+        files = _llava(config, old_llava)
+    else:
+        files = (_qwen3 if config["model_type"].startswith("qwen3") else _qwen)(config, size.max_pixels)
     for name, content in {**files, "config.json": config}.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (directory / name).write_text(text, encoding="utf-8")

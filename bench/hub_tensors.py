@@ -79,6 +79,62 @@ def _language(prefix: str, head: str, text: dict, *, qkv_bias: bool, tied: bool)
     return found if tied else found + _linear(head, text["vocab_size"], width, bias=False)
 
 
+def _attention(block: str, text: dict, *, gate: int = 1, stored: float = 1.0) -> list[Tensor]:
+    """Qwen3's: q_proj of gate * queries rows, norms of queries and keys, whose weights are stored about `stored`."""
+    width, channels = text["hidden_size"], text["head_dim"]
+    queries, values = text["num_attention_heads"] * channels, text["num_key_value_heads"] * channels
+    found = [Tensor(f"{block}self_attn.{part}_norm.weight", (channels,), 0.1, stored) for part in "kq"]
+    for part, out in (("q", gate * queries), ("k", values), ("v", values)):
+        found += _linear(f"{block}self_attn.{part}_proj", out, width, bias=False, behind_norm=width)
+    return found + _linear(f"{block}self_attn.o_proj", width, queries, bias=False)
+
+
+def _gated_mlp(name: str, width: int, inner: int) -> list[Tensor]:
+    found = []
+    for part in ("gate", "up"):
+        found += _linear(f"{name}.{part}_proj", inner, width, bias=False, behind_norm=width)
+    return found + _linear(f"{name}.down_proj", width, inner, bias=False)
+
+
+def _qwen3_language(text: dict, tied: bool) -> list[Tensor]:
+    """Embedding, decoder blocks, final norm and head of Qwen3-VL."""
+    width, prefix = text["hidden_size"], "model.language_model."
+    found = [Tensor(f"{prefix}embed_tokens.weight", (text["vocab_size"], width), width**-0.5)]
+    for i in range(text["num_hidden_layers"]):
+        block = f"{prefix}layers.{i}."
+        found += _norm(f"{block}input_layernorm", width, bias=False) + _attention(block, text)
+        found += _norm(f"{block}post_attention_layernorm", width, bias=False)
+        found += _gated_mlp(f"{block}mlp", width, text["intermediate_size"])
+    found += _norm(f"{prefix}norm", width, bias=False, outliers=False)
+    return found if tied else found + _linear("lm_head", text["vocab_size"], width, bias=False)
+
+
+def _qwen3_vision(vision: dict) -> list[Tensor]:
+    """The ViT of Qwen3-VL and Qwen3.5, its merger, and Qwen3-VL's deepstack mergers."""
+    width, inner, prefix = vision["hidden_size"], vision["intermediate_size"], "model.visual."
+    merged = width * vision["spatial_merge_size"] ** 2
+    patch = (3, vision["temporal_patch_size"], vision["patch_size"], vision["patch_size"])
+    found = [
+        Tensor(f"{prefix}patch_embed.proj.weight", (width, *patch), math.prod(patch) ** -0.5),
+        Tensor(f"{prefix}patch_embed.proj.bias", (width,), 0.1),
+        Tensor(f"{prefix}pos_embed.weight", (vision["num_position_embeddings"], width), 0.1),
+    ]
+    for i in range(vision["depth"]):
+        block = f"{prefix}blocks.{i}."
+        found += _norm(f"{block}norm1", width, bias=True) + _norm(f"{block}norm2", width, bias=True)
+        found += _linear(f"{block}attn.qkv", 3 * width, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}attn.proj", width, width, bias=True)
+        found += _linear(f"{block}mlp.linear_fc1", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.linear_fc2", width, inner, bias=True)
+    mergers = {"merger": width}
+    mergers |= {f"deepstack_merger_list.{i}": merged for i in range(len(vision.get("deepstack_visual_indexes", [])))}
+    for name, normed in mergers.items():
+        found += _norm(f"{prefix}{name}.norm", normed, bias=True, outliers=False)
+        found += _linear(f"{prefix}{name}.linear_fc1", merged, merged, bias=True)
+        found += _linear(f"{prefix}{name}.linear_fc2", vision["out_hidden_size"], merged, bias=True)
+    return found
+
+
 def _qwen_vision(vision: dict, language_width: int) -> list[Tensor]:
     """The ViT and merger of Qwen2-VL (LayerNorm, fc1/fc2) and of Qwen2.5-VL (RMSNorm, gate/up/down)."""
     gated = "fullatt_block_indexes" in vision
@@ -127,6 +183,10 @@ def tensors(config: dict) -> list[Tensor]:
     if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
         found = _qwen_vision(config["vision_config"], config["hidden_size"])
         return found + _language("model.", "lm_head", config, qkv_bias=True, tied=config["tie_word_embeddings"])
+    if config["model_type"] == "qwen3_vl":
+        return _qwen3_vision(config["vision_config"]) + _qwen3_language(
+            config["text_config"], config["tie_word_embeddings"]
+        )
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
     found = _clip_vision("vision_tower.vision_model.", vision)
     found += _linear("multi_modal_projector.linear_1", text["hidden_size"], vision["hidden_size"], bias=True)

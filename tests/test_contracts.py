@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from quant.base.errors import QuantError
 from quant.servers.rules import RULES, check
 
-FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl", "qwen3_vl")
 BOTH = ("mindie", "vllm-ascend")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -171,6 +171,10 @@ def huge_description(directory: Path) -> None:
 
 def nested_config(settings: dict) -> None:
     settings["text_config"] = {key: settings[key] for key in ("hidden_size", "num_hidden_layers")}
+
+
+def tie_both(settings: dict) -> None:
+    settings["tie_word_embeddings"] = settings["text_config"]["tie_word_embeddings"] = True
 
 
 @dataclass
@@ -393,6 +397,19 @@ BROKEN = {
     ),
     "no torch_dtype": Broken("torch-dtype", config(lambda x: x.pop("torch_dtype"))),
     "torch_dtype changed": Broken("changed-dtype", config(lambda x: x.update(torch_dtype="float16"))),
+    "float16 in text_config": Broken(
+        "text-dtype", config(lambda x: x["text_config"].update(dtype="float16")), ("mindie",), family="qwen3_vl"
+    ),
+    "a float vision tower that follows": Broken(
+        "vision-whole", lambda d: None, ("mindie",), family="qwen3_vl", choices={"vision": "float"}
+    ),
+    "a size that is not documented": Broken(
+        "served",
+        lambda d: (drop(d, "lm_head.weight"), config(tie_both)(d)),
+        ("mindie",),
+        family="qwen3_vl",
+        level="warning",
+    ),
     "no vocab_size": Broken(
         "vocab-size",
         config(lambda x: x.pop("vocab_size")),

@@ -84,16 +84,19 @@ def chosen(args: argparse.Namespace, words: Collection[str]) -> tuple[str, str]:
 
 def verdict(directory: Path, target: str | None, save_type: str, act: str, say: Callable[[str], None] = print) -> None:
     """Check what was written, and say what is wrong. Raises QuantError when a server would not serve it."""
-    from ..servers.rules import SERVERS, check
+    from ..servers.rules import SERVERS, check_directory, open_directory, serving
     from .check import render
 
     if save_type == "compressed-tensors":
         if act == "static":
             say(f"warning  {STATIC_SYMMETRIC}")
         return
-    target = target or TARGETS.get((save_type, act), "vllm-ascend")
+    opened = open_directory(directory)
+    chosen_by_user, target = target, target or TARGETS.get((save_type, act), "vllm-ascend")
     servers = list(SERVERS) if target == "all" else [target]
-    findings = check(directory, servers)
+    if not chosen_by_user:  # nobody asked for a server that does not have the model
+        servers = [server for server in servers if server in serving(opened)] or serving(opened)
+    findings = check_directory(opened, servers)
     for line in render(findings):
         say(line)
     errors = [finding for finding in findings if finding.level == "error"]

@@ -40,6 +40,8 @@ def head_of(family: Family) -> str | None:
 
 
 def vision_static(family: Family, words: dict[str, str]) -> bool:
-    """Whether the vision tower is int8 and static throughout: what MindIE's switch for it says."""
+    """Whether the vision tower is int8 and static throughout, as MindIE's switch for it says, where it has one."""
+    if family.mindie_vision_follows:
+        return False
     vision = {word for name, word in words.items() if name.startswith(family.tower("vision").prefix)}
     return bool(vision) and "W8A8_DYNAMIC" not in vision

@@ -134,6 +134,7 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: La
         dtype=dtype,
         vision_int8=vision_int8,
         vocab_size=plan.family.vocab_size(checkpoint.config),
+        old_rope=plan.family.old_rope,
     )
     edited["quantize"] = MINDIE_NAMES[word]
     config_json.write_json(directory / "config.json", edited)

@@ -6,7 +6,7 @@ installed transformers, which change from version to version; `Family.renames` l
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -28,6 +28,12 @@ class Group:
     kind: Literal["norm", "value", "up"] | None = None
     when: Callable[[dict, int], bool] | None = None
     """config.json and a block's index -> whether that block has this group; None: every block has it."""
+    adds: float = 0.0
+    """What the norm adds to its stored weight before it multiplies by it: 1 where w - 1 is stored."""
+    readers: tuple[str, ...] = ()
+    """Modules with a weight [..., channels] that read the same tensor and always stay float, such as a router: scales
+    are powers of two then, which these weights take up without losing a bit.
+    """
 
     def source_in(self, prefix: str) -> str:
         """Hub name of the source in the block with this prefix. Raises ValueError for a group without one."""
@@ -172,6 +178,20 @@ class Family:
     """Linear of a vision block that MindIE, on several NPUs, uses transposed where it is int8; None: none."""
     prompt: str
     """Asked of a calibration image that brings no prompt of its own."""
+    must_dynamic: dict[str, str] = field(default_factory=dict)
+    """Pattern of linears -> why they are W8A8_DYNAMIC wherever they are int8. Not for the user to overrule."""
+    old_rope: bool = True
+    """Whether servers read rope_theta and rope_scaling, as before transformers 5; else rope_parameters stay as they
+    are.
+    """
+    mindie_refuses: str | None = None
+    """Why MindIE cannot load the model at all; None where it can."""
+    mindie_unlisted: Callable[[dict], str | None] = lambda config: None
+    """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
+    mindie_vision_follows: bool = False
+    """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
+    mindie_experts: bool = False
+    """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
 
     def tower(self, name: str) -> Tower:
         """The tower of that name."""
@@ -223,6 +243,16 @@ def vision(config: dict, key: str, default: int | None = None) -> int:
     1 to MAX_NUMBER.
     """
     return _number(key, _section(config, "vision_config").get(key), default, "vision_config ")
+
+
+def vision_list(config: dict, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Numbers of blocks that vision_config lists. Raises QuantError when it is no list of whole numbers from 0 on."""
+    said = _section(config, "vision_config").get(key)
+    if said is None:
+        return default
+    if not isinstance(said, list) or not all(type(number) is int and 0 <= number <= MAX_NUMBER for number in said):
+        raise QuantError(f"config.json: vision_config has {key} {said!r:.40}, numbers of blocks were expected")
+    return tuple(said)
 
 
 def _section(config: dict, name: str) -> dict:

@@ -20,7 +20,7 @@ from .finding import LEVELS, SERVERS, VERSIONS, Finding, Rule
 from .opening import open_directory
 
 __all__ = ["RULES", "SERVERS", "VERSIONS", "Directory", "Finding", "Target", "check", "check_directory"]
-__all__ += ["open_directory"]
+__all__ += ["open_directory", "serving"]
 
 _RULES = (
     Rule(files.weights),
@@ -62,12 +62,14 @@ _RULES = (
     Rule(config.quantize_key, vllm_ascend=None),
     Rule(config.quantization_config, mindie=None),
     Rule(config.torch_dtype),
+    Rule(config.text_dtype, vllm_ascend=None),
     Rule(config.changed_dtype),
     Rule(config.vocab_size, "warning", None),
     Rule(config.flat_config, vllm_ascend=None),
     Rule(config.nested_config, vllm_ascend=None),
     Rule(source.same_model),
     Rule(source.sampling, vllm_ascend=None),
+    Rule(deployment.served, vllm_ascend=None),
     Rule(deployment.activation_type, "warning", None),
     Rule(deployment.one_type, vllm_ascend=None),
     Rule(deployment.hardware, vllm_ascend=None),
@@ -92,6 +94,11 @@ def check(
     return check_directory(
         open_directory(directory), servers, hardware, world_size, None if source is None else Path(source)
     )
+
+
+def serving(opened: Directory) -> list[str]:
+    """The servers that have a loader for the model."""
+    return [server for server in SERVERS if server != "mindie" or not opened.family.mindie_refuses]
 
 
 def check_directory(

@@ -144,6 +144,26 @@ def torch_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
     )
 
 
+def text_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
+    """Of the newer, nested files MindIE takes the language model's own dtype."""
+    family, text = directory.family, directory.config.get("text_config", {})
+    if family.flat_config or family.mindie_config_alone or family.mindie_refuses:
+        return
+    says, wanted = text.get("dtype") or text.get("torch_dtype"), directory.configured_dtype
+    if says == wanted or wanted not in SERVED:  # torch_dtype reports it
+        return
+    yield Finding(
+        "config.json: text_config.dtype",
+        f"is {says!r}, {wanted!r} is the model's",
+        {
+            "mindie": "computes in it: deq_scale is of the other form, wrong output without an error"
+            if says in SERVED
+            else "NotImplementedError: `torch_dtype` is only supported for type `float16` and `bfloat16`"
+        },
+        f"set it to {wanted!r}: --fix does it",
+    )
+
+
 def changed_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
     """torch_dtype is what the export was made for: deq_scale's dtype and input_scale's rounding depend on it."""
     says, holds = directory.configured_dtype, directory.float_dtype

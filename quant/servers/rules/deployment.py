@@ -8,6 +8,28 @@ from .finding import Finding
 MINDIE_WORLD_SIZES = (1, 2, 4, 8)
 
 
+def served(directory: Directory, target: Target) -> Iterator[Finding]:
+    """MindIE has a folder for each model_type that it serves (atb_llm/models), and a list of the sizes that it takes in
+    W8A8 (its README for the model).
+    """
+    family = directory.family
+    if family.mindie_refuses:
+        yield Finding(
+            "config.json: model_type",
+            f"is {family.model_type!r}: {family.mindie_refuses}",
+            {"mindie": f"NotImplementedError: unsupported model type: {family.model_type}"},
+            "use vLLM-Ascend",
+        )
+    elif unlisted := family.mindie_unlisted(directory.config):
+        yield Finding(
+            "config.json",
+            f"describes a {family.name} of another size: {unlisted}",
+            {"mindie": "has its loader; whether it computes this size right was not established"},
+            "use vLLM-Ascend, or try it",
+            level="warning",
+        )
+
+
 def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
     """MindIE documents static W8A8 for these models; per-token and mixed activations are for vLLM-Ascend."""
     others = sorted({directory.kind(name) for name in directory.int8} - {"W8A8"})

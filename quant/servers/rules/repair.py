@@ -87,12 +87,14 @@ def configure(opened: Directory) -> dict:
     """config.json as the tensors call for it."""
     dtype = opened.float_dtype if opened.float_dtype in ("float16", "bfloat16") else opened.configured_dtype
     static = any(opened.kind(name) != "W8A8_DYNAMIC" for name in opened.vision_int8)
+    static = static and not opened.family.mindie_vision_follows
     config = config_json.edit(
         opened.config,
         flat=opened.family.flat_config,
         dtype=dtype or "bfloat16",
         vision_int8=static,
         vocab_size=opened.family.vocab_size(opened.config),
+        old_rope=opened.family.old_rope,
     )
     kinds = {opened.kind(name) for name in opened.int8}
     config.pop("quantize")
