@@ -234,6 +234,67 @@ def qwen3_vl(
     return _qwen3("qwen3_vl", "Qwen3VLForConditionalGeneration", text, vision, special=special, tied=tied)
 
 
+def internvl(*, text: dict, vision: dict, special: int = QWEN_SPECIAL, tied: bool = False, kind: str = "qwen3") -> dict:
+    """InternVL3.5 (InternVL3: kind "qwen2") in its -hf form; `special` is the decoder's first special token."""
+    old = {} if kind == "qwen2" else {"head_dim": 128}
+    tokens = (vision["image_size"] // 28) ** 2
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "downsample_ratio": 0.5,
+        "image_seq_length": tokens,
+        "image_token_id": special + (24 if kind == "qwen2" else 28),
+        "model_type": "internvl",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "attention_bias": False,
+            "bos_token_id": special,
+            "eos_token_id": special + 2,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "max_position_embeddings": 40960,
+            "model_type": kind,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": tied,
+            "torch_dtype": "bfloat16",
+            **old,
+            **text,
+        },
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.55.0.dev0",
+        "vision_config": {
+            "attention_bias": True,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-06,
+            "layer_scale_init_value": 0.1,
+            "model_type": "internvl_vision",
+            "norm_type": "layer_norm",
+            "num_channels": 3,
+            "patch_size": [14, 14],
+            "use_absolute_position_embeddings": True,
+            "use_mask_token": False,
+            "use_mean_pooling": True,
+            "use_qk_norm": False,
+            **vision,
+            "image_size": [vision["image_size"]] * 2,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int = 8, vocab: int = 151936) -> dict:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+    }
+
+
 def dtype_of(config: dict) -> str:
     """What the weights are in: newer files say it in text_config alone, under a newer name."""
     return config.get("torch_dtype") or config["text_config"]["dtype"]
@@ -276,6 +337,17 @@ _QWEN3_VIT_TINY = dict(
     num_position_embeddings=64,
 )  # fmt: skip
 
+_INTERN_VIT = dict(
+    hidden_size=1024, image_size=448, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24
+)
+_INTERN_VIT_6B = dict(
+    attention_bias=False, hidden_size=3200, image_size=448, intermediate_size=12800, norm_type="rms_norm",
+    num_attention_heads=25, num_hidden_layers=45, use_qk_norm=True,
+)  # fmt: skip
+_INTERN_VIT_TINY = dict(
+    hidden_size=128, image_size=56, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2
+)
+
 SIZES = {
     "qwen2vl-2b": Size(
         qwen2_vl(hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True)
@@ -311,6 +383,13 @@ SIZES = {
             vision=_QWEN3_VIT_TINY,
         ),  # fmt: skip
         max_pixels=128 * 128,
+    ),
+    "internvl3_5-1b": Size(internvl(text=_text(1024, 3072, 28, 16), vision=_INTERN_VIT, tied=True), None),
+    "internvl3_5-8b": Size(internvl(text=_text(4096, 12288, 36, 32), vision=_INTERN_VIT), None),
+    "internvl3_5-38b": Size(internvl(text=_text(5120, 25600, 64, 64), vision=_INTERN_VIT_6B), None),
+    "internvl3-8b": Size(internvl(text=_text(3584, 18944, 28, 28, 4, 151674), vision=_INTERN_VIT, kind="qwen2"), None),
+    "internvl-tiny": Size(
+        internvl(text=_text(192, 320, 2, 2, 1, 576), vision=_INTERN_VIT_TINY, special=512), max_pixels=None
     ),
     "llava-tiny": Size(llava(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512), max_pixels=None),
 }

@@ -33,6 +33,24 @@ QWEN_SPECIALS = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
+QWEN3_SPECIALS = [
+    *QWEN_SPECIALS,
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+]
+INTERN_TOKENS = [
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<quad>",
+    "</quad>",
+    "<ref>",
+    "</ref>",
+    "<box>",
+    "</box>",
+    "<video>",
+]
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 QWEN_TEMPLATE = """\
@@ -65,6 +83,9 @@ QWEN3_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
 """
+INTERN_TEMPLATE = QWEN3_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\\n").replace(
+    "<|vision_start|><|video_pad|><|vision_end|>", "<video>\\n"
+)
 LLAVA_TEMPLATE = """\
 {%- for message in messages -%}
 {{- message.role | upper + ': ' -}}
@@ -205,6 +226,46 @@ def _qwen3(config: dict, max_pixels: int) -> dict[str, object]:
     }
 
 
+def _internvl(config: dict) -> dict[str, object]:
+    text, side = config["text_config"], config["vision_config"]["image_size"][0]
+    specials = (
+        QWEN_SPECIALS + QWEN3_SPECIALS[14:22] if text["model_type"] == "qwen2" else QWEN3_SPECIALS
+    ) + INTERN_TOKENS
+    files = _qwen_tokenizer(text["bos_token_id"], specials, INTERN_TEMPLATE, text["max_position_embeddings"])
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    said = {**files["tokenizer_config.json"], "extra_special_tokens": {**names, "video_token": "<video>"}}  # type: ignore
+    return {
+        **files,
+        "tokenizer_config.json": {**said, "processor_class": "InternVLProcessor"},
+        "generation_config.json": {
+            "bos_token_id": text["bos_token_id"],
+            "eos_token_id": text["eos_token_id"],
+            "pad_token_id": text["bos_token_id"],
+            "transformers_version": "4.55.0.dev0",
+        },
+        "preprocessor_config.json": {
+            "crop_to_patches": False,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": IMAGENET_MEAN,
+            "image_processor_type": "GotOcr2ImageProcessorFast",
+            "image_std": IMAGENET_STD,
+            "max_patches": 12,
+            "min_patches": 1,
+            "processor_class": "InternVLProcessor",
+            "resample": 3,
+            "rescale_factor": 0.00392156862745098,
+            "size": {"height": side, "width": side},
+        },
+        "processor_config.json": {
+            "image_seq_length": config["image_seq_length"],
+            "processor_class": "InternVLProcessor",
+        },
+    }
+
+
 def _llava(config: dict, old: bool) -> dict[str, object]:
     merges = _merges([prefix + word for prefix in ("", "▁") for word in [*WORDS, "USER:", "ASSISTANT:"]])
     letters = sorted({character for pair in merges for character in pair[0][:1] + pair[1]})
@@ -310,6 +371,8 @@ def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
     config = size.config
     if config["model_type"] == "llava":
         files = _llava(config, old_llava)
+    elif config["model_type"] == "internvl":
+        files = _internvl(config)
     else:
         files = (_qwen3 if config["model_type"].startswith("qwen3") else _qwen)(config, size.max_pixels)
     for name, content in {**files, "config.json": config}.items():

@@ -96,9 +96,9 @@ def _gated_mlp(name: str, width: int, inner: int) -> list[Tensor]:
     return found + _linear(f"{name}.down_proj", width, inner, bias=False)
 
 
-def _qwen3_language(text: dict, tied: bool) -> list[Tensor]:
-    """Embedding, decoder blocks, final norm and head of Qwen3-VL."""
-    width, prefix = text["hidden_size"], "model.language_model."
+def _qwen3_language(prefix: str, head: str, text: dict, tied: bool) -> list[Tensor]:
+    """Embedding, decoder blocks, final norm and head of Qwen3."""
+    width = text["hidden_size"]
     found = [Tensor(f"{prefix}embed_tokens.weight", (text["vocab_size"], width), width**-0.5)]
     for i in range(text["num_hidden_layers"]):
         block = f"{prefix}layers.{i}."
@@ -106,7 +106,35 @@ def _qwen3_language(text: dict, tied: bool) -> list[Tensor]:
         found += _norm(f"{block}post_attention_layernorm", width, bias=False)
         found += _gated_mlp(f"{block}mlp", width, text["intermediate_size"])
     found += _norm(f"{prefix}norm", width, bias=False, outliers=False)
-    return found if tied else found + _linear("lm_head", text["vocab_size"], width, bias=False)
+    return found if tied else found + _linear(head, text["vocab_size"], width, bias=False)
+
+
+def _intern_vision(prefix: str, vision: dict) -> list[Tensor]:
+    """InternVL's ViT: class token, learned positions, layer scale."""
+    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"][0]
+    positions, layer_norm = (vision["image_size"][0] // patch) ** 2 + 1, vision["norm_type"] == "layer_norm"
+    found = [
+        Tensor(f"{prefix}embeddings.cls_token", (1, 1, width), 0.5),
+        Tensor(
+            f"{prefix}embeddings.patch_embeddings.projection.weight", (width, 3, patch, patch), (3 * patch**2) ** -0.5
+        ),
+        Tensor(f"{prefix}embeddings.patch_embeddings.projection.bias", (width,), 0.1),
+        Tensor(f"{prefix}embeddings.position_embeddings", (1, positions, width), 0.5),
+    ]
+    for i in range(vision["num_hidden_layers"]):
+        block = f"{prefix}encoder.layer.{i}."
+        found += [Tensor(f"{block}lambda_{number}", (width,), 0.05, 0.5) for number in (1, 2)]
+        found += _norm(f"{block}layernorm_before", width, bias=layer_norm)
+        found += _norm(f"{block}layernorm_after", width, bias=layer_norm)
+        for part in "qkv":
+            bias = vision["attention_bias"]
+            found += _linear(f"{block}attention.{part}_proj", width, width, bias=bias, behind_norm=width)
+        if vision["use_qk_norm"]:
+            found += [Tensor(f"{block}attention.{part}_norm.weight", (width,), 0.1, 1.0) for part in "qk"]
+        found += _linear(f"{block}attention.projection_layer", width, width, bias=True)
+        found += _linear(f"{block}mlp.fc1", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.fc2", width, inner, bias=True)
+    return found
 
 
 def _qwen3_vision(vision: dict) -> list[Tensor]:
@@ -178,15 +206,29 @@ def _clip_vision(prefix: str, vision: dict) -> list[Tensor]:
     return found + _norm(f"{prefix}post_layernorm", width, bias=True, outliers=False)
 
 
+def _internvl(config: dict) -> list[Tensor]:
+    text, vision, tied = config["text_config"], config["vision_config"], config["tie_word_embeddings"]
+    names = "language_model.model.", "language_model.lm_head"
+    shuffled = round(vision["hidden_size"] / config["downsample_ratio"] ** 2)
+    found = _intern_vision("vision_tower.", vision)
+    found += _norm("multi_modal_projector.layer_norm", shuffled, bias=True, outliers=False)
+    found += _linear("multi_modal_projector.linear_1", text["hidden_size"], shuffled, bias=True)
+    found += _linear("multi_modal_projector.linear_2", text["hidden_size"], text["hidden_size"], bias=True)
+    if text["model_type"] == "qwen2":
+        return found + _language(*names, text, qkv_bias=True, tied=tied)
+    return found + _qwen3_language(*names, text, tied)
+
+
 def tensors(config: dict) -> list[Tensor]:
     """Every tensor of the checkpoint that `config` (a hub config.json, see hub_config.py) describes."""
     if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
         found = _qwen_vision(config["vision_config"], config["hidden_size"])
         return found + _language("model.", "lm_head", config, qkv_bias=True, tied=config["tie_word_embeddings"])
     if config["model_type"] == "qwen3_vl":
-        return _qwen3_vision(config["vision_config"]) + _qwen3_language(
-            config["text_config"], config["tie_word_embeddings"]
-        )
+        text, tied = config["text_config"], config["tie_word_embeddings"]
+        return _qwen3_vision(config["vision_config"]) + _qwen3_language("model.language_model.", "lm_head", text, tied)
+    if config["model_type"] == "internvl":
+        return _internvl(config)
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
     found = _clip_vision("vision_tower.vision_model.", vision)
     found += _linear("multi_modal_projector.linear_1", text["hidden_size"], vision["hidden_size"], bias=True)

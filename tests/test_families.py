@@ -127,14 +127,18 @@ def test_what_config_json_leaves_out_is_what_transformers_makes_of_it(family):
         ("mlp", family.tower("language").mlp, made["intermediate_size"]),
         ("blocks", family.tower("language").blocks, made["num_hidden_layers"]),
         ("vision width", family.tower("vision").width, eyes.get("embed_dim", eyes["hidden_size"])),
-        ("vision blocks", family.tower("vision").blocks, eyes.get("depth")),
-        ("patch", family.processing.patch, eyes["patch_size"]),
-        ("merge", family.processing.merge, eyes.get("spatial_merge_size", 1)),
+        ("vision blocks", family.tower("vision").blocks, eyes.get("depth", eyes.get("num_hidden_layers"))),
+        ("patch", family.processing.patch, _side(eyes["patch_size"])),
+        ("merge", family.processing.merge, eyes.get("spatial_merge_size", round(1 / made.get("downsample_ratio", 1)))),
     ]:
         try:
             assert ask(kinds) == wanted, what
         except QuantError as error:
             assert "config.json" in str(error) and "fetch it again" in str(error)
+
+
+def _side(said) -> int:
+    return said if isinstance(said, int) else said[0]
 
 
 def test_two_facts_that_were_wrong():

@@ -46,13 +46,14 @@ from quant.verify.verify import verify
 @dataclass(frozen=True)
 class Row:
     """A family in the tests. tiny: of tiny.FAMILIES; published: sizes of hub_config.SIZES; images: whether several go
-    into one prompt; dynamic: linears that are dynamic beside static ones; jobs: choices by what they are called.
+    into one prompt; dynamic: linears that are dynamic beside static ones; other_vision: than the family's own choice.
     """
 
     tiny: str
     published: tuple[str, ...]
     dynamic: str = "*self_attn.o_proj"
     several: bool = True
+    other_vision: str = "float"
     errors: dict[str, set[str]] = field(default_factory=dict)
     """Of which job `check` finds what: rules that break by what was asked for."""
 
@@ -66,7 +67,13 @@ ROWS = (
     Row(
         "qwen3_vl",
         ("qwen3vl-2b", "qwen3vl-4b", "qwen3vl-8b", "qwen3vl-32b"),
-        errors={"dynamic": {"vision-switch"}, "mixed": {"one-type"}, "float vision": {"vision-whole"}},
+        errors={"dynamic": {"vision-switch"}, "mixed": {"one-type"}, "other vision": {"vision-whole"}},
+    ),
+    Row(
+        "internvl",
+        ("internvl3_5-1b", "internvl3_5-8b", "internvl3_5-38b", "internvl3-8b"),
+        other_vision="int8",
+        errors={"mixed": {"one-type"}, "all": {"served"}},
     ),
 )
 ROWS = tuple(row for row in ROWS if hasattr(transformers, row.architecture))  # 4.57 has not all of them
@@ -75,7 +82,7 @@ JOBS: dict[str, dict] = {
     "dynamic": dict(anti_method="m4", scheme="W8A8_DYNAMIC"),
     "mixed": dict(anti_method="m4"),
     "none": dict(anti_method="none"),
-    "float vision": dict(anti_method="m4", vision="float"),
+    "other vision": dict(anti_method="m4"),
 }
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.tiny)
 
@@ -93,8 +100,11 @@ def made(tmp_path_factory):
             return place if place.exists() else tiny.make(place, row.tiny)
 
         def choices(self, row: Row, name: str) -> QuantConfig:
-            mixed = {"dynamic_names": (row.dynamic,)} if name == "mixed" else {}
-            return QuantConfig(dev_type="cpu", **JOBS[name], **mixed)
+            own: dict[str, dict] = {
+                "mixed": {"dynamic_names": (row.dynamic,)},
+                "other vision": {"vision": row.other_vision},
+            }
+            return QuantConfig(dev_type="cpu", **JOBS[name], **own.get(name, {}))
 
         def job(self, row: Row, name: str) -> Path:
             out = root / f"{row.tiny}-{name}"
@@ -152,7 +162,7 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
     model = StreamedModel(checkpoint, family, torch.bfloat16)
     ignored = {name for name in checkpoint.tensors if name.startswith("mtp.")}
     assert model.names.keys() == checkpoint.tensors.keys() - ignored
-    tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
+    tied = {f"{model.head}.weight"} if config["tie_word_embeddings"] else set()
     parameters = {name for name, _ in model.model.named_parameters(remove_duplicate=False)} - tied
     assert sorted(model.names.values()) == sorted(parameters)
 
@@ -175,7 +185,7 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
         for index in range(tower.blocks(config)):
             expected |= {tower.block(index) + name: shape for name, shape in tower.holds(config, index).items()}
     if tied:
-        del expected["lm_head.weight"]
+        del expected[f"{family.head}.weight"]
     assert expected == {name: info.shape for name, info in checkpoint.tensors.items()}
 
 

@@ -25,6 +25,7 @@ FAMILIES = {
     "qwen2_5_vl": "qwen2_5vl-tiny",
     "llava": "llava-tiny",
     "qwen3_vl": "qwen3vl-tiny",
+    "internvl": "internvl-tiny",
 }
 
 

@@ -4,12 +4,15 @@ walks through one.
 
 from ..base.errors import UsageError
 from .family import Family
+from .internvl import INTERNVL
 from .llava import LLAVA
 from .qwen2_5vl import QWEN2_5_VL
 from .qwen2vl import QWEN2_VL
 from .qwen3vl import QWEN3_VL
 
-FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_VL, QWEN2_5_VL, LLAVA, QWEN3_VL)}
+FAMILIES: dict[str, Family] = {
+    family.architecture: family for family in (QWEN2_VL, QWEN2_5_VL, LLAVA, QWEN3_VL, INTERNVL)
+}
 """config.json's "architectures" -> Family."""
 
 

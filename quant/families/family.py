@@ -116,6 +116,8 @@ class Processing:
     """
     from_config: Callable[[dict], dict] = lambda config: {}
     """config.json -> the processor's arguments that must agree with it."""
+    tiles: Callable[[dict], int] | None = None
+    """The image processor's settings -> into how many tiles of one size it cuts an image at most; None: into none."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Family:
     are.
     """
     mindie_refuses: str | None = None
-    """Why MindIE cannot load the model at all; None where it can."""
+    """What MindIE says of the model instead of loading it; None where it loads it."""
     mindie_unlisted: Callable[[dict], str | None] = lambda config: None
     """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
     mindie_vision_follows: bool = False
@@ -243,6 +245,14 @@ def vision(config: dict, key: str, default: int | None = None) -> int:
     1 to MAX_NUMBER.
     """
     return _number(key, _section(config, "vision_config").get(key), default, "vision_config ")
+
+
+def vision_side(config: dict, key: str, default: int) -> int:
+    """As vision(), of a square whose sides may be listed: [448, 448]. Raises QuantError for sides that differ."""
+    said = _section(config, "vision_config").get(key)
+    if isinstance(said, list) and len(said) == 2 and said[0] == said[1]:
+        said = said[0]
+    return _number(key, said, default, "vision_config ")
 
 
 def vision_list(config: dict, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:

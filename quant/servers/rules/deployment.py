@@ -16,8 +16,8 @@ def served(directory: Directory, target: Target) -> Iterator[Finding]:
     if family.mindie_refuses:
         yield Finding(
             "config.json: model_type",
-            f"is {family.model_type!r}: {family.mindie_refuses}",
-            {"mindie": f"NotImplementedError: unsupported model type: {family.model_type}"},
+            f"is {family.model_type!r}, for which MindIE has no loader",
+            {"mindie": family.mindie_refuses},
             "use vLLM-Ascend",
         )
     elif unlisted := family.mindie_unlisted(directory.config):
