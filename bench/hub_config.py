@@ -234,6 +234,57 @@ def qwen3_vl(
     return _qwen3("qwen3_vl", "Qwen3VLForConditionalGeneration", text, vision, special=special, tied=tied)
 
 
+def qwen3_vl_moe(*, experts: int = 128, top: int = 8, inner: int, **dense) -> dict:
+    """Qwen3-VL with experts of `inner` channels, `top` of which a token is sent to."""
+    config = qwen3_vl(**dense)
+    vision = {**config["vision_config"], "model_type": "qwen3_vl_moe"}
+    text = {**config["text_config"], "model_type": "qwen3_vl_moe_text", "decoder_sparse_step": 1, "mlp_only_layers": []}
+    text |= {"moe_intermediate_size": inner, "norm_topk_prob": True, "num_experts": experts, "num_experts_per_tok": top}
+    named = {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
+    return {**config, **named, "text_config": text, "vision_config": vision}
+
+
+def qwen3_5(
+    *, text: dict, keys: int, values: int, head: int = 128, special: int = 248044, tied: bool = False, vision: dict
+) -> dict:
+    """Qwen3.5. keys, values: heads of its linear attention, of `head` channels; every fourth block has a full one."""
+    layers, channels = text["num_hidden_layers"], text.get("head_dim", 256)
+    third = channels // 8  # of the quarter of a head that turns, half: frequencies
+    section = [third - 2 * (third // 3), third // 3, third // 3]
+    rope = {"mrope_interleaved": True, "mrope_section": section, "partial_rotary_factor": 0.25}
+    said = {
+        "attn_output_gate": True,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "layer_types": [("linear" if (i + 1) % 4 else "full") + "_attention" for i in range(layers)],
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": head,
+        "linear_num_key_heads": keys,
+        "linear_num_value_heads": values,
+        "linear_value_head_dim": head,
+        "mamba_ssm_dtype": "float32",
+        "max_position_embeddings": 262144,
+        "mtp_num_hidden_layers": 1,
+        "rope_parameters": {**rope, "rope_theta": 10000000, "rope_type": "default"},
+        **text,
+    }
+    config = _qwen3("qwen3_5", "Qwen3_5ForConditionalGeneration", said, vision, special=special, tied=tied)
+    return config
+
+
+def qwen3_5_moe(
+    *, text: dict, experts: int = 256, top: int = 8, inner: int, shared: int | None = None, **dense
+) -> dict:
+    """Qwen3.5 with experts of `inner` channels, and one of `shared` that all tokens have."""
+    text = {key: value for key, value in text.items() if key != "intermediate_size"}
+    config = qwen3_5(text=text, **dense)
+    vision = {**config["vision_config"], "model_type": "qwen3_5_moe"}
+    said = {**config["text_config"], "model_type": "qwen3_5_moe_text", "moe_intermediate_size": inner}
+    said |= {"num_experts": experts, "num_experts_per_tok": top, "shared_expert_intermediate_size": shared or inner}
+    named = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe"}
+    return {**config, **named, "text_config": said, "vision_config": vision}
+
+
 def internvl(*, text: dict, vision: dict, special: int = QWEN_SPECIAL, tied: bool = False, kind: str = "qwen3") -> dict:
     """InternVL3.5 (InternVL3: kind "qwen2") in its -hf form; `special` is the decoder's first special token."""
     old = {} if kind == "qwen2" else {"head_dim": 128}
@@ -308,6 +359,8 @@ def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     config = copy.deepcopy(config)
     text, vision = config.get("text_config", config), config["vision_config"]
     text["num_hidden_layers"] = language_blocks
+    if "layer_types" in text:  # the last one keeps its full attention
+        text["layer_types"] = text["layer_types"][:language_blocks][:-1] + ["full_attention"]
     vision["depth" if "depth" in vision else "num_hidden_layers"] = vision_blocks
     if "fullatt_block_indexes" in vision:
         kept = [i for i in vision["fullatt_block_indexes"] if i < vision_blocks]
@@ -348,6 +401,17 @@ _INTERN_VIT_TINY = dict(
     hidden_size=128, image_size=56, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2
 )
 
+_QWEN3_5_VIT = {key: value for key, value in _QWEN3_VIT.items() if key != "deepstack_visual_indexes"}
+_QWEN3_5_VIT_S = {key: value for key, value in _QWEN3_VIT_S.items() if key != "deepstack_visual_indexes"} | {
+    "depth": 12
+}
+_QWEN3_5_VIT_TINY = {**_QWEN3_VIT_TINY, "depth": 2}
+del _QWEN3_5_VIT_TINY["deepstack_visual_indexes"]
+_QWEN3_5_TINY = dict(
+    text={**_text(192, 320, 2, 2, 1, 576), "head_dim": 128, "layer_types": ["linear_attention", "full_attention"]},
+    keys=1, values=2, head=64, special=512, vision=_QWEN3_5_VIT_TINY,
+)  # fmt: skip
+
 SIZES = {
     "qwen2vl-2b": Size(
         qwen2_vl(hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True)
@@ -384,6 +448,43 @@ SIZES = {
         ),  # fmt: skip
         max_pixels=128 * 128,
     ),
+    "qwen3vl-30b-a3b": Size(
+        qwen3_vl_moe(hidden=2048, intermediate=6144, layers=48, heads=32, kv_heads=4, inner=768, vision=_QWEN3_VIT),
+        4096 * 4096,
+    ),
+    "qwen3vl-235b-a22b": Size(
+        qwen3_vl_moe(hidden=4096, intermediate=12288, layers=94, heads=64, kv_heads=4, inner=1536, vision=_QWEN3_VIT),
+        4096 * 4096,
+    ),
+    "qwen3vl_moe-tiny": Size(
+        qwen3_vl_moe(
+            hidden=192,
+            intermediate=320,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            vocab=576,
+            special=512,
+            inner=80,
+            experts=8,
+            top=2,
+            vision=_QWEN3_VIT_TINY,
+        ),  # fmt: skip
+        max_pixels=128 * 128,
+    ),
+    "qwen3_5-27b": Size(
+        qwen3_5(text=_text(5120, 17408, 64, 24, 4, 248320), keys=16, values=48, vision=_QWEN3_5_VIT), 4096 * 4096
+    ),
+    "qwen3_5-2b": Size(
+        qwen3_5(text=_text(2048, 6144, 24, 8, 2, 248320), keys=16, values=16, tied=True, vision=_QWEN3_5_VIT_S),
+        4096 * 4096,
+    ),
+    "qwen3_5-tiny": Size(qwen3_5(**_QWEN3_5_TINY), max_pixels=128 * 128),
+    "qwen3_5-35b-a3b": Size(
+        qwen3_5_moe(text=_text(2048, 0, 40, 16, 2, 248320), keys=16, values=32, inner=512, vision=_QWEN3_5_VIT),
+        4096 * 4096,
+    ),
+    "qwen3_5_moe-tiny": Size(qwen3_5_moe(**_QWEN3_5_TINY, inner=80, shared=96, experts=8, top=2), max_pixels=128 * 128),
     "internvl3_5-1b": Size(internvl(text=_text(1024, 3072, 28, 16), vision=_INTERN_VIT, tied=True), None),
     "internvl3_5-8b": Size(internvl(text=_text(4096, 12288, 36, 32), vision=_INTERN_VIT), None),
     "internvl3_5-38b": Size(internvl(text=_text(5120, 25600, 64, 64), vision=_INTERN_VIT_6B), None),

@@ -22,13 +22,16 @@ from bench.hub_config import LLAMA_DEFAULTS
 
 
 class Tensor(NamedTuple):
-    """One tensor of the checkpoint; value = mean + std * noise, times the gains in outlier channels if `outliers`."""
+    """One tensor of the checkpoint; value = mean + std * noise, times the gains in outlier channels if `outliers`; less
+    `minus`, 1 for norms that store w - 1.
+    """
 
     name: str
     shape: tuple[int, ...]
     std: float
     mean: float = 0.0
     outliers: bool = False
+    minus: float = 0.0
 
     @property
     def size(self) -> int:
@@ -55,8 +58,8 @@ def _linear(name: str, out: int, inputs: int, *, bias: bool, behind_norm: int = 
     return [weight, Tensor(f"{name}.bias", (out,), 0.1)] if bias else [weight]
 
 
-def _norm(name: str, width: int, *, bias: bool, outliers: bool = True) -> list[Tensor]:
-    weight = Tensor(f"{name}.weight", (width,), 0.1, 1.0, outliers)
+def _norm(name: str, width: int, *, bias: bool, outliers: bool = True, minus: float = 0.0) -> list[Tensor]:
+    weight = Tensor(f"{name}.weight", (width,), 0.1, 1.0, outliers, minus)
     return [weight, Tensor(f"{name}.bias", (width,), 0.1, 0.0, outliers)] if bias else [weight]
 
 
@@ -96,6 +99,64 @@ def _gated_mlp(name: str, width: int, inner: int) -> list[Tensor]:
     return found + _linear(f"{name}.down_proj", width, inner, bias=False)
 
 
+def _mlp(name: str, text: dict, *, turned: bool) -> list[Tensor]:
+    """An MLP, or a router and experts in two tensors, which Qwen3-VL holds `turned`, [experts, inputs, outputs]."""
+    width, experts = text["hidden_size"], text.get("num_experts")
+    if not experts:
+        return _gated_mlp(name, width, text["intermediate_size"])
+    inner, std = text["moe_intermediate_size"], _norm_energy(width) ** -0.5
+    first, second = ((width, 2 * inner), (inner, width)) if turned else ((2 * inner, width), (width, inner))
+    found = [
+        Tensor(f"{name}.gate.weight", (experts, width), std),
+        Tensor(f"{name}.experts.gate_up_proj", (experts, *first), std),
+        Tensor(f"{name}.experts.down_proj", (experts, *second), inner**-0.5),
+    ]
+    if shared := text.get("shared_expert_intermediate_size"):
+        found += [Tensor(f"{name}.shared_expert_gate.weight", (1, width), std)]
+        found += _gated_mlp(f"{name}.shared_expert", width, shared)
+    return found
+
+
+def _linear_attention(block: str, text: dict) -> list[Tensor]:
+    """Qwen3.5's gated delta net."""
+    width, count, each = text["hidden_size"], text["linear_num_value_heads"], text["linear_value_head_dim"]
+    mixed, name = 2 * text["linear_num_key_heads"] * text["linear_key_head_dim"] + count * each, f"{block}linear_attn."
+    found = [
+        Tensor(f"{name}A_log", (count,), 0.5, 0.5),
+        Tensor(f"{name}dt_bias", (count,), 0.1, 1.0),
+        Tensor(f"{name}conv1d.weight", (mixed, 1, text["linear_conv_kernel_dim"]), 0.5),
+        Tensor(f"{name}norm.weight", (each,), 0.1, 1.0),
+    ]
+    for part, out in (("qkv", mixed), ("z", count * each), ("b", count), ("a", count)):
+        found += _linear(f"{name}in_proj_{part}", out, width, bias=False, behind_norm=width)
+    return found + _linear(f"{name}out_proj", width, count * each, bias=False)
+
+
+def _qwen3_5_block(block: str, text: dict, full: bool) -> list[Tensor]:
+    width = text["hidden_size"]
+    found = _norm(f"{block}input_layernorm", width, bias=False, minus=1.0)
+    found += _attention(block, text, gate=2, stored=0.0) if full else _linear_attention(block, text)
+    found += _norm(f"{block}post_attention_layernorm", width, bias=False, minus=1.0)
+    return found + _mlp(f"{block}mlp", text, turned=False)
+
+
+def _qwen3_5_language(text: dict, tied: bool) -> list[Tensor]:
+    """Embedding, decoder blocks, final norm and head of Qwen3.5, and its drafter."""
+    width, prefix = text["hidden_size"], "model.language_model."
+    found = [Tensor(f"{prefix}embed_tokens.weight", (text["vocab_size"], width), width**-0.5)]
+    for i, kind in enumerate(text["layer_types"]):
+        found += _qwen3_5_block(f"{prefix}layers.{i}.", text, kind == "full_attention")
+    found += _norm(f"{prefix}norm", width, bias=False, outliers=False, minus=1.0)
+    if not tied:
+        found += _linear("lm_head", text["vocab_size"], width, bias=False)
+    found += _linear("mtp.fc", width, 2 * width, bias=False)
+    for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):
+        found += _norm(f"mtp.{name}", width, bias=False, outliers=False, minus=1.0)
+    for i in range(text["mtp_num_hidden_layers"]):
+        found += _qwen3_5_block(f"mtp.layers.{i}.", text, full=True)
+    return found
+
+
 def _qwen3_language(prefix: str, head: str, text: dict, tied: bool) -> list[Tensor]:
     """Embedding, decoder blocks, final norm and head of Qwen3."""
     width = text["hidden_size"]
@@ -104,7 +165,7 @@ def _qwen3_language(prefix: str, head: str, text: dict, tied: bool) -> list[Tens
         block = f"{prefix}layers.{i}."
         found += _norm(f"{block}input_layernorm", width, bias=False) + _attention(block, text)
         found += _norm(f"{block}post_attention_layernorm", width, bias=False)
-        found += _gated_mlp(f"{block}mlp", width, text["intermediate_size"])
+        found += _mlp(f"{block}mlp", text, turned=True)
     found += _norm(f"{prefix}norm", width, bias=False, outliers=False)
     return found if tied else found + _linear(head, text["vocab_size"], width, bias=False)
 
@@ -224,7 +285,10 @@ def tensors(config: dict) -> list[Tensor]:
     if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
         found = _qwen_vision(config["vision_config"], config["hidden_size"])
         return found + _language("model.", "lm_head", config, qkv_bias=True, tied=config["tie_word_embeddings"])
-    if config["model_type"] == "qwen3_vl":
+    if config["model_type"].startswith("qwen3_5"):
+        text, tied = config["text_config"], config["tie_word_embeddings"]
+        return _qwen3_vision(config["vision_config"]) + _qwen3_5_language(text, tied)
+    if config["model_type"] in ("qwen3_vl", "qwen3_vl_moe"):
         text, tied = config["text_config"], config["tie_word_embeddings"]
         return _qwen3_vision(config["vision_config"]) + _qwen3_language("model.language_model.", "lm_head", text, tied)
     if config["model_type"] == "internvl":

@@ -26,6 +26,9 @@ FAMILIES = {
     "llava": "llava-tiny",
     "qwen3_vl": "qwen3vl-tiny",
     "internvl": "internvl-tiny",
+    "qwen3_vl_moe": "qwen3vl_moe-tiny",
+    "qwen3_5": "qwen3_5-tiny",
+    "qwen3_5_moe": "qwen3_5_moe-tiny",
 }
 
 

@@ -1,11 +1,12 @@
 """The lines before and after a run: what will be done, what it will take, and what came of it."""
 
+import re
 from pathlib import Path
 
 from ..arithmetic.product import FAST, product_on
 from ..base.console import duration, size
 from ..export.plan import Plan
-from ..families.family import Tower
+from ..families.family import Group, Tower
 from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
@@ -49,14 +50,18 @@ def _groups(calibrator: Calibrator) -> list[str]:
         blocks = range(tower.used(calibrator.checkpoint.config))
         counts = {
             group: sum(plan.int8_group(tower, index, group) for index in blocks)
-            for group in tower.groups
+            for group in tower.all_groups(calibrator.checkpoint.config)
             if group.source
         }
         lines += [f"{tower.prefix}*"] * any(counts.values())
-        lines += [
-            f"{count:>3} x {group.source} -> {', '.join(group.linears)}" for group, count in counts.items() if count
-        ]
+        lines += [f"{count:>3} x {group.source} -> {_listed(group)}" for group, count in counts.items() if count]
     return lines
+
+
+def _listed(group: Group) -> str:
+    """A group's linears in a line; of many the first and the last."""
+    names = [*group.linears, *(f"{name} (float)" for name in group.readers)]
+    return ", ".join(names if len(names) < 9 else [*names[:2], "...", *names[-2:]])
 
 
 def header(calibrator: Calibrator) -> None:
@@ -132,16 +137,18 @@ def decisions_table(plan: Plan) -> list[str]:
     lines = []
     for title, group in rows.items():
         lines.append(title)
-        blocks = max(len(indices) for indices in group.values())
+        blocks = max(len(set(indices)) for indices in group.values())
         for (linear, shape, scheme, why), indices in group.items():
             kind = {"W8A8": "int8", "W8A8_DYNAMIC": "int8 dynamic"}.get(scheme) or f"float [{reasons.index(why) + 1}]"
-            some = "" if len(indices) == blocks else f"  blocks {spans(indices)}"
+            held = sorted(set(indices))
+            some = "" if len(held) == blocks else f"  blocks {spans(held)}"
             lines.append(f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{some}")
     return lines + [f"[{number + 1}] {why}" for number, why in enumerate(reasons)]
 
 
 def _in_tower(name: str, tower: Tower, index: int) -> tuple[str, str, int]:
-    return f"{tower.prefix}*", name.removeprefix(tower.block(index)), index
+    linear = re.sub(r"(\.experts\.)\d+\.", r"\1*.", name.removeprefix(tower.block(index)))
+    return f"{tower.prefix}*", linear, index
 
 
 def spans(indices: list[int]) -> str:

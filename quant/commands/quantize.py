@@ -209,7 +209,7 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
         if workers > 1:
             return launch_job(calibrator, Path(args.save_directory).absolute(), workers, args.resume)
         target, calibrator.ranks = Path(args.save_directory).absolute(), ranks
-        format_ = formats.name_of(save_type, act, calibrator.plan.words.values())
+        format_ = formats.name_of(save_type, act, calibrator.plan.words.values(), calibrator.family)
         with job(calibrator, target, args.resume, format_) as work:
             if work:
                 header(calibrator)
@@ -233,7 +233,8 @@ def _refuse_target(plan, target: str | None) -> None:
             f"--target {target}: {dynamic[0]} would be W8A8_DYNAMIC, and MindIE's vision tower takes static W8A8 or"
             " float; use --vision float, or --target vllm-ascend"
         )
-    if len(plan.schemes) > 1:
+    experts = {name for name in plan.words if ".experts." in name} if plan.family.mindie_experts else set()
+    if len({word for name, word in plan.words.items() if name not in experts}) > 1:
         raise UsageError(
             f"--target {target}: MindIE takes one type for all int8 linears, not"
             f" {' beside '.join(sorted(plan.schemes))}; use --scheme alone, or --target vllm-ascend"

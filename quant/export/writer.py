@@ -136,7 +136,7 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: La
         vocab_size=plan.family.vocab_size(checkpoint.config),
         old_rope=plan.family.old_rope,
     )
-    edited["quantize"] = MINDIE_NAMES[word]
+    edited["quantize"] = MINDIE_NAMES[model_type(plan.schemes, plan.family)]
     config_json.write_json(directory / "config.json", edited)
     for file in checkpoint.side_files:
         if file.name != "config.json":

@@ -5,9 +5,10 @@ vLLM builds the projector of plain linears, too. MindIE has InternVL in the form
 """
 
 from ..base.errors import UsageError
-from .family import Family, Tower, nested_text, vision_side
+from .family import Family, Tower
 from .internvl_vision import PROCESSING, TOWER, VISION, patches
 from .llava import LANGUAGE as LLAVA_LANGUAGE
+from .numbers import nested_text, vision_side
 from .shapes import Shapes, linear, norm, normed_decoder_block
 
 MODEL = "language_model.model."
@@ -80,9 +81,7 @@ INTERNVL = Family(
         "multi_modal_projector.*": "vLLM builds the projector of plain linears",
         f"{TOWER}encoder.layer.*.attention.*": "vLLM builds the vision tower's attention of plain linears",
     },
-    recipe_float={
-        f"{MODEL}layers.*.mlp.down_proj": "kept float by the published recipes (its input has the largest outliers)"
-    },
+    recipe_float={f"{MODEL}layers.*.mlp.down_proj": "kept float by the published recipes"},
     vision="float",
     vision_int8_refused=None,
     vision_int8_whole=(),

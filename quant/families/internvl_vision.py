@@ -5,8 +5,9 @@ vLLM builds its attention of plain linears, which are float whatever the descrip
 up.
 """
 
-from .family import Group, Processing, Tower, vision, vision_side
+from .family import Group, Processing, Tower
 from .llava import vision_blocks_used
+from .numbers import vision, vision_side
 from .shapes import Shapes, linear, norm
 
 TOWER = "vision_tower."

@@ -5,7 +5,8 @@ carried over unseen.
 """
 
 from ..base.errors import UsageError
-from .family import Family, Group, Processing, Tower, nested_text, vision
+from .family import Family, Group, Processing, Tower
+from .numbers import nested_text, vision
 from .shapes import Shapes, decoder_block, linear, norm
 
 

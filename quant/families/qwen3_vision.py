@@ -5,7 +5,8 @@ Deepstack (Qwen3-VL): what some vision blocks answered goes through mergers of i
 behind the first decoder blocks.
 """
 
-from .family import Group, Processing, Tower, nested_text, vision, vision_list
+from .family import Group, Processing, Tower
+from .numbers import nested_text, vision, vision_list
 from .qwen2vl import GRIDS
 from .shapes import Shapes, linear, norm
 

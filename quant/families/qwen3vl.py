@@ -4,7 +4,8 @@ MindIE's ViT takes attn.qkv and mlp.linear_fc1 of every block in int8: it reads 
 W8A8. vLLM-Ascend looks up every merger, and lm_head even where it is tied.
 """
 
-from .family import Family, Group, Tower, nested_text
+from .family import Family, Group, Tower
+from .numbers import nested_text
 from .qwen3_vision import LANGUAGE_MODEL, PROCESSING, VISION, outside, taps
 from .shapes import Shapes, normed_decoder_block
 

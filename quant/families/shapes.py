@@ -58,6 +58,13 @@ def normed_decoder_block(
     }
 
 
+def experts(name: str, count: int, width: int, inner: int) -> Shapes:
+    """gate_proj, up_proj and down_proj of every expert."""
+    return {
+        part: shape for number in range(count) for part, shape in gated_mlp(f"{name}.{number}", width, inner).items()
+    }
+
+
 def query_key_norms(channels: int) -> Shapes:
     """The norms of each head's queries and keys."""
     return {

@@ -44,6 +44,7 @@ _RULES = (
     Rule(linears.linear_shapes),
     Rule(linears.deq_scale_dtype),
     Rule(linears.packed_types),
+    Rule(linears.expert_types),
     Rule(linears.shared_input_scale),
     Rule(model.missing_tensors),
     Rule(model.unknown_tensors, mindie=None),
@@ -115,6 +116,8 @@ def check_directory(
         for name, rule in RULES.items():
             if not opened.readable and rule.judge.__module__ != files.__name__:
                 continue  # half the tensors would be reported as missing
+            if server == "mindie" and opened.family.mindie_refuses and rule.judge is not deployment.served:
+                continue  # it does not come to the rest
             for finding in rule.judge(opened, target) if rule.level(server) else ():
                 if server not in finding.effects:
                     continue

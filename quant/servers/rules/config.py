@@ -72,7 +72,8 @@ def quantize_key(directory: Directory, target: Target) -> Iterator[Finding]:
     model_quant_type does, for families whose configuration MindIE does not read from config.json alone.
     """
     kinds = {directory.kind(name) for name in directory.int8}
-    says, wanted = directory.config.get("quantize"), QUANTIZE[min(kinds)] if kinds else None
+    main = max if directory.family.mindie_experts and "W8A8_DYNAMIC" in kinds else min  # as MindIE knows its experts
+    says, wanted = directory.config.get("quantize"), QUANTIZE[main(kinds)] if kinds else None
     described = (directory.description or {}).get("model_quant_type")
     found, where = says, "config.json: quantize"
     if says is None and directory.description_file and directory.description_file.name == DESCRIPTION:
