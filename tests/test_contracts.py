@@ -23,6 +23,7 @@ from quant.servers.rules import RULES, check
 
 FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl", "qwen3_vl")
 BOTH = ("mindie", "vllm-ascend")
+SCALES = ("weight_scale", "weight_offset")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -133,6 +134,20 @@ def back_to_float(*linears: str) -> Callable[[Path], None]:
         edit_json(
             directory / DESCRIPTION, lambda entries: entries.update({f"{name}.weight": "FLOAT" for name in linears})
         )
+
+    return change
+
+
+def float_experts(prefix: str) -> Callable[[Path], None]:
+    """Turn a dynamic expert's linears into float ones."""
+
+    def change(directory: Path) -> None:
+        scales = [f"{prefix}{part}_proj.{scale}" for part in ("gate", "up", "down") for scale in SCALES]
+        edit_tensors(directory, lambda all_: [all_.pop(name) for name in scales])
+        edit_json(directory / DESCRIPTION, lambda entries: [entries.pop(name) for name in scales])
+        names = [f"{prefix}{part}_proj.weight" for part in ("gate", "up", "down")]
+        edit_tensors(directory, lambda all_: all_.update({name: all_[name].bfloat16() for name in names}))
+        edit_json(directory / DESCRIPTION, lambda entries: entries.update(dict.fromkeys(names, "FLOAT")))
 
     return change
 
@@ -397,6 +412,13 @@ BROKEN = {
     ),
     "no torch_dtype": Broken("torch-dtype", config(lambda x: x.pop("torch_dtype"))),
     "torch_dtype changed": Broken("changed-dtype", config(lambda x: x.update(torch_dtype="float16"))),
+    "one expert of eight is float": Broken(
+        "expert-types",
+        float_experts("model.language_model.layers.0.mlp.experts.3."),
+        ("vllm-ascend",),
+        family="qwen3_vl_moe",
+        other_minds=True,
+    ),
     "float16 in text_config": Broken(
         "text-dtype", config(lambda x: x["text_config"].update(dtype="float16")), ("mindie",), family="qwen3_vl"
     ),

@@ -32,6 +32,13 @@ FAMILIES = {
 }
 
 
+def known() -> list[str]:
+    """Those of FAMILIES whose class the installed transformers has."""
+    import transformers
+
+    return [name for name, size in FAMILIES.items() if hasattr(transformers, SIZES[size].config["architectures"][0])]
+
+
 def make(
     directory: Path,
     family: str,

@@ -108,7 +108,7 @@ def _moments(calibrator: Calibrator) -> int:
 
 def seconds(calibrator: Calibrator) -> float:
     """Wall time to expect."""
-    float_work = search_work = 0
+    float_work, search_work = 0.0, 0
     searched = calibrator.config.anti_method == "m2"
     for decision in calibrator.plan.decisions.values():
         block = calibrator.family.block_of(decision.name)

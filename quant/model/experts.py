@@ -76,9 +76,9 @@ class Experts(nn.Module):
         answer = torch.zeros_like(hidden)
         for number in index.unique().tolist():
             tokens, rank = torch.where(index == number)
-            expert, x = self.get_submodule(str(number)), hidden[tokens]
-            inner = fused.act_fn(expert.gate_proj(x)) * expert.up_proj(x)
-            y = expert.down_proj(inner) * weights[tokens, rank, None]
+            gate, up, down = (self.get_submodule(f"{number}.{part}") for part in self.layout.parts)
+            x = hidden[tokens]
+            y = down(fused.act_fn(gate(x)) * up(x)) * weights[tokens, rank, None]
             answer.index_add_(0, tokens, y.to(answer.dtype))
         return answer.reshape(args[0].shape if args else kwargs["hidden_states"].shape)
 

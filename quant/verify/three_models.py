@@ -146,9 +146,11 @@ class ThreeModels:
                 watch = Watch(names[0], relations, integer, -(-ROWS // len(self.inputs)), prefix + group.watched)
                 measured += names[:MOST]
             watches |= dict.fromkeys(names, watch)
-        outputs = {"float": self._observe(tower, index, {watch for watch in watches.values() if watch}, walks["float"])}
+        seen = {watch for watch in watches.values() if watch}
+        outputs = {"float": self._observe(tower, index, seen, walks["float"])}
+        stats = {watch: watch.stats() for watch in seen}
         rounded = {
-            name: rounded_linear(name, self.float, relations[name], watch and watch.stats(), self.export)
+            name: rounded_linear(name, self.float, relations[name], stats[watch] if watch else None, self.export)
             for name, watch in watches.items()
         }
         if "rounded" in walks:
