@@ -107,8 +107,11 @@ def test_an_expert_that_no_token_reaches_is_rounded_well(tmp_path, w_method):
     save_file(tensors, file, metadata={"format": "pt"})
     config = QuantConfig(anti_method="m2", w_method=w_method, dev_type="cpu")
     Calibrator(source, config, str(images), quiet=True).run(tmp_path).save(tmp_path / "out")
-    report = verify(tmp_path / "out", source, QuantConfig(dev_type="cpu", num_samples=1), str(images), tokens=0)
-    assert report["findings"] == [] and report["passed"]  # every weight is the source's, folded, within its rounding
+    if w_method == "nearest":  # gptq moves weights further than a step where there are fewer tokens than channels
+        report = verify(tmp_path / "out", source, QuantConfig(dev_type="cpu", num_samples=1), str(images), tokens=0)
+        assert (
+            report["findings"] == [] and report["passed"]
+        )  # every weight is the source's, folded, within its rounding
     export, original = reader.read(tmp_path / "out"), Checkpoint(source)
     for number in (0, 7):
         linear, weight = (
@@ -117,7 +120,7 @@ def test_an_expert_that_no_token_reaches_is_rounded_well(tmp_path, w_method):
         )
         made = export.linear(linear)
         error = (made.weight.float() * made.weight_scale - weight.float()).abs() / made.weight_scale
-        assert error.max() < (1.0 if w_method == "nearest" else 4.0)
+        assert error.max() <= 0.5 + 0.01  # its input is not looked at: to the nearest code, whatever the method
     router = f"{BLOCK}.gate.weight"
     ratio = (export.load(router).float() / original.load(router).float())[:3].log2()
     assert torch.equal(ratio, ratio.round()) and ratio.any(), "powers of two, and not all one"
