@@ -162,6 +162,195 @@ def llava(*, text: dict, vision: dict, base_vocab: int = 32000, vocab: int = 320
     }
 
 
+def _qwen3(
+    model_type: str, architecture: str, text: dict, vision: dict, *, special: int, tied: bool = False, **outer
+) -> dict:
+    """Qwen3-VL and Qwen3.5: everything of the language model is in text_config."""
+    return {
+        "architectures": [architecture],
+        "image_token_id": special + 12,
+        "model_type": model_type,
+        "text_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": special,
+            "dtype": "bfloat16",
+            "eos_token_id": special + 2,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "model_type": f"{model_type}_text",
+            "rms_norm_eps": 1e-06,
+            "tie_word_embeddings": tied,
+            "use_cache": True,
+            **text,
+        },
+        "tie_word_embeddings": tied,
+        "transformers_version": "4.57.0.dev0",
+        "video_token_id": special + 13,
+        "vision_config": {
+            "hidden_act": "gelu_pytorch_tanh",
+            "in_channels": 3,
+            "initializer_range": 0.02,
+            "model_type": model_type,
+            "num_position_embeddings": 2304,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": text["hidden_size"],
+            **vision,
+        },
+        "vision_end_token_id": special + 10,
+        "vision_start_token_id": special + 9,
+        **outer,
+    }
+
+
+def qwen3_vl(
+    *,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int = 8,
+    vocab: int = 151936,
+    tied: bool = False,
+    special: int = QWEN_SPECIAL,
+    vision: dict,
+) -> dict:
+    """Qwen3-VL. Heads have 128 channels whatever the width."""
+    text = {
+        "head_dim": 128,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "max_position_embeddings": 262144,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        # Interleaved thirds of the 64 frequencies of a head: time, height, width.
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "vocab_size": vocab,
+    }
+    return _qwen3("qwen3_vl", "Qwen3VLForConditionalGeneration", text, vision, special=special, tied=tied)
+
+
+def qwen3_vl_moe(*, experts: int = 128, top: int = 8, inner: int, **dense) -> dict:
+    """Qwen3-VL with experts of `inner` channels, `top` of which a token is sent to."""
+    config = qwen3_vl(**dense)
+    vision = {**config["vision_config"], "model_type": "qwen3_vl_moe"}
+    text = {**config["text_config"], "model_type": "qwen3_vl_moe_text", "decoder_sparse_step": 1, "mlp_only_layers": []}
+    text |= {"moe_intermediate_size": inner, "norm_topk_prob": True, "num_experts": experts, "num_experts_per_tok": top}
+    named = {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
+    return {**config, **named, "text_config": text, "vision_config": vision}
+
+
+def qwen3_5(
+    *, text: dict, keys: int, values: int, head: int = 128, special: int = 248044, tied: bool = False, vision: dict
+) -> dict:
+    """Qwen3.5. keys, values: heads of its linear attention, of `head` channels; every fourth block has a full one."""
+    layers, channels = text["num_hidden_layers"], text.get("head_dim", 256)
+    third = channels // 8  # of the quarter of a head that turns, half: frequencies
+    section = [third - 2 * (third // 3), third // 3, third // 3]
+    rope = {"mrope_interleaved": True, "mrope_section": section, "partial_rotary_factor": 0.25}
+    said = {
+        "attn_output_gate": True,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "layer_types": [("linear" if (i + 1) % 4 else "full") + "_attention" for i in range(layers)],
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": head,
+        "linear_num_key_heads": keys,
+        "linear_num_value_heads": values,
+        "linear_value_head_dim": head,
+        "mamba_ssm_dtype": "float32",
+        "max_position_embeddings": 262144,
+        "mtp_num_hidden_layers": 1,
+        "rope_parameters": {**rope, "rope_theta": 10000000, "rope_type": "default"},
+        **text,
+    }
+    config = _qwen3("qwen3_5", "Qwen3_5ForConditionalGeneration", said, vision, special=special, tied=tied)
+    return config
+
+
+def qwen3_5_moe(
+    *, text: dict, experts: int = 256, top: int = 8, inner: int, shared: int | None = None, **dense
+) -> dict:
+    """Qwen3.5 with experts of `inner` channels, and one of `shared` that all tokens have."""
+    text = {key: value for key, value in text.items() if key != "intermediate_size"}
+    config = qwen3_5(text=text, **dense)
+    vision = {**config["vision_config"], "model_type": "qwen3_5_moe"}
+    said = {**config["text_config"], "model_type": "qwen3_5_moe_text", "moe_intermediate_size": inner}
+    said |= {"num_experts": experts, "num_experts_per_tok": top, "shared_expert_intermediate_size": shared or inner}
+    named = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe"}
+    return {**config, **named, "text_config": said, "vision_config": vision}
+
+
+def internvl(*, text: dict, vision: dict, special: int = QWEN_SPECIAL, tied: bool = False, kind: str = "qwen3") -> dict:
+    """InternVL3.5 (InternVL3: kind "qwen2") in its -hf form; `special` is the decoder's first special token."""
+    old = {} if kind == "qwen2" else {"head_dim": 128}
+    tokens = (vision["image_size"] // 28) ** 2
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "downsample_ratio": 0.5,
+        "image_seq_length": tokens,
+        "image_token_id": special + (24 if kind == "qwen2" else 28),
+        "model_type": "internvl",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "attention_bias": False,
+            "bos_token_id": special,
+            "eos_token_id": special + 2,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "max_position_embeddings": 40960,
+            "model_type": kind,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": tied,
+            "torch_dtype": "bfloat16",
+            **old,
+            **text,
+        },
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.55.0.dev0",
+        "vision_config": {
+            "attention_bias": True,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-06,
+            "layer_scale_init_value": 0.1,
+            "model_type": "internvl_vision",
+            "norm_type": "layer_norm",
+            "num_channels": 3,
+            "patch_size": [14, 14],
+            "use_absolute_position_embeddings": True,
+            "use_mask_token": False,
+            "use_mean_pooling": True,
+            "use_qk_norm": False,
+            **vision,
+            "image_size": [vision["image_size"]] * 2,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int = 8, vocab: int = 151936) -> dict:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+    }
+
+
+def dtype_of(config: dict) -> str:
+    """What the weights are in: newer files say it in text_config alone, under a newer name."""
+    return config.get("torch_dtype") or config["text_config"]["dtype"]
+
+
 def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     """A copy of `config` with this many blocks in each tower; Qwen2.5-VL keeps a block with full attention.
 
@@ -170,10 +359,15 @@ def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     config = copy.deepcopy(config)
     text, vision = config.get("text_config", config), config["vision_config"]
     text["num_hidden_layers"] = language_blocks
+    if "layer_types" in text:  # the last one keeps its full attention
+        text["layer_types"] = text["layer_types"][:language_blocks][:-1] + ["full_attention"]
     vision["depth" if "depth" in vision else "num_hidden_layers"] = vision_blocks
     if "fullatt_block_indexes" in vision:
         kept = [i for i in vision["fullatt_block_indexes"] if i < vision_blocks]
         vision["fullatt_block_indexes"] = kept or [vision_blocks - 1]
+    if "deepstack_visual_indexes" in vision:  # one for each decoder block at most
+        taps = [i for i in vision["deepstack_visual_indexes"] if i < vision_blocks] or list(range(vision_blocks))
+        vision["deepstack_visual_indexes"] = taps[:language_blocks]
     return config
 
 
@@ -185,6 +379,39 @@ _LLAMA_TINY = dict(
     hidden_size=256, intermediate_size=320, num_attention_heads=2, num_hidden_layers=2, num_key_value_heads=2
 )
 
+_QWEN3_VIT_S = dict(
+    depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, deepstack_visual_indexes=[5, 11, 17]
+)
+_QWEN3_VIT = dict(
+    depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16, deepstack_visual_indexes=[8, 16, 24]
+)
+_QWEN3_VIT_TINY = dict(
+    depth=3, hidden_size=144, intermediate_size=208, num_heads=2, deepstack_visual_indexes=[0, 2],
+    num_position_embeddings=64,
+)  # fmt: skip
+
+_INTERN_VIT = dict(
+    hidden_size=1024, image_size=448, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24
+)
+_INTERN_VIT_6B = dict(
+    attention_bias=False, hidden_size=3200, image_size=448, intermediate_size=12800, norm_type="rms_norm",
+    num_attention_heads=25, num_hidden_layers=45, use_qk_norm=True,
+)  # fmt: skip
+_INTERN_VIT_TINY = dict(
+    hidden_size=128, image_size=56, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2
+)
+
+_QWEN3_5_VIT = {key: value for key, value in _QWEN3_VIT.items() if key != "deepstack_visual_indexes"}
+_QWEN3_5_VIT_S = {key: value for key, value in _QWEN3_VIT_S.items() if key != "deepstack_visual_indexes"} | {
+    "depth": 12
+}
+_QWEN3_5_VIT_TINY = {**_QWEN3_VIT_TINY, "depth": 2}
+del _QWEN3_5_VIT_TINY["deepstack_visual_indexes"]
+_QWEN3_5_TINY = dict(
+    text={**_text(192, 320, 2, 2, 1, 576), "head_dim": 128, "layer_types": ["linear_attention", "full_attention"]},
+    keys=1, values=2, head=64, special=512, vision=_QWEN3_5_VIT_TINY,
+)  # fmt: skip
+
 SIZES = {
     "qwen2vl-2b": Size(
         qwen2_vl(hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True)
@@ -193,12 +420,77 @@ SIZES = {
     "qwen2vl-72b": Size(qwen2_vl(hidden=8192, intermediate=29568, layers=80, heads=64, kv_heads=8, vocab=152064)),
     "qwen2_5vl-7b": Size(qwen2_5_vl(**_QWEN_7B)),
     "llava-7b": Size(llava(text={}, vision=_CLIP_L), max_pixels=None, shard_bytes=5_000_000_000),
+    "qwen3vl-2b": Size(
+        qwen3_vl(hidden=2048, intermediate=6144, layers=28, heads=16, tied=True, vision=_QWEN3_VIT_S), 4096 * 4096
+    ),
+    "qwen3vl-4b": Size(
+        qwen3_vl(hidden=2560, intermediate=9728, layers=36, heads=32, tied=True, vision=_QWEN3_VIT_S), 4096 * 4096
+    ),
+    "qwen3vl-8b": Size(qwen3_vl(hidden=4096, intermediate=12288, layers=36, heads=32, vision=_QWEN3_VIT), 4096 * 4096),
+    "qwen3vl-32b": Size(qwen3_vl(hidden=5120, intermediate=25600, layers=64, heads=64, vision=_QWEN3_VIT), 4096 * 4096),
     "qwen2vl-tiny": Size(qwen2_vl(depth=2, embed_dim=160, vision_heads=2, **_QWEN_TINY), max_pixels=112 * 112),
     "qwen2_5vl-tiny": Size(
         qwen2_5_vl(
             depth=3, width=160, vision_intermediate=208, vision_heads=2, window=56, full_attention=(1,), **_QWEN_TINY
         ),
         max_pixels=112 * 112,
+    ),
+    "qwen3vl-tiny": Size(
+        qwen3_vl(
+            hidden=192,
+            intermediate=320,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            vocab=576,
+            special=512,
+            vision=_QWEN3_VIT_TINY,
+        ),  # fmt: skip
+        max_pixels=128 * 128,
+    ),
+    "qwen3vl-30b-a3b": Size(
+        qwen3_vl_moe(hidden=2048, intermediate=6144, layers=48, heads=32, kv_heads=4, inner=768, vision=_QWEN3_VIT),
+        4096 * 4096,
+    ),
+    "qwen3vl-235b-a22b": Size(
+        qwen3_vl_moe(hidden=4096, intermediate=12288, layers=94, heads=64, kv_heads=4, inner=1536, vision=_QWEN3_VIT),
+        4096 * 4096,
+    ),
+    "qwen3vl_moe-tiny": Size(
+        qwen3_vl_moe(
+            hidden=192,
+            intermediate=320,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            vocab=576,
+            special=512,
+            inner=80,
+            experts=8,
+            top=2,
+            vision=_QWEN3_VIT_TINY,
+        ),  # fmt: skip
+        max_pixels=128 * 128,
+    ),
+    "qwen3_5-27b": Size(
+        qwen3_5(text=_text(5120, 17408, 64, 24, 4, 248320), keys=16, values=48, vision=_QWEN3_5_VIT), 4096 * 4096
+    ),
+    "qwen3_5-2b": Size(
+        qwen3_5(text=_text(2048, 6144, 24, 8, 2, 248320), keys=16, values=16, tied=True, vision=_QWEN3_5_VIT_S),
+        4096 * 4096,
+    ),
+    "qwen3_5-tiny": Size(qwen3_5(**_QWEN3_5_TINY), max_pixels=128 * 128),
+    "qwen3_5-35b-a3b": Size(
+        qwen3_5_moe(text=_text(2048, 0, 40, 16, 2, 248320), keys=16, values=32, inner=512, vision=_QWEN3_5_VIT),
+        4096 * 4096,
+    ),
+    "qwen3_5_moe-tiny": Size(qwen3_5_moe(**_QWEN3_5_TINY, inner=80, shared=96, experts=8, top=2), max_pixels=128 * 128),
+    "internvl3_5-1b": Size(internvl(text=_text(1024, 3072, 28, 16), vision=_INTERN_VIT, tied=True), None),
+    "internvl3_5-8b": Size(internvl(text=_text(4096, 12288, 36, 32), vision=_INTERN_VIT), None),
+    "internvl3_5-38b": Size(internvl(text=_text(5120, 25600, 64, 64), vision=_INTERN_VIT_6B), None),
+    "internvl3-8b": Size(internvl(text=_text(3584, 18944, 28, 28, 4, 151674), vision=_INTERN_VIT, kind="qwen2"), None),
+    "internvl-tiny": Size(
+        internvl(text=_text(192, 320, 2, 2, 1, 576), vision=_INTERN_VIT_TINY, special=512), max_pixels=None
     ),
     "llava-tiny": Size(llava(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512), max_pixels=None),
 }

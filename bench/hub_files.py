@@ -33,6 +33,24 @@ QWEN_SPECIALS = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
+QWEN3_SPECIALS = [
+    *QWEN_SPECIALS,
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+]
+INTERN_TOKENS = [
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<quad>",
+    "</quad>",
+    "<ref>",
+    "</ref>",
+    "<box>",
+    "</box>",
+    "<video>",
+]
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 QWEN_TEMPLATE = """\
@@ -51,6 +69,23 @@ QWEN_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
 """
+QWEN3_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}\
+{% elif part.type == 'video' %}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}\
+{% else %}{{ part.text }}{% endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""
+INTERN_TEMPLATE = QWEN3_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\\n").replace(
+    "<|vision_start|><|video_pad|><|vision_end|>", "<video>\\n"
+)
 LLAVA_TEMPLATE = """\
 {%- for message in messages -%}
 {{- message.role | upper + ': ' -}}
@@ -102,13 +137,13 @@ def _tokenizer_json(added: dict[int, dict], vocab: dict[str, int], merges: list[
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": listed, **parts, "model": model}
 
 
-def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
-    bytes_, first = _byte_characters(), config["bos_token_id"]
+def _qwen_tokenizer(first: int, specials: list[str], template: str, length: int) -> dict[str, object]:
+    """Byte-level BPE with these special tokens from the id `first` on."""
+    bytes_ = _byte_characters()
     merges = _merges([prefix + word for prefix in ("", "Ġ") for word in WORDS])
     vocab = _fill(bytes_, merges, first)
-    added = {first + i: _added(token) for i, token in enumerate(QWEN_SPECIALS)}
+    added = {first + i: _added(token) for i, token in enumerate(specials)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    processor = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}[config["model_type"]]
     return {
         "vocab.json": vocab,
         "merges.txt": "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges),
@@ -118,19 +153,27 @@ def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
         "tokenizer_config.json": {
             "add_prefix_space": False,
             "added_tokens_decoder": {str(i): token for i, token in added.items()},
-            "additional_special_tokens": QWEN_SPECIALS[1:],
+            "additional_special_tokens": specials[1:],
             "bos_token": None,
-            "chat_template": QWEN_TEMPLATE,
+            "chat_template": template,
             "clean_up_tokenization_spaces": False,
             "eos_token": "<|im_end|>",
             "errors": "replace",
-            "model_max_length": config["max_position_embeddings"],
+            "model_max_length": length,
             "pad_token": "<|endoftext|>",
             "split_special_tokens": False,
             "tokenizer_class": "Qwen2Tokenizer",
             "unk_token": None,
         },
-        "chat_template.json": {"chat_template": QWEN_TEMPLATE},
+        "chat_template.json": {"chat_template": template},
+    }
+
+
+def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
+    first = config["bos_token_id"]
+    processor = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}[config["model_type"]]
+    return {
+        **_qwen_tokenizer(first, QWEN_SPECIALS, QWEN_TEMPLATE, config["max_position_embeddings"]),
         "generation_config.json": {
             "bos_token_id": first,
             "do_sample": True,
@@ -151,6 +194,74 @@ def _qwen(config: dict, max_pixels: int) -> dict[str, object]:
             "image_std": CLIP_STD,
             "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": processor,
+        },
+    }
+
+
+def _qwen3(config: dict, max_pixels: int) -> dict[str, object]:
+    """Qwen3-VL and Qwen3.5: patches of 16 pixels, another mean; a size of areas in the place of two limits."""
+    first = config["text_config"]["bos_token_id"]
+    return {
+        **_qwen_tokenizer(first, QWEN_SPECIALS, QWEN3_TEMPLATE, config["text_config"]["max_position_embeddings"]),
+        "generation_config.json": {
+            "bos_token_id": first,
+            "do_sample": True,
+            "eos_token_id": [first + 2, first],
+            "pad_token_id": first,
+            "temperature": 0.7,
+            "top_k": 20,
+            "top_p": 0.8,
+            "transformers_version": "4.56.0",
+        },
+        "preprocessor_config.json": {
+            "size": {"longest_edge": max_pixels, "shortest_edge": min(65536, max_pixels // 4)},
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
+        },
+    }
+
+
+def _internvl(config: dict) -> dict[str, object]:
+    text, side = config["text_config"], config["vision_config"]["image_size"][0]
+    specials = (
+        QWEN_SPECIALS + QWEN3_SPECIALS[14:22] if text["model_type"] == "qwen2" else QWEN3_SPECIALS
+    ) + INTERN_TOKENS
+    files = _qwen_tokenizer(text["bos_token_id"], specials, INTERN_TEMPLATE, text["max_position_embeddings"])
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    said = {**files["tokenizer_config.json"], "extra_special_tokens": {**names, "video_token": "<video>"}}  # type: ignore
+    return {
+        **files,
+        "tokenizer_config.json": {**said, "processor_class": "InternVLProcessor"},
+        "generation_config.json": {
+            "bos_token_id": text["bos_token_id"],
+            "eos_token_id": text["eos_token_id"],
+            "pad_token_id": text["bos_token_id"],
+            "transformers_version": "4.55.0.dev0",
+        },
+        "preprocessor_config.json": {
+            "crop_to_patches": False,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": IMAGENET_MEAN,
+            "image_processor_type": "GotOcr2ImageProcessorFast",
+            "image_std": IMAGENET_STD,
+            "max_patches": 12,
+            "min_patches": 1,
+            "processor_class": "InternVLProcessor",
+            "resample": 3,
+            "rescale_factor": 0.00392156862745098,
+            "size": {"height": side, "width": side},
+        },
+        "processor_config.json": {
+            "image_seq_length": config["image_seq_length"],
+            "processor_class": "InternVLProcessor",
         },
     }
 
@@ -258,7 +369,12 @@ def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
     num_additional_image_tokens or vision_feature_select_strategy.
     """
     config = size.config
-    files = _llava(config, old_llava) if config["model_type"] == "llava" else _qwen(config, size.max_pixels)
+    if config["model_type"] == "llava":
+        files = _llava(config, old_llava)
+    elif config["model_type"] == "internvl":
+        files = _internvl(config)
+    else:
+        files = (_qwen3 if config["model_type"].startswith("qwen3") else _qwen)(config, size.max_pixels)
     for name, content in {**files, "config.json": config}.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (directory / name).write_text(text, encoding="utf-8")

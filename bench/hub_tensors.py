@@ -22,13 +22,16 @@ from bench.hub_config import LLAMA_DEFAULTS
 
 
 class Tensor(NamedTuple):
-    """One tensor of the checkpoint; value = mean + std * noise, times the gains in outlier channels if `outliers`."""
+    """One tensor of the checkpoint; value = mean + std * noise, times the gains in outlier channels if `outliers`; less
+    `minus`, 1 for norms that store w - 1.
+    """
 
     name: str
     shape: tuple[int, ...]
     std: float
     mean: float = 0.0
     outliers: bool = False
+    minus: float = 0.0
 
     @property
     def size(self) -> int:
@@ -55,8 +58,8 @@ def _linear(name: str, out: int, inputs: int, *, bias: bool, behind_norm: int = 
     return [weight, Tensor(f"{name}.bias", (out,), 0.1)] if bias else [weight]
 
 
-def _norm(name: str, width: int, *, bias: bool, outliers: bool = True) -> list[Tensor]:
-    weight = Tensor(f"{name}.weight", (width,), 0.1, 1.0, outliers)
+def _norm(name: str, width: int, *, bias: bool, outliers: bool = True, minus: float = 0.0) -> list[Tensor]:
+    weight = Tensor(f"{name}.weight", (width,), 0.1, 1.0, outliers, minus)
     return [weight, Tensor(f"{name}.bias", (width,), 0.1, 0.0, outliers)] if bias else [weight]
 
 
@@ -77,6 +80,148 @@ def _language(prefix: str, head: str, text: dict, *, qkv_bias: bool, tied: bool)
         found += _linear(f"{block}mlp.down_proj", width, inner, bias=False)
     found += _norm(f"{prefix}norm", width, bias=False, outliers=False)
     return found if tied else found + _linear(head, text["vocab_size"], width, bias=False)
+
+
+def _attention(block: str, text: dict, *, gate: int = 1, stored: float = 1.0) -> list[Tensor]:
+    """Qwen3's: q_proj of gate * queries rows, norms of queries and keys, whose weights are stored about `stored`."""
+    width, channels = text["hidden_size"], text["head_dim"]
+    queries, values = text["num_attention_heads"] * channels, text["num_key_value_heads"] * channels
+    found = [Tensor(f"{block}self_attn.{part}_norm.weight", (channels,), 0.1, stored) for part in "kq"]
+    for part, out in (("q", gate * queries), ("k", values), ("v", values)):
+        found += _linear(f"{block}self_attn.{part}_proj", out, width, bias=False, behind_norm=width)
+    return found + _linear(f"{block}self_attn.o_proj", width, queries, bias=False)
+
+
+def _gated_mlp(name: str, width: int, inner: int) -> list[Tensor]:
+    found = []
+    for part in ("gate", "up"):
+        found += _linear(f"{name}.{part}_proj", inner, width, bias=False, behind_norm=width)
+    return found + _linear(f"{name}.down_proj", width, inner, bias=False)
+
+
+def _mlp(name: str, text: dict, *, turned: bool) -> list[Tensor]:
+    """An MLP, or a router and experts in two tensors, which Qwen3-VL holds `turned`, [experts, inputs, outputs]."""
+    width, experts = text["hidden_size"], text.get("num_experts")
+    if not experts:
+        return _gated_mlp(name, width, text["intermediate_size"])
+    inner, std = text["moe_intermediate_size"], _norm_energy(width) ** -0.5
+    first, second = ((width, 2 * inner), (inner, width)) if turned else ((2 * inner, width), (width, inner))
+    found = [
+        Tensor(f"{name}.gate.weight", (experts, width), std),
+        Tensor(f"{name}.experts.gate_up_proj", (experts, *first), std),
+        Tensor(f"{name}.experts.down_proj", (experts, *second), inner**-0.5),
+    ]
+    if shared := text.get("shared_expert_intermediate_size"):
+        found += [Tensor(f"{name}.shared_expert_gate.weight", (1, width), std)]
+        found += _gated_mlp(f"{name}.shared_expert", width, shared)
+    return found
+
+
+def _linear_attention(block: str, text: dict) -> list[Tensor]:
+    """Qwen3.5's gated delta net."""
+    width, count, each = text["hidden_size"], text["linear_num_value_heads"], text["linear_value_head_dim"]
+    mixed, name = 2 * text["linear_num_key_heads"] * text["linear_key_head_dim"] + count * each, f"{block}linear_attn."
+    found = [
+        Tensor(f"{name}A_log", (count,), 0.5, 0.5),
+        Tensor(f"{name}dt_bias", (count,), 0.1, 1.0),
+        Tensor(f"{name}conv1d.weight", (mixed, 1, text["linear_conv_kernel_dim"]), 0.5),
+        Tensor(f"{name}norm.weight", (each,), 0.1, 1.0),
+    ]
+    for part, out in (("qkv", mixed), ("z", count * each), ("b", count), ("a", count)):
+        found += _linear(f"{name}in_proj_{part}", out, width, bias=False, behind_norm=width)
+    return found + _linear(f"{name}out_proj", width, count * each, bias=False)
+
+
+def _qwen3_5_block(block: str, text: dict, full: bool) -> list[Tensor]:
+    width = text["hidden_size"]
+    found = _norm(f"{block}input_layernorm", width, bias=False, minus=1.0)
+    found += _attention(block, text, gate=2, stored=0.0) if full else _linear_attention(block, text)
+    found += _norm(f"{block}post_attention_layernorm", width, bias=False, minus=1.0)
+    return found + _mlp(f"{block}mlp", text, turned=False)
+
+
+def _qwen3_5_language(text: dict, tied: bool) -> list[Tensor]:
+    """Embedding, decoder blocks, final norm and head of Qwen3.5, and its drafter."""
+    width, prefix = text["hidden_size"], "model.language_model."
+    found = [Tensor(f"{prefix}embed_tokens.weight", (text["vocab_size"], width), width**-0.5)]
+    for i, kind in enumerate(text["layer_types"]):
+        found += _qwen3_5_block(f"{prefix}layers.{i}.", text, kind == "full_attention")
+    found += _norm(f"{prefix}norm", width, bias=False, outliers=False, minus=1.0)
+    if not tied:
+        found += _linear("lm_head", text["vocab_size"], width, bias=False)
+    found += _linear("mtp.fc", width, 2 * width, bias=False)
+    for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):
+        found += _norm(f"mtp.{name}", width, bias=False, outliers=False, minus=1.0)
+    for i in range(text["mtp_num_hidden_layers"]):
+        found += _qwen3_5_block(f"mtp.layers.{i}.", text, full=True)
+    return found
+
+
+def _qwen3_language(prefix: str, head: str, text: dict, tied: bool) -> list[Tensor]:
+    """Embedding, decoder blocks, final norm and head of Qwen3."""
+    width = text["hidden_size"]
+    found = [Tensor(f"{prefix}embed_tokens.weight", (text["vocab_size"], width), width**-0.5)]
+    for i in range(text["num_hidden_layers"]):
+        block = f"{prefix}layers.{i}."
+        found += _norm(f"{block}input_layernorm", width, bias=False) + _attention(block, text)
+        found += _norm(f"{block}post_attention_layernorm", width, bias=False)
+        found += _mlp(f"{block}mlp", text, turned=True)
+    found += _norm(f"{prefix}norm", width, bias=False, outliers=False)
+    return found if tied else found + _linear(head, text["vocab_size"], width, bias=False)
+
+
+def _intern_vision(prefix: str, vision: dict) -> list[Tensor]:
+    """InternVL's ViT: class token, learned positions, layer scale."""
+    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"][0]
+    positions, layer_norm = (vision["image_size"][0] // patch) ** 2 + 1, vision["norm_type"] == "layer_norm"
+    found = [
+        Tensor(f"{prefix}embeddings.cls_token", (1, 1, width), 0.5),
+        Tensor(
+            f"{prefix}embeddings.patch_embeddings.projection.weight", (width, 3, patch, patch), (3 * patch**2) ** -0.5
+        ),
+        Tensor(f"{prefix}embeddings.patch_embeddings.projection.bias", (width,), 0.1),
+        Tensor(f"{prefix}embeddings.position_embeddings", (1, positions, width), 0.5),
+    ]
+    for i in range(vision["num_hidden_layers"]):
+        block = f"{prefix}encoder.layer.{i}."
+        found += [Tensor(f"{block}lambda_{number}", (width,), 0.05, 0.5) for number in (1, 2)]
+        found += _norm(f"{block}layernorm_before", width, bias=layer_norm)
+        found += _norm(f"{block}layernorm_after", width, bias=layer_norm)
+        for part in "qkv":
+            bias = vision["attention_bias"]
+            found += _linear(f"{block}attention.{part}_proj", width, width, bias=bias, behind_norm=width)
+        if vision["use_qk_norm"]:
+            found += [Tensor(f"{block}attention.{part}_norm.weight", (width,), 0.1, 1.0) for part in "qk"]
+        found += _linear(f"{block}attention.projection_layer", width, width, bias=True)
+        found += _linear(f"{block}mlp.fc1", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.fc2", width, inner, bias=True)
+    return found
+
+
+def _qwen3_vision(vision: dict) -> list[Tensor]:
+    """The ViT of Qwen3-VL and Qwen3.5, its merger, and Qwen3-VL's deepstack mergers."""
+    width, inner, prefix = vision["hidden_size"], vision["intermediate_size"], "model.visual."
+    merged = width * vision["spatial_merge_size"] ** 2
+    patch = (3, vision["temporal_patch_size"], vision["patch_size"], vision["patch_size"])
+    found = [
+        Tensor(f"{prefix}patch_embed.proj.weight", (width, *patch), math.prod(patch) ** -0.5),
+        Tensor(f"{prefix}patch_embed.proj.bias", (width,), 0.1),
+        Tensor(f"{prefix}pos_embed.weight", (vision["num_position_embeddings"], width), 0.1),
+    ]
+    for i in range(vision["depth"]):
+        block = f"{prefix}blocks.{i}."
+        found += _norm(f"{block}norm1", width, bias=True) + _norm(f"{block}norm2", width, bias=True)
+        found += _linear(f"{block}attn.qkv", 3 * width, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}attn.proj", width, width, bias=True)
+        found += _linear(f"{block}mlp.linear_fc1", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.linear_fc2", width, inner, bias=True)
+    mergers = {"merger": width}
+    mergers |= {f"deepstack_merger_list.{i}": merged for i in range(len(vision.get("deepstack_visual_indexes", [])))}
+    for name, normed in mergers.items():
+        found += _norm(f"{prefix}{name}.norm", normed, bias=True, outliers=False)
+        found += _linear(f"{prefix}{name}.linear_fc1", merged, merged, bias=True)
+        found += _linear(f"{prefix}{name}.linear_fc2", vision["out_hidden_size"], merged, bias=True)
+    return found
 
 
 def _qwen_vision(vision: dict, language_width: int) -> list[Tensor]:
@@ -122,11 +267,32 @@ def _clip_vision(prefix: str, vision: dict) -> list[Tensor]:
     return found + _norm(f"{prefix}post_layernorm", width, bias=True, outliers=False)
 
 
+def _internvl(config: dict) -> list[Tensor]:
+    text, vision, tied = config["text_config"], config["vision_config"], config["tie_word_embeddings"]
+    names = "language_model.model.", "language_model.lm_head"
+    shuffled = round(vision["hidden_size"] / config["downsample_ratio"] ** 2)
+    found = _intern_vision("vision_tower.", vision)
+    found += _norm("multi_modal_projector.layer_norm", shuffled, bias=True, outliers=False)
+    found += _linear("multi_modal_projector.linear_1", text["hidden_size"], shuffled, bias=True)
+    found += _linear("multi_modal_projector.linear_2", text["hidden_size"], text["hidden_size"], bias=True)
+    if text["model_type"] == "qwen2":
+        return found + _language(*names, text, qkv_bias=True, tied=tied)
+    return found + _qwen3_language(*names, text, tied)
+
+
 def tensors(config: dict) -> list[Tensor]:
     """Every tensor of the checkpoint that `config` (a hub config.json, see hub_config.py) describes."""
     if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
         found = _qwen_vision(config["vision_config"], config["hidden_size"])
         return found + _language("model.", "lm_head", config, qkv_bias=True, tied=config["tie_word_embeddings"])
+    if config["model_type"].startswith("qwen3_5"):
+        text, tied = config["text_config"], config["tie_word_embeddings"]
+        return _qwen3_vision(config["vision_config"]) + _qwen3_5_language(text, tied)
+    if config["model_type"] in ("qwen3_vl", "qwen3_vl_moe"):
+        text, tied = config["text_config"], config["tie_word_embeddings"]
+        return _qwen3_vision(config["vision_config"]) + _qwen3_language("model.language_model.", "lm_head", text, tied)
+    if config["model_type"] == "internvl":
+        return _internvl(config)
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
     found = _clip_vision("vision_tower.vision_model.", vision)
     found += _linear("multi_modal_projector.linear_1", text["hidden_size"], vision["hidden_size"], bias=True)

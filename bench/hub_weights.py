@@ -51,7 +51,7 @@ class Noise:
             values = tensor.mean + np.float32(tensor.std) * noise
             if tensor.outliers and self.outliers:
                 values[self._outlier_channels(tensor.size)] *= np.float32(gains(tensor.size))
-            yield encode(values, self.dtype)
+            yield encode(values - np.float32(tensor.minus), self.dtype)
             return
         width, scaled, left = DTYPES[self.dtype][1], self._scaled(tensor.std), tensor.size
         while left:

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started by its path, `bench` is not importable
 
 from bench import hub_files, hub_weights  # noqa: E402
-from bench.hub_config import SIZES, Size, cut  # noqa: E402
+from bench.hub_config import SIZES, Size, cut, dtype_of  # noqa: E402
 from bench.hub_tensors import tensors  # noqa: E402
 
 
@@ -38,10 +38,10 @@ def make(
 ) -> None:
     """Writes the checkpoint into `directory`, which is created; weights first, config.json last.
 
-    The dtype of every tensor is config["torch_dtype"]. old_llava: see hub_files.write. report: see hub_weights.write.
+    The dtype of every tensor is config.json's. old_llava: see hub_files.write. report: see hub_weights.write.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    dtype = size.config["torch_dtype"]
+    dtype = dtype_of(size.config)
     plan = tensors(size.config)
     hub_weights.write(directory, plan, dtype, shards=shards, seed=seed, outliers=outliers, report=report)
     hub_files.write(directory, size, old_llava=old_llava)
@@ -49,7 +49,7 @@ def make(
 
 def bytes_of(size: Size) -> int:
     """Bytes of the weights of this checkpoint, headers aside."""
-    return sum(tensor.size for tensor in tensors(size.config)) * hub_weights.DTYPES[size.config["torch_dtype"]][1]
+    return sum(tensor.size for tensor in tensors(size.config)) * hub_weights.DTYPES[dtype_of(size.config)][1]
 
 
 def shards_of(size: Size) -> int:
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     needed, shards = bytes_of(size), shards_of(size)
     summary = f"{chosen.size}: {len(tensors(size.config))} tensors, {needed / 1e9:.2f} GB in {shards} file(s)"
     if chosen.dry_run:
-        width = hub_weights.DTYPES[size.config["torch_dtype"]][1]
+        width = hub_weights.DTYPES[dtype_of(size.config)][1]
         for tensor in tensors(size.config):
             print(f"{tensor.name:60s} {str(list(tensor.shape)):22s} {tensor.size * width:14,d}")
         print(summary)

@@ -144,7 +144,7 @@ def when_block_runs(number: int, then):
     """then() when the model's forward runs the block with number `number` for the first time: 0 is the first block of
     the first tower, and the blocks of all towers are counted in the order in which they run.
     """
-    seen, kinds = [], re.compile(r"(VisionBlock|DecoderLayer|EncoderLayer)$")
+    seen, kinds = [], re.compile(r"(VisionBlock|VisionLayer|DecoderLayer|EncoderLayer)$")
 
     def count(module, args):
         # What stands in a paused forward in the place of a block has a forward of its own, and computes nothing.

@@ -1,72 +1,16 @@
-"""A tiny Qwen3-VL: deepstack, a vision tower that runs twice for image and video, several images. Its checkpoint is
-what transformers saves; its inputs are made by hand, since what is tested is the model's forward, not a processor.
+"""A tiny Qwen3-VL with taps in the middle and at the end, a vision tower that runs twice for image and video, several
+images. Its checkpoint is what transformers saves; its inputs are made by hand, since what is tested is the model's
+forward, not a processor.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 
-from quant.families.family import Group, Tower, text, vision
-from quant.families.qwen2vl import QWEN2_VL
+from quant.families.qwen3vl import QWEN3_VL as QWEN3_VL
 
 IMAGE, VIDEO, START, WIDTH = 90, 91, 92, 64
-
-
-def _taps(config: dict) -> tuple[int, ...]:
-    return tuple(config["vision_config"]["deepstack_visual_indexes"])
-
-
-VISION = Tower(
-    name="vision",
-    prefix="model.visual.blocks.",
-    groups=(
-        Group(("attn.qkv",), source="norm1", kind="norm"),
-        Group(("attn.proj",), source="attn.qkv", kind="value"),
-        Group(("mlp.linear_fc1",), source="norm2", kind="norm"),
-        Group(("mlp.linear_fc2",)),
-    ),
-    blocks=lambda config: vision(config, "depth"),
-    used=lambda config: vision(config, "depth"),
-    heads=lambda config: (vision(config, "num_heads"),) * 2,
-    width=lambda config: vision(config, "hidden_size"),
-    mlp=lambda config: vision(config, "intermediate_size"),
-    tokens=lambda config, inputs: sum(
-        int(inputs[name].prod(-1).sum()) for name in ("image_grid_thw", "video_grid_thw") if name in inputs
-    ),
-    inputs=("pixel_values", "pixel_values_videos"),
-    taps=_taps,
-)
-LANGUAGE = Tower(
-    name="language",
-    prefix="model.language_model.layers.",
-    groups=(
-        Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), source="input_layernorm", kind="norm"),
-        Group(("self_attn.o_proj",), source="self_attn.v_proj", kind="value"),
-        Group(("mlp.gate_proj", "mlp.up_proj"), source="post_attention_layernorm", kind="norm"),
-        Group(("mlp.down_proj",), source="mlp.up_proj", kind="up"),
-    ),
-    blocks=lambda config: text(config, "num_hidden_layers"),
-    used=lambda config: text(config, "num_hidden_layers"),
-    heads=lambda config: (text(config, "num_attention_heads"), text(config, "num_key_value_heads")),
-    width=lambda config: text(config, "hidden_size"),
-    mlp=lambda config: text(config, "intermediate_size"),
-    tokens=lambda config, inputs: inputs["input_ids"].numel(),
-)
-QWEN3_VL = replace(
-    QWEN2_VL,
-    name="Qwen3-VL (of the tests)",
-    architecture="Qwen3VLForConditionalGeneration",
-    towers=(VISION, LANGUAGE),
-    embedding="model.language_model.embed_tokens",
-    final_norm="model.language_model.norm",
-    renames=(("model.", "model."), ("lm_head.", "lm_head.")),
-    must_float={"lm_head": "head", "model.visual.merger*": "merger", "model.visual.deepstack*": "merger"},
-    recipe_float={},
-    vision_int8_whole=(),
-    flat_config=False,
-)
 
 
 def make(directory: Path, dtype: torch.dtype, seed: int = 0) -> Path:

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from quant.base.errors import QuantError
 from quant.servers.rules import RULES, check
 
-FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl", "qwen3_vl")
 BOTH = ("mindie", "vllm-ascend")
+SCALES = ("weight_scale", "weight_offset")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -137,6 +138,20 @@ def back_to_float(*linears: str) -> Callable[[Path], None]:
     return change
 
 
+def float_experts(prefix: str) -> Callable[[Path], None]:
+    """Turn a dynamic expert's linears into float ones."""
+
+    def change(directory: Path) -> None:
+        scales = [f"{prefix}{part}_proj.{scale}" for part in ("gate", "up", "down") for scale in SCALES]
+        edit_tensors(directory, lambda all_: [all_.pop(name) for name in scales])
+        edit_json(directory / DESCRIPTION, lambda entries: [entries.pop(name) for name in scales])
+        names = [f"{prefix}{part}_proj.weight" for part in ("gate", "up", "down")]
+        edit_tensors(directory, lambda all_: all_.update({name: all_[name].bfloat16() for name in names}))
+        edit_json(directory / DESCRIPTION, lambda entries: entries.update(dict.fromkeys(names, "FLOAT")))
+
+    return change
+
+
 def second_file(directory: Path) -> None:
     save_file({f"{Q}.bias": torch.zeros(256, dtype=torch.bfloat16)}, directory / "quant_model_weight_extra.safetensors")
     (directory / "quant_model_weight_extra.safetensors").chmod(0o640)
@@ -171,6 +186,10 @@ def huge_description(directory: Path) -> None:
 
 def nested_config(settings: dict) -> None:
     settings["text_config"] = {key: settings[key] for key in ("hidden_size", "num_hidden_layers")}
+
+
+def tie_both(settings: dict) -> None:
+    settings["tie_word_embeddings"] = settings["text_config"]["tie_word_embeddings"] = True
 
 
 @dataclass
@@ -393,6 +412,26 @@ BROKEN = {
     ),
     "no torch_dtype": Broken("torch-dtype", config(lambda x: x.pop("torch_dtype"))),
     "torch_dtype changed": Broken("changed-dtype", config(lambda x: x.update(torch_dtype="float16"))),
+    "one expert of eight is float": Broken(
+        "expert-types",
+        float_experts("model.language_model.layers.0.mlp.experts.3."),
+        ("vllm-ascend",),
+        family="qwen3_vl_moe",
+        other_minds=True,
+    ),
+    "float16 in text_config": Broken(
+        "text-dtype", config(lambda x: x["text_config"].update(dtype="float16")), ("mindie",), family="qwen3_vl"
+    ),
+    "a float vision tower that follows": Broken(
+        "vision-whole", lambda d: None, ("mindie",), family="qwen3_vl", choices={"vision": "float"}
+    ),
+    "a size that is not documented": Broken(
+        "served",
+        lambda d: (drop(d, "lm_head.weight"), config(tie_both)(d)),
+        ("mindie",),
+        family="qwen3_vl",
+        level="warning",
+    ),
     "no vocab_size": Broken(
         "vocab-size",
         config(lambda x: x.pop("vocab_size")),

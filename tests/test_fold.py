@@ -42,6 +42,21 @@ def test_norm_fold_is_exact_in_float64(dtype, layernorm, shifted):
     assert (left - scale).abs().max() / scale.max() < 2 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_norm_that_stores_w_minus_1(dtype):
+    """x (1 + w) / s, and what rounding w' = (1 + w) / s - 1 left is in the consumers: nothing is lost."""
+    stored, scale = (seeded(INPUTS) / 4).to(dtype).float(), seeded(INPUTS, seed=2).exp()
+    norm, consumer = FoldedNorm("n", stored, None, dtype, adds=1.0), FoldedLinear("l", seeded(OUTPUTS, INPUTS), None)
+    expected = (1 + stored.double()) * consumer.float().double()
+    left, moved = norm.absorb(scale, None)
+    consumer.scale_columns(left)
+    assert moved is None and torch.equal(norm.weight, norm.weight.to(dtype).float())
+    assert not torch.equal(norm.weight, stored)
+    got = (1 + norm.weight.double()) * consumer.float().double()
+    assert (got - expected).abs().max() <= 2e-6 * expected.abs().max()
+    assert ((1 + norm.weight) * scale - (1 + stored)).abs().max() < 0.05 * scale.max()
+
+
 def test_norm_channels_of_zero_and_underflow_survive():
     weight = torch.tensor([0.0, 1e-6, 1.0, 60000.0]).half().float()
     norm = FoldedNorm("n", weight, None, torch.float16)

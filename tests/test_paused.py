@@ -62,6 +62,10 @@ def stream(model: StreamedModel, samples: list[dict], cut: dict[str, int] | None
 def whole_model(model: StreamedModel, source, dtype: torch.dtype, samples: list[dict], blocks):
     """The same by transformers alone: block name -> outputs in the order of the calls, and the logits."""
     whole = getattr(transformers, model.family.architecture).from_pretrained(source, dtype=dtype).eval()
+    for (
+        parameter
+    ) in whole.parameters():  # out of the mapped file, where it lies at any address: of few tokens a product
+        parameter.data = parameter.data.clone()  # in float32 depends on it in the last bit
     seen: dict[str, list] = {name: [] for name in blocks}
     paths = {id(module): name for name, module in model.model.named_modules()}
     for tower in model.family.towers:

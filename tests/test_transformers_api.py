@@ -19,7 +19,8 @@ from quant.base.errors import QuantError, UsageError
 from quant.commands.cli import main
 from quant.families import FAMILIES
 
-DIRECTORIES = dict(zip(FAMILIES, tiny.FAMILIES))  # architecture -> the tiny checkpoint's name
+# architecture -> the tiny checkpoint's name, of those that the installed transformers has
+DIRECTORIES = {tiny.SIZES[tiny.FAMILIES[name]].config["architectures"][0]: name for name in tiny.known()}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def model(checkpoints, request):
 
 
 def each_model(test):
-    return pytest.mark.parametrize("model", FAMILIES, indirect=True)(test)
+    return pytest.mark.parametrize("model", DIRECTORIES, indirect=True)(test)
 
 
 # ---- models
@@ -70,7 +71,7 @@ def test_check_version(monkeypatch, capsys, torch_version, version, refused):
         assert main(command) == 2 and re.search(refused, capsys.readouterr().err), "said before anything else"
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", DIRECTORIES)
 def test_build_model(checkpoints, architecture):
     """Of the class and the dtype asked for, whatever config.json says (float32 here), on the device that is current;
     buffers, which no checkpoint holds, are not rounded to it.
@@ -184,7 +185,7 @@ def test_settings_that_cannot_be_used(tmp_path, content):
 # ---- tokenizer and processors
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", DIRECTORIES)
 def test_read_tokenizer(checkpoints, architecture):
     """Everything that the chat template's part asks of it."""
     tokenizer = transformers_api.read_tokenizer(checkpoints[architecture], False)
@@ -195,19 +196,59 @@ def test_read_tokenizer(checkpoints, architecture):
     )
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", DIRECTORIES)
 def test_read_image_processor(checkpoints, architecture):
     """The one on Pillow, though the checkpoint names the one on torchvision; what is given goes before its file."""
     directory = checkpoints[architecture]
     file = directory / "preprocessor_config.json"
     said = json.loads(file.read_text())
-    file.write_text(json.dumps({**said, "image_processor_type": f"{said['image_processor_type']}Fast"}))
+    file.write_text(
+        json.dumps({**said, "image_processor_type": f"{said['image_processor_type'].removesuffix('Fast')}Fast"})
+    )
     try:
         processor = transformers_api.read_image_processor(directory, False, image_mean=[0.1, 0.2, 0.3])
     finally:
         file.write_text(json.dumps(said))
     assert "Fast" not in type(processor).__name__ and list(processor.image_mean) == [0.1, 0.2, 0.3]
     assert "torchvision" not in inspect.getsource(inspect.getmodule(type(processor)))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_experts_of_either_way_round(turned):
+    """expert_layout, its view and holds_experts, on a module as transformers 5 has it and one as 4.57 has it."""
+    module = torch.nn.Module()
+    first, second = torch.randn(3, 10, 8), torch.randn(3, 8, 5)
+    wanted = {"gate_proj": first[1, :5], "up_proj": first[1, 5:], "down_proj": second[1]}
+    if turned:
+        first, second = first.transpose(1, 2), second.transpose(1, 2)
+    assert not transformers_api.holds_experts(module)
+    module.gate_up_proj, module.down_proj, module.hidden_dim = torch.nn.Parameter(first), torch.nn.Parameter(second), 8
+    assert transformers_api.holds_experts(module)
+    layout = transformers_api.expert_layout(module)
+    assert (layout.experts, layout.turned) == (3, turned)
+    assert layout.parts == {part: tuple(value.shape) for part, value in wanted.items()}
+    for part, value in wanted.items():
+        assert torch.equal(layout.view(getattr(module, layout.tensor_of[part]), 1, part), value)
+
+
+def test_routing_of_either_version():
+    """[T, k] weights of [T, k] experts, whichever way the layer is called."""
+
+    class Newer:
+        def forward(self, hidden_states, top_k_index, top_k_weights):
+            return None
+
+    class Older:
+        def forward(self, hidden_states, routing_weights, router_indices):
+            return None
+
+    hidden, index, weights = torch.randn(1, 4, 8), torch.tensor([[2, 0], [1, 2], [0, 1], [2, 1]]), torch.rand(4, 2)
+    every = torch.zeros(4, 3).scatter_(1, index, weights)
+    for found in (
+        transformers_api.routing(Newer(), (hidden[0], index), {"top_k_weights": weights}),
+        transformers_api.routing(Older(), (hidden, every, index), {}),
+    ):
+        assert all(torch.equal(one, other) for one, other in zip(found, (hidden[0], index, weights)))
 
 
 def parts(checkpoints, architecture):
@@ -217,7 +258,7 @@ def parts(checkpoints, architecture):
     return transformers_api.read_image_processor(directory, False), tokenizer, processing, arguments
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", DIRECTORIES)
 def test_make_processor(checkpoints, architecture):
     """The class asked for, without a video processor, and still particular about the parts that are there."""
     images, tokenizer, processing, arguments = parts(checkpoints, architecture)
@@ -231,7 +272,7 @@ def test_make_processor(checkpoints, architecture):
         transformers_api.make_processor("TomorrowProcessor", images, tokenizer)
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", DIRECTORIES)
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_process(checkpoints, architecture, count):
     """Any number of images, one placeholder each; a picture 3 pixels high is not taken for three channels."""

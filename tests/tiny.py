@@ -20,7 +20,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import make_checkpoint  # noqa: E402
 from bench.hub_config import SIZES, cut  # noqa: E402
 
-FAMILIES = {"qwen2_vl": "qwen2vl-tiny", "qwen2_5_vl": "qwen2_5vl-tiny", "llava": "llava-tiny"}
+FAMILIES = {
+    "qwen2_vl": "qwen2vl-tiny",
+    "qwen2_5_vl": "qwen2_5vl-tiny",
+    "llava": "llava-tiny",
+    "qwen3_vl": "qwen3vl-tiny",
+    "internvl": "internvl-tiny",
+    "qwen3_vl_moe": "qwen3vl_moe-tiny",
+    "qwen3_5": "qwen3_5-tiny",
+    "qwen3_5_moe": "qwen3_5_moe-tiny",
+}
+
+
+def known() -> list[str]:
+    """Those of FAMILIES whose class the installed transformers has."""
+    import transformers
+
+    return [name for name, size in FAMILIES.items() if hasattr(transformers, SIZES[size].config["architectures"][0])]
 
 
 def make(
@@ -48,8 +64,13 @@ def make(
     size = SIZES[FAMILIES[family]]
     config = cut(size.config, *blocks) if blocks else copy.deepcopy(size.config)
     text = config.get("text_config", config)
-    config["torch_dtype"] = text["torch_dtype"] = dtype
+    if "dtype" in text:
+        text["dtype"] = dtype
+    else:
+        config["torch_dtype"] = text["torch_dtype"] = dtype
     config["tie_word_embeddings"] = tied
+    if "tie_word_embeddings" in text:
+        text["tie_word_embeddings"] = tied
     if kv_heads:
         text["num_key_value_heads"] = kv_heads
     size = size._replace(config=config, max_pixels=max_pixels or size.max_pixels)

@@ -10,7 +10,8 @@ the rounding of int8 itself. Consumers are rounded once, from float32; their sca
 until then, and the folded weight is made a few rows at a time: so no linear is ever held in float32, and what is
 computed of it stays in the processor's cache.
 
-Left out: norms that multiply by (1 + weight) (Gemma), which no supported family has.
+A norm that stores w - 1 (Qwen3.5) gets w / s - 1. What always stays float and reads the same tensor, such as a router,
+takes its scale by powers of two; behind a norm that stores w itself nothing at all is lost by that.
 """
 
 from collections.abc import Iterator
@@ -78,12 +79,15 @@ class FoldedLinear:
 
 @dataclass
 class FoldedNorm:
-    """A norm's weight [C] and bias [C] (None for an RMSNorm), float32; dtype: what they are exported in."""
+    """A norm's stored weight [C] and bias [C] (None for an RMSNorm), float32; dtype: what they are exported in; adds:
+    what the norm adds to its weight before it multiplies by it.
+    """
 
     name: str
     weight: Tensor
     bias: Tensor | None
     dtype: torch.dtype
+    adds: float = 0.0
 
     def absorb(self, scale: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Divide the output by `scale` after subtracting `shift`; float32 [C]. Returns the scale and shift that the
@@ -91,13 +95,15 @@ class FoldedNorm:
 
         Raises QuantError where the new bias does not fit the dtype.
         """
-        before = self.weight
-        after = (before / scale).to(self.dtype).float()
+        before = self.weight + self.adds
+        stored = (before / scale - self.adds).to(self.dtype).float()
+        after = stored + self.adds
         # float16 can underflow or overflow: such a channel stays as it was.
         lost = (after == 0) & (before != 0) | ~torch.isfinite(after)
-        after = torch.where(lost, before.to(self.dtype).float(), after)
+        stored = torch.where(lost, self.weight.to(self.dtype).float(), stored)
+        after = stored + self.adds
         left = torch.where(after == 0, torch.where(lost, 1.0, scale), before / after)
-        self.weight = after
+        self.weight = stored
         if self.bias is None:
             return left, None
         bias = self.bias

@@ -26,6 +26,7 @@ from .stats import Stats
 
 OUTPUTS = 512  # output channels per linear on which a candidate is tried
 CLEAR = 0.95  # of the error without smoothing: what smoothing must stay below to be worth it
+MANY = 8  # linears of one group that each have so many
 
 
 @dataclass
@@ -113,6 +114,9 @@ class Problem:
         return known[1]
 
 
-def some_outputs(count: int, device) -> Tensor:
-    """At most OUTPUTS evenly spaced indices out of `count`, ascending: int64 [min(OUTPUTS, count)]."""
-    return torch.linspace(0, count - 1, min(OUTPUTS, count), device=device).round().long()
+def some_outputs(count: int, device, linears: int = 1) -> Tensor:
+    """At most OUTPUTS evenly spaced indices out of `count`, ascending: int64 [min(OUTPUTS, count)]. linears: how many
+    are tried together; of MANY or more, the experts of a block, all share what MANY would have.
+    """
+    most = OUTPUTS if linears <= MANY else max(1, OUTPUTS * MANY // linears)
+    return torch.linspace(0, count - 1, min(most, count), device=device).round().long()

@@ -8,7 +8,9 @@ transformers is imported inside the functions: it takes seconds, and --help does
 and processors work with 4.46, too, which the vendor's library needs.
 """
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +130,55 @@ def greedy_generation(directory: Path) -> "GenerationConfig | None":
         return transformers.GenerationConfig.from_pretrained(str(directory), local_files_only=True, **greedy)
     except Exception as error:  # OSError, ValueError, TypeError and more: transformers reads an untrusted file
         raise QuantError(f"{file}: transformers {transformers.__version__}: {one_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """How a module keeps its experts: as gate_up_proj [experts, 2I, H] and down_proj [experts, H, I], or turned, as
+    4.57 does for some, [experts, H, 2I] and [experts, I, H].
+    """
+
+    experts: int
+    turned: bool
+    parts: dict[str, tuple[int, int]]
+    """gate_proj, up_proj, down_proj -> the shape of that linear's weight."""
+    tensor_of = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
+
+    def view(self, whole: "Tensor", number: int, part: str) -> "Tensor":
+        """Where the weight [O, I] of a linear is in the tensor [experts, ...] that holds it."""
+        matrix = whole[number].T if self.turned else whole[number]
+        outputs = self.parts[part][0]
+        return matrix[outputs:] if part == "up_proj" else matrix[:outputs]
+
+
+def holds_experts(module) -> bool:
+    """Whether it is the module of a block's experts, which has two tensors for all of them."""
+    parameters = getattr(module, "_parameters", {})
+    return {"gate_up_proj", "down_proj"} <= parameters.keys() and parameters["gate_up_proj"].dim() == 3
+
+
+def expert_layout(module) -> ExpertLayout:
+    """Of such a module."""
+    first, second = module.gate_up_proj.shape, module.down_proj.shape
+    hidden = module.hidden_dim if hasattr(module, "hidden_dim") else module.hidden_size
+    turned = first[2] != hidden if first[1] != first[2] else second[1] != hidden
+    inner = (first[2] if turned else first[1]) // 2
+    parts = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    return ExpertLayout(first[0], turned, parts)
+
+
+def routing(module, args: tuple, kwargs: dict) -> "tuple[Tensor, Tensor, Tensor]":
+    """What such a module is called with: hidden states [T, H], each token's experts [T, k], and their weights [T, k].
+    5.x hands over experts and weights [T, k]; 4.57 the weights of all experts [T, E], and the experts.
+    """
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    given = dict(zip(names, args)) | kwargs
+    hidden = given["hidden_states"]
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    if "router_indices" in given:
+        index = given["router_indices"]
+        return hidden, index, given["routing_weights"].gather(-1, index)
+    return hidden, given["top_k_index"], given["top_k_weights"]
 
 
 # -- tokenizer and processors ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ..arithmetic.fold import FoldedLinear, FoldedNorm, power_of_two, share_head
 from ..arithmetic.int8 import signal_to_noise
 from ..arithmetic.prior import Prior
 from ..arithmetic.ranges import activation_range
-from ..arithmetic.schemes import SCHEMES, QuantizedLinear
+from ..arithmetic.schemes import NEAREST, SCHEMES, QuantizedLinear
 from ..arithmetic.smoothing import Problem, Smoothing, some_outputs
 from ..arithmetic.stats import Observer, Stats
 from ..base.choices import METHODS, ROUNDINGS
@@ -30,6 +30,7 @@ from ..families.family import Group, Tower
 from ..model.paused import Call, Key, first
 from ..model.streamed import StreamedModel
 from . import heldout
+from .chains import chains
 from .expected import channel_sizes
 from .observe import Rows, observe
 from .ranks import Ranks
@@ -121,6 +122,7 @@ class BlockQuantizer:
         result.ranges = [
             group_range(names[group], stats[group], smoothed[group], held.outside.get(names[group][0]))
             for group in groups
+            if group in stats
         ]
         return result
 
@@ -136,9 +138,9 @@ class BlockQuantizer:
     def _observe(self, block, groups: list[Group], calls: dict[Key, Call]) -> tuple[dict, dict[Group, Stats]]:
         """The float pass: outputs by key, Stats by group. A group's input is observed once, at its first linear."""
         observers = {}
-        for group in groups:
-            name = self.prefix + group.linears[0]
-            channels = self.model.linear(name).in_features
+        for group in (group for group in groups if group.observed):
+            name = self.prefix + group.watched
+            channels = self.model.weights(name)[0].shape[-1]
             observers[group] = Observer(name, channels, 0, self.model.device, self.rounding.needs_moments)
         watched = [(self.model.linear(each.name), each) for each in observers.values()]
         outputs = observe(lambda call: call(block), watched, calls, self.rows, self.prefix[:-1], self.model.device)
@@ -148,12 +150,15 @@ class BlockQuantizer:
     def _folded(self) -> tuple[dict[str, FoldedLinear], dict[str, FoldedNorm]]:
         """The block's linears and norms by name, with nothing folded yet."""
         linears, norms = {}, {}
-        for name in (self.prefix + linear for group in self.members for linear in group.linears):
+        for name in (self.prefix + linear for group in self.members for linear in (*group.linears, *group.readers)):
             weight, bias = self.model.weights(name)
             linears[name] = FoldedLinear(name, weight, None if bias is None else bias.float())
-        for name in (group.source_in(self.prefix) for group in self.members if group.kind == "norm"):
+        for group in (group for group in self.members if group.kind == "norm"):
+            name = group.source_in(self.prefix)
             weight, bias = self.model.weights(name)
-            norms[name] = FoldedNorm(name, weight.float(), None if bias is None else bias.float(), self.dtype)
+            norms[name] = FoldedNorm(
+                name, weight.float(), None if bias is None else bias.float(), self.dtype, group.adds
+            )
         return linears, norms
 
     def _smooth(self, groups: list[Group], linears: dict, norms: dict, stats: dict) -> dict[Group, Stats]:
@@ -184,7 +189,10 @@ class BlockQuantizer:
         problem = Problem(
             stats=stats,
             weight=torch.cat(
-                [consumer.float(some_outputs(len(consumer.weight), consumer.weight.device)) for consumer in consumers]
+                [
+                    consumer.float(some_outputs(len(consumer.weight), consumer.weight.device, len(consumers)))
+                    for consumer in consumers
+                ]
             ),
             column_max=torch.stack([consumer.column_max() for consumer in consumers]).amax(0),
             share=lambda x: self._shared(group, x),
@@ -211,6 +219,8 @@ class BlockQuantizer:
             return stats
         consumers = [linears[self.prefix + name] for name in group.linears]
         if group.kind == "norm":
+            if group.readers:  # which are stored as floats
+                scale, shift = power_of_two(scale), None
             scale, shift = norms[group.source_in(self.prefix)].absorb(scale, shift)
         else:
             source = linears[group.source_in(self.prefix)]
@@ -224,6 +234,8 @@ class BlockQuantizer:
             # Without a bias there is nothing to take a shift up with; a method gives none then, and what rounding the
             # norm's own bias left is lost, as it is in any export of that norm.
             consumer.scale_columns(scale, shift if consumer.bias is not None else None)
+        for reader in group.readers:
+            linears[self.prefix + reader].scale_columns(scale)
         return self.priors[group].widened(stats).smoothed(scale, shift)
 
     def _round(
@@ -234,9 +246,10 @@ class BlockQuantizer:
             rounded = []
             for group in (group for number, group in enumerate(groups) if self.ranks.owns(number)):
                 members = [linears[self.prefix + name] for name in group.linears]
-                scheme, moments = SCHEMES[self.plan.words[members[0].name]], stats[group].moments
+                scheme, seen = SCHEMES[self.plan.words[members[0].name]], stats.get(group)
+                moments = seen and seen.moments
                 range_ = self._range(members, stats[group]) if scheme.needs_range else None
-                rounding = self.rounding(members[0].name, moments and moments.matrix())
+                rounding = self.rounding(members[0].name, moments and moments.matrix()) if seen else NEAREST
                 for member in members:
                     linear = scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
                     rounded.append(linear)
@@ -261,7 +274,9 @@ class BlockQuantizer:
             if group.source and self.plan.is_int8(self.prefix + group.linears[0])
         }
         divided = [
-            linear for linear in linears.values() if linear.row is not None and not self.plan.is_int8(linear.name)
+            linear
+            for linear in linears.values()
+            if (linear.row is not None or linear.column is not None) and not self.plan.is_int8(linear.name)
         ]
         for part in [norms[name] for name in norms if name in sources] + divided:
             floats[f"{part.name}.weight"] = part.weight if isinstance(part, FoldedNorm) else part.float()
@@ -277,17 +292,3 @@ class BlockQuantizer:
             hidden = call.hidden
             error = first(call.on(hidden.clone())(self.model.block(self.tower, index))) - hidden - added
         return signal_to_noise(added, error)
-
-
-def chains(groups: list[Group]) -> dict[Group, int]:
-    """Group -> the number of the chain that it is in: groups are in one if they share a module, directly or through
-    others.
-    """
-    found: list[tuple[set[str | None], list[Group]]] = []
-    for group in groups:
-        modules, members = {*group.linears, group.source}, [group]
-        for chain in [chain for chain in found if chain[0] & modules]:
-            found.remove(chain)
-            modules, members = modules | chain[0], chain[1] + members
-        found.append((modules, members))
-    return {group: number for number, (_, members) in enumerate(found) for group in members}

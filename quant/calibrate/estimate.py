@@ -20,6 +20,7 @@ from ..arithmetic.smoothing import OUTPUTS
 from ..arithmetic.stats import ROWS
 from ..base.choices import ROUNDINGS
 from ..export.layout import export_layout
+from ..export.plan import Decision
 from ..families.family import Tower
 from ..model.device import peak_memory
 from .calibrator import Calibrator
@@ -40,10 +41,18 @@ def multiply_adds(calibrator: Calibrator) -> tuple[int, int]:
     int8 = total = 0
     for decision in calibrator.plan.decisions.values():
         block = calibrator.family.block_of(decision.name)
-        work = prod(decision.shape) * seen[block[0].name if block else "language"]
+        work = round(prod(decision.shape) * seen[block[0].name if block else "language"] * _share(calibrator, decision))
         total += work
         int8 += work if decision.int8 else 0
     return int8, total
+
+
+def _share(calibrator: Calibrator, decision: Decision) -> float:
+    """What share of the tokens a linear sees: less than all for an expert."""
+    tower, index = calibrator.family.block_of(decision.name) or (None, 0)
+    if tower is None:
+        return 1.0
+    return tower.share(calibrator.checkpoint.config, decision.name.removeprefix(tower.block(index)))
 
 
 def export_bytes(calibrator: Calibrator) -> int:
@@ -56,14 +65,14 @@ def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
     """Largest block of each tower, and what stands outside ("outside") and is read whole, in the compute dtype."""
     sizes: dict[str, int] = {"outside": 0}
     itemsize = calibrator.compute_dtype.itemsize
-    for tower in calibrator.family.towers:
-        prefix = tower.block(0)
-        sizes[tower.name] = sum(
-            prod(info.shape) * itemsize
-            for name, info in calibrator.checkpoint.tensors.items()
-            if name.startswith(prefix)
-        )
+    blocks: dict[tuple[str, int], int] = {}
     family = calibrator.family
+    for name, info in calibrator.checkpoint.tensors.items():
+        if place := family.block_of(name):
+            key = (place[0].name, place[1])
+            blocks[key] = blocks.get(key, 0) + prod(info.shape) * itemsize
+    for tower in family.towers:
+        sizes[tower.name] = max((size for (name, _), size in blocks.items() if name == tower.name), default=0)
     for name, info in calibrator.checkpoint.tensors.items():
         if family.block_of(name) is None and name not in (f"{family.head}.weight", f"{family.embedding}.weight"):
             sizes["outside"] += prod(info.shape) * itemsize
@@ -91,7 +100,7 @@ def _moments(calibrator: Calibrator) -> int:
         widths = [
             calibrator.checkpoint.tensors[f"{tower.block(0)}{group.linears[0]}.weight"].shape[1]
             for group in tower.groups_of(calibrator.checkpoint.config, 0)
-            if calibrator.plan.int8_group(tower, 0, group)
+            if calibrator.plan.int8_group(tower, 0, group) and group.observed
         ]
         most = max(most, sum(16 * width**2 for width in widths) + 24 * max(widths, default=0) ** 2)
     return most
@@ -99,12 +108,12 @@ def _moments(calibrator: Calibrator) -> int:
 
 def seconds(calibrator: Calibrator) -> float:
     """Wall time to expect."""
-    float_work = search_work = 0
+    float_work, search_work = 0.0, 0
     searched = calibrator.config.anti_method == "m2"
     for decision in calibrator.plan.decisions.values():
         block = calibrator.family.block_of(decision.name)
         if block and block[1] < block[0].used(calibrator.checkpoint.config):
-            float_work += prod(decision.shape) * tokens(calibrator, block[0])
+            float_work += prod(decision.shape) * tokens(calibrator, block[0]) * _share(calibrator, decision)
             search_work += (
                 decision.int8
                 * searched

@@ -1,13 +1,14 @@
 """The lines before and after a run: what will be done, what it will take, and what came of it."""
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..arithmetic.product import FAST, product_on
 from ..base.console import duration, size
 from ..export.plan import Plan
-from ..families.family import Tower
+from ..families.family import Group, Tower
 from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
@@ -57,12 +58,12 @@ def _groups(calibrator: Calibrator) -> list[str]:
         blocks = range(tower.used(calibrator.checkpoint.config))
         chosen = {
             group: [index for index in blocks if plan.int8_group(tower, index, group)]
-            for group in tower.groups
+            for group in tower.all_groups(calibrator.checkpoint.config)
             if group.source
         }
         lines += [f"{tower.prefix}*"] * any(chosen.values())
         lines += [
-            f"{len(indices):>3} x {group.source} -> {', '.join(group.linears)}{_of(indices, blocks)}"
+            f"{len(indices):>3} x {group.source} -> {_listed(group)}{_of(indices, blocks)}"
             for group, indices in chosen.items()
             if indices
         ]
@@ -72,6 +73,12 @@ def _groups(calibrator: Calibrator) -> list[str]:
 def _of(indices: Sequence[int], blocks: Collection[int]) -> str:
     """Which of the blocks, where it is not all of them."""
     return "" if len(indices) == len(blocks) else f"  blocks {spans(list(indices))}"
+
+
+def _listed(group: Group) -> str:
+    """A group's linears in a line; of many the first and the last."""
+    names = [*group.linears, *(f"{name} (float)" for name in group.readers)]
+    return ", ".join(names if len(names) < 9 else [*names[:2], "...", *names[-2:]])
 
 
 def header(calibrator: Calibrator) -> None:
@@ -191,14 +198,14 @@ def decisions_table(plan: Plan) -> list[str]:
         blocks = {index for indices in group.values() for index in indices}
         for (linear, shape, scheme, why), indices in group.items():
             kind = {"W8A8": "int8", "W8A8_DYNAMIC": "int8 dynamic"}.get(scheme) or f"float [{reasons.index(why) + 1}]"
-            lines.append(
-                f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{_of(indices, blocks)}"
-            )
+            some = _of(sorted(set(indices)), blocks)
+            lines.append(f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{some}")
     return lines + [f"[{number + 1}] {why}" for number, why in enumerate(reasons)]
 
 
 def _in_tower(name: str, tower: Tower, index: int) -> tuple[str, str, int]:
-    return f"{tower.prefix}*", name.removeprefix(tower.block(index)), index
+    linear = re.sub(r"(\.experts\.)\d+\.", r"\1*.", name.removeprefix(tower.block(index)))
+    return f"{tower.prefix}*", linear, index
 
 
 def spans(indices: list[int]) -> str:

@@ -108,7 +108,7 @@ def verdict(
     """Check what was written, and say what is wrong, and for which numbers of NPUs it is right. Raises QuantError when
     a server would not serve it.
     """
-    from ..servers.rules import SERVERS, check_directory, open_directory
+    from ..servers.rules import SERVERS, check_directory, open_directory, serving
     from .check import numbers, render
 
     if save_type == "compressed-tensors":
@@ -116,6 +116,8 @@ def verdict(
             say(f"warning  {STATIC_SYMMETRIC}")
         return
     opened, servers = open_directory(directory), servers_of(target, save_type, act)
+    if not target:  # nobody asked for a server that does not have the model
+        servers = [server for server in servers if server in serving(opened)] or serving(opened)
     findings = check_directory(opened, servers, world_size=world_size)
     for line in render(findings):
         say(line)

@@ -251,7 +251,7 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
         if workers > 1:
             return launch_job(calibrator, Path(args.save_directory).absolute(), workers, args.resume)
         directory, calibrator.ranks = Path(args.save_directory).absolute(), ranks
-        format_ = formats.name_of(save_type, act, calibrator.plan.words.values())
+        format_ = formats.name_of(save_type, act, calibrator.plan.words.values(), calibrator.family)
         with job(calibrator, directory, args.resume, format_) as work:
             if work:
                 header(calibrator)

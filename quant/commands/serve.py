@@ -132,7 +132,7 @@ def _family(host: str):
 
 def _longest(args: argparse.Namespace, directory) -> int:
     """Tokens of prompt and answer: --max_model_len, which cannot exceed what the model has positions for."""
-    from ..families.family import text
+    from ..families.numbers import text
     from ..files.config_json import read_json
 
     own = text(read_json(directory / "config.json"), "max_position_embeddings", 4096)

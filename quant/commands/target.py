@@ -52,7 +52,8 @@ def refuse(plan, target: str | None) -> None:
             f"--target {target}: {dynamic[0]} would be W8A8_DYNAMIC, and MindIE's vision tower takes static W8A8 or"
             " float; use --vision float, or --target vllm-ascend"
         )
-    if len(plan.schemes) > 1:
+    experts = {name for name in plan.words if ".experts." in name} if plan.family.mindie_experts else set()
+    if len({word for name, word in plan.words.items() if name not in experts}) > 1:
         raise UsageError(
             f"--target {target}: MindIE takes one type for all int8 linears, not"
             f" {' beside '.join(sorted(plan.schemes))}; use --scheme alone, or --target vllm-ascend"

@@ -15,9 +15,11 @@ VERSION = "1.0.0"
 MINDIE_NAMES = {"W8A8": "w8a8", "W8A8_DYNAMIC": "w8a8_dynamic", "W8A8_MIX": "w8a8_pdmix"}  # config.json's `quantize`
 
 
-def model_type(words: Collection[str]) -> str:
-    """The one type of a model whose linears have these: the static one where there are two."""
-    return min(words)
+def model_type(words: Collection[str], family: Family | None = None) -> str:
+    """The one type of a model whose linears have these: the static one where there are two, unless MindIE knows the
+    family's by its dynamic experts.
+    """
+    return max(words) if family and family.mindie_experts and "W8A8_DYNAMIC" in words else min(words)
 
 
 def describe(names: Collection[str], words: dict[str, str], family: Family) -> dict[str, str]:
@@ -31,7 +33,7 @@ def describe(names: Collection[str], words: dict[str, str], family: Family) -> d
         entries[name] = word if word and part in SCHEMES[word].parts else "FLOAT"
     if head := head_of(family):
         entries.setdefault(f"{head}.weight", "FLOAT")
-    return {"version": VERSION, "model_quant_type": model_type(set(words.values())), **entries}
+    return {"version": VERSION, "model_quant_type": model_type(set(words.values()), family), **entries}
 
 
 def head_of(family: Family) -> str | None:
@@ -40,6 +42,8 @@ def head_of(family: Family) -> str | None:
 
 
 def vision_static(family: Family, words: dict[str, str]) -> bool:
-    """Whether the vision tower is int8 and static throughout: what MindIE's switch for it says."""
+    """Whether the vision tower is int8 and static throughout, as MindIE's switch for it says, where it has one."""
+    if family.mindie_vision_follows:
+        return False
     vision = {word for name, word in words.items() if name.startswith(family.tower("vision").prefix)}
     return bool(vision) and "W8A8_DYNAMIC" not in vision

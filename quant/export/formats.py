@@ -20,6 +20,7 @@ from ..arithmetic.schemes import SCHEMES
 from ..base.config import QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..base.output import FILE_MODE, appearing, check_output, check_space, link_or_copy
+from ..families.family import Family
 from ..files.config_json import read_json, write_json
 from ..files.safetensors_io import SafetensorsWriter, TensorInfo, read_tensor
 from . import compressed_tensors
@@ -63,11 +64,13 @@ def resolve(save_type: str, act: str | None, words: Collection[str] = ("W8A8",))
     return act
 
 
-def name_of(save_type: str, act: str, words: Collection[str]) -> str:
-    """A format in words, as name_in() finds it in what was written. words: the types of the int8 linears."""
+def name_of(save_type: str, act: str, words: Collection[str], family: Family | None = None) -> str:
+    """A format in words, as name_in() finds it in what was written. words: the types of the int8 linears; family: the
+    model's.
+    """
     if save_type == "compressed-tensors":
         return f"{save_type}, {act}"
-    return f"{save_type}, {model_type({WORDS.get(act, word) for word in words})}"
+    return f"{save_type}, {model_type({WORDS.get(act, word) for word in words}, family)}"
 
 
 def name_in(directory: Path) -> str:
@@ -143,6 +146,8 @@ def _write_ascend(export: Export, directory: Path, save_type: str, act: str) -> 
     described = {
         name: after.get(name, kind) for name, kind in export.description.items() if name in kept or name not in before
     }
+    if act == AS_IS:  # not a word of one linear's for all
+        word = export.description.get("model_quant_type", word)
     write_json(directory / DESCRIPTION[save_type], {**described, "version": VERSION, "model_quant_type": word})
     write_json(directory / "config.json", _config(export, save_type, act, word))
 

@@ -47,7 +47,7 @@ class Plan:
         """The groups of a tower that have an int8 linear in any block."""
         return [
             group
-            for group in tower.groups
+            for group in tower.all_groups(self.config)
             if any(self.int8_group(tower, index, group) for index in range(tower.used(self.config)))
         ]
 
@@ -57,14 +57,14 @@ class Plan:
 
     @cached_property
     def smoothed(self) -> list[tuple[str, tuple[str, ...]]]:
-        """(source, consumers) of every group that the method will smooth; empty without a method."""
+        """(source, int8 consumers) of every group that the method will smooth; empty without a method."""
         if self.anti_method == "none":
             return []
         return [
             (tower.block(index) + group.source, tuple(tower.block(index) + linear for linear in group.linears))
             for tower in self.family.towers
             for index in range(tower.used(self.config))
-            for group in tower.groups
+            for group in tower.all_groups(self.config)
             if group.source and self.int8_group(tower, index, group)
         ]
 
@@ -119,10 +119,13 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
             why = keep[pattern]
         else:
             scheme = why = "W8A8_DYNAMIC" if dynamic else config.scheme
+            if scheme != "W8A8_DYNAMIC" and (pattern := match(family.must_dynamic, name)):
+                scheme, why = "W8A8_DYNAMIC", f"W8A8_DYNAMIC: {family.must_dynamic[pattern]}"
         decisions[name] = Decision(name, (outputs, inputs), scheme, why)
     _refuse_float_dynamic(config.dynamic_names, decisions)
     plan = Plan(family, checkpoint.config, config.anti_method, decisions)
     _refuse_half_groups(plan)
+    _refuse_half_experts(plan)
     _refuse_half_vision(plan)
     if not plan.int8_names:
         raise UsageError("every linear would stay float: nothing to quantize; relax --disable_names or --vision")
@@ -204,6 +207,21 @@ def _refuse_half_groups(plan: Plan) -> None:
                 raise UsageError(
                     f"--dynamic_names makes {dynamic[0]} W8A8_DYNAMIC but not what reads the same tensor; servers"
                     f" demand one type: add {rest}"
+                )
+
+
+def _refuse_half_experts(plan: Plan) -> None:
+    """All experts of a block are one layer to a server: all int8 or all float."""
+    for tower in plan.family.towers:
+        for index in range(tower.used(plan.config)):
+            prefix, groups = tower.block(index), [group for group in tower.groups if group.experts]
+            names = [prefix + name for group in groups for name in group.of(1).linears]
+            floats = [name for name in names if f"{name}" in plan.decisions and not plan.is_int8(name)]
+            if floats and any(plan.is_int8(name) for name in names):
+                pattern = floats[0].removeprefix(prefix).partition(".0.")[0]
+                raise UsageError(
+                    f"--disable_names keeps {floats[0]} float but not all of that block's experts, which servers build"
+                    f" as one layer: add {prefix}{pattern}.*"
                 )
 
 

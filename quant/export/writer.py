@@ -134,8 +134,9 @@ def write_beside(directory: Path, checkpoint: Checkpoint, plan: Plan, layout: La
         dtype=dtype,
         vision_int8=vision_int8,
         vocab_size=plan.family.vocab_size(checkpoint.config),
+        old_rope=plan.family.old_rope,
     )
-    edited["quantize"] = MINDIE_NAMES[word]
+    edited["quantize"] = MINDIE_NAMES[model_type(plan.schemes, plan.family)]
     config_json.write_json(directory / "config.json", edited)
     for file in checkpoint.copied_files:
         copy_file(file, directory / file.name)

@@ -4,11 +4,19 @@ walks through one.
 
 from ..base.errors import UsageError
 from .family import Family
+from .internvl import INTERNVL
 from .llava import LLAVA
 from .qwen2_5vl import QWEN2_5_VL
 from .qwen2vl import QWEN2_VL
+from .qwen3_5 import QWEN3_5
+from .qwen3_5_moe import QWEN3_5_MOE
+from .qwen3vl import QWEN3_VL
+from .qwen3vl_moe import QWEN3_VL_MOE
 
-FAMILIES: dict[str, Family] = {family.architecture: family for family in (QWEN2_VL, QWEN2_5_VL, LLAVA)}
+FAMILIES: dict[str, Family] = {
+    family.architecture: family
+    for family in (QWEN2_VL, QWEN2_5_VL, LLAVA, QWEN3_VL, INTERNVL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE)
+}
 """config.json's "architectures" -> Family."""
 
 

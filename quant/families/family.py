@@ -6,8 +6,9 @@ installed transformers, which change from version to version; `Family.renames` l
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 
 from ..base.errors import QuantError
@@ -28,12 +29,42 @@ class Group:
     kind: Literal["norm", "value", "up"] | None = None
     when: Callable[[dict, int], bool] | None = None
     """config.json and a block's index -> whether that block has this group; None: every block has it."""
+    adds: float = 0.0
+    """What the norm adds to its stored weight before it multiplies by it: 1 where w - 1 is stored."""
+    readers: tuple[str, ...] = ()
+    """Modules with a weight [..., channels] that read the same tensor and always stay float, such as a router: scales
+    are powers of two then, which these weights take up without losing a bit (but for a norm that stores w - 1).
+    """
+
+    observed: bool = True
+    """False: linears of which each reads a tensor of its own, which is not looked at; they are rounded by their weights
+    alone, to W8A8_DYNAMIC, and never smoothed.
+    """
+    experts: bool = False
+    """Whether a * in the linears' names stands for the number of every expert."""
+    with_experts: tuple[str, ...] = ()
+    """Linears that read the tensor beside the experts, such as an expert that all tokens share."""
+
+    @property
+    def watched(self) -> str:
+        """The module whose input is the tensor that all of them read; experts see what a router gave to them."""
+        return (*self.readers, *self.linears)[0]
+
+    def of(self, experts: int) -> "Group":
+        """The group with the names of this many experts."""
+        return _expanded(self, experts) if self.experts else self
 
     def source_in(self, prefix: str) -> str:
         """Hub name of the source in the block with this prefix. Raises ValueError for a group without one."""
         if self.source is None:
             raise ValueError(f"{self.linears}: the group has no source")
         return prefix + self.source
+
+
+@lru_cache(maxsize=64)
+def _expanded(group: Group, experts: int) -> Group:
+    linears = (name.replace("*", str(number)) for number in range(experts) for name in group.linears)
+    return replace(group, linears=(*linears, *group.with_experts), experts=False, with_experts=())
 
 
 @dataclass(frozen=True)
@@ -43,7 +74,7 @@ class Tower:
     name: Literal["vision", "language"]
     prefix: str
     groups: tuple[Group, ...]
-    """Of all blocks; groups_of() has those of one."""
+    """Of all blocks, as described; groups_of() has those of one, with the experts' names."""
     blocks: Callable[[dict], int]
     """config.json -> how many blocks the checkpoint holds."""
     used: Callable[[dict], int]
@@ -67,13 +98,22 @@ class Tower:
     with shapes. None of them: not known.
     """
 
+    experts: Callable[[dict], int] = lambda config: 0
+    """config.json -> experts of a block that has any."""
+    share: Callable[[dict, str], float] = lambda config, linear: 1.0
+    """config.json and a linear's name in the block -> what share of the tokens it sees: less than all for an expert."""
+
     def block(self, index: int) -> str:
         """The prefix of block `index`'s tensors."""
         return f"{self.prefix}{index}."
 
+    def all_groups(self, config: dict) -> tuple[Group, ...]:
+        """The groups of all blocks, with the experts' names."""
+        return tuple(group.of(self.experts(config)) for group in self.groups)
+
     def groups_of(self, config: dict, index: int) -> tuple[Group, ...]:
         """The groups of block `index`."""
-        return tuple(group for group in self.groups if group.when is None or group.when(config, index))
+        return tuple(group for group in self.all_groups(config) if group.when is None or group.when(config, index))
 
     def passes(self, inputs: Mapping) -> int:
         """How many times a sample with these inputs enters the tower in one forward."""
@@ -110,6 +150,8 @@ class Processing:
     """
     from_config: Callable[[dict], dict] = lambda config: {}
     """config.json -> the processor's arguments that must agree with it."""
+    tiles: Callable[[dict], int] | None = None
+    """The image processor's settings -> into how many tiles of one size it cuts an image at most; None: into none."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +214,20 @@ class Family:
     """Linear of a vision block that MindIE, on several NPUs, uses transposed where it is int8; None: none."""
     prompt: str
     """Asked of a calibration image that brings no prompt of its own."""
+    must_dynamic: dict[str, str] = field(default_factory=dict)
+    """Pattern of linears -> why they are W8A8_DYNAMIC wherever they are int8. Not for the user to overrule."""
+    old_rope: bool = True
+    """Whether servers read rope_theta and rope_scaling, as before transformers 5; else rope_parameters stay as they
+    are.
+    """
+    mindie_refuses: str | None = None
+    """What MindIE says of the model instead of loading it; None where it loads it."""
+    mindie_unlisted: Callable[[dict], str | None] = lambda config: None
+    """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
+    mindie_vision_follows: bool = False
+    """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
+    mindie_experts: bool = False
+    """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
 
     def tower(self, name: str) -> Tower:
         """The tower of that name."""
@@ -198,51 +254,6 @@ class Family:
                     f"{where}: blocks of the {tower.name} tower: {stated} by config.json, {held[tower.name]} in the"
                     " weights; one of the two is of another model, fetch both again"
                 )
-
-
-# Of blocks, heads, channels, pixels a side, words: far above any model, far below what would take the machine's time
-# or memory.
-MAX_NUMBER = 1 << 20
-
-
-def text(config: dict, key: str, default: int | None = None) -> int:
-    """A number of the language model: beside vision_config as the hub's Qwen files have it, or in text_config.
-
-    Raises QuantError when it is in neither and has no default, or is no whole number from 1 to MAX_NUMBER.
-    """
-    return _number(key, config[key] if key in config else _section(config, "text_config").get(key), default, "")
-
-
-def nested_text(config: dict, key: str, default: int | None = None) -> int:
-    """As text(), for models whose language model is described in text_config alone, as transformers reads it."""
-    return _number(key, _section(config, "text_config").get(key), default, "text_config ")
-
-
-def vision(config: dict, key: str, default: int | None = None) -> int:
-    """A number of vision_config. Raises QuantError when it is not there and has no default, or is no whole number from
-    1 to MAX_NUMBER.
-    """
-    return _number(key, _section(config, "vision_config").get(key), default, "vision_config ")
-
-
-def _section(config: dict, name: str) -> dict:
-    section = config.get(name, {})
-    if not isinstance(section, dict):
-        raise QuantError(
-            f"config.json: {name} is a JSON {type(section).__name__}, an object was expected; fetch it again"
-        )
-    return section
-
-
-def _number(key: str, value, default: int | None, where: str) -> int:
-    value = default if value is None else value
-    if value is None:
-        raise QuantError(f"config.json: {where}has no {key}; fetch it again")
-    if type(value) is not int or not 0 < value <= MAX_NUMBER:
-        raise QuantError(
-            f"config.json: {where}has {key} {value!r:.40}, a number from 1 to {MAX_NUMBER} was expected; fetch it again"
-        )
-    return value
 
 
 def match(patterns, name: str) -> str | None:

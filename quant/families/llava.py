@@ -5,12 +5,16 @@ carried over unseen.
 """
 
 from ..base.errors import UsageError
-from .family import Family, Group, Processing, Tower, nested_text, vision
+from .family import Family, Group, Processing, Tower
+from .numbers import nested_text, vision
 from .shapes import Shapes, decoder_block, linear, norm
 
 
-def _vision_blocks_used(config: dict) -> int:
-    layer, blocks = config.get("vision_feature_layer", -2), vision(config, "num_hidden_layers")
+def vision_blocks_used(config: dict, blocks: int | None = None, layer: int = -2) -> int:
+    """How many vision blocks come before vision_feature_layer. blocks, layer: what config.json need not say. Raises
+    UsageError for several layers, and for one that there is not.
+    """
+    layer, blocks = config.get("vision_feature_layer", layer), vision(config, "num_hidden_layers", blocks)
     if type(layer) is not int:
         raise UsageError(f"vision_feature_layer={layer}: features from several layers are not supported, one layer is")
     used = layer + blocks + 1 if layer < 0 else layer  # hidden_states[0] is the input of block 0
@@ -101,7 +105,7 @@ VISION = Tower(
         Group(("mlp.fc2",)),
     ),
     blocks=lambda config: vision(config, "num_hidden_layers"),
-    used=_vision_blocks_used,
+    used=vision_blocks_used,
     heads=lambda config: (vision(config, "num_attention_heads"),) * 2,
     width=lambda config: vision(config, "hidden_size"),
     mlp=lambda config: vision(config, "intermediate_size"),

@@ -9,7 +9,8 @@ attn.proj and gate/up may be either, down_proj must be float.
 
 from dataclasses import replace
 
-from .family import Family, Group, Tower, text, vision
+from .family import Family, Group, Tower
+from .numbers import text, vision
 from .qwen2vl import GRIDS, LANGUAGE, outside
 from .qwen2vl import PROCESSING as QWEN2_VL_PROCESSING
 from .shapes import Shapes, gated_vision_block

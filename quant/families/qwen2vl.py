@@ -4,7 +4,8 @@ MindIE's ViT takes attn.qkv, attn.proj and mlp.fc1 of every block in int8 or non
 float there.
 """
 
-from .family import Family, Group, Processing, Tower, text, vision
+from .family import Family, Group, Processing, Tower
+from .numbers import text, vision
 from .shapes import Shapes, decoder_block, linear, norm
 
 GRIDS = ("image_grid_thw", "video_grid_thw")  # [images, 3]: patches along time, height, width

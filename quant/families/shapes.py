@@ -17,17 +17,59 @@ def decoder_block(
     width: int, mlp: int, heads: tuple[int, int], qkv_bias: bool, out_bias: bool = False, mlp_bias: bool = False
 ) -> Shapes:
     """A block of LLaMA and of Qwen2. heads: (query heads, key/value heads) of width // query heads channels."""
-    shared = width // heads[0] * heads[1]
+    channels = width // heads[0]
     return {
         **norm("input_layernorm", width, bias=False),
-        **linear("self_attn.q_proj", width, width, qkv_bias),
-        **linear("self_attn.k_proj", shared, width, qkv_bias),
-        **linear("self_attn.v_proj", shared, width, qkv_bias),
-        **linear("self_attn.o_proj", width, width, out_bias),
+        **attention(width, heads[0] * channels, heads[1] * channels, qkv_bias, out_bias),
         **norm("post_attention_layernorm", width, bias=False),
-        **linear("mlp.gate_proj", mlp, width, mlp_bias),
-        **linear("mlp.up_proj", mlp, width, mlp_bias),
-        **linear("mlp.down_proj", width, mlp, mlp_bias),
+        **gated_mlp("mlp", width, mlp, mlp_bias),
+    }
+
+
+def attention(width: int, queries: int, values: int, qkv_bias: bool, out_bias: bool = False, gate: int = 1) -> Shapes:
+    """q_proj of gate * queries rows, k_proj and v_proj of `values` rows, o_proj."""
+    return {
+        **linear("self_attn.q_proj", gate * queries, width, qkv_bias),
+        **linear("self_attn.k_proj", values, width, qkv_bias),
+        **linear("self_attn.v_proj", values, width, qkv_bias),
+        **linear("self_attn.o_proj", width, queries, out_bias),
+    }
+
+
+def gated_mlp(name: str, width: int, mlp: int, bias: bool = False) -> Shapes:
+    """gate_proj, up_proj, down_proj."""
+    return {
+        **linear(f"{name}.gate_proj", mlp, width, bias),
+        **linear(f"{name}.up_proj", mlp, width, bias),
+        **linear(f"{name}.down_proj", width, mlp, bias),
+    }
+
+
+def normed_decoder_block(
+    width: int, mlp: int, heads: tuple[int, int], channels: int, qkv_bias: bool = False, qk_norm: bool = True
+) -> Shapes:
+    """A block of Qwen3: heads of `channels` channels, whatever the width, and norms of the queries and the keys."""
+    return {
+        **norm("input_layernorm", width, bias=False),
+        **attention(width, heads[0] * channels, heads[1] * channels, qkv_bias),
+        **(query_key_norms(channels) if qk_norm else {}),
+        **norm("post_attention_layernorm", width, bias=False),
+        **gated_mlp("mlp", width, mlp),
+    }
+
+
+def experts(name: str, count: int, width: int, inner: int) -> Shapes:
+    """gate_proj, up_proj and down_proj of every expert."""
+    return {
+        part: shape for number in range(count) for part, shape in gated_mlp(f"{name}.{number}", width, inner).items()
+    }
+
+
+def query_key_norms(channels: int) -> Shapes:
+    """The norms of each head's queries and keys."""
+    return {
+        **norm("self_attn.q_norm", channels, bias=False),
+        **norm("self_attn.k_norm", channels, bias=False),
     }
 
 

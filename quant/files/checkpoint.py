@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.errors import QuantError, SourceError, UsageError
 from .config_json import read_json
-from .safetensors_io import TensorInfo, read_header, read_pieces, read_tensor
+from .safetensors_io import TensorInfo, read_header, read_pieces, read_tensor, unfused
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -40,7 +40,8 @@ class Source(Protocol):
 
 
 class Checkpoint:
-    """dir: the directory; config: config.json as a dict; tensors: name -> TensorInfo, in the order of the files.
+    """dir: the directory; config: config.json as a dict; tensors: name -> TensorInfo, in the order of the files, fused
+    experts (experts.py) as the linears that they are.
 
     Raises UsageError when `directory` is no model directory, QuantError when the model in it is damaged.
     """
@@ -61,6 +62,7 @@ class Checkpoint:
                     raise QuantError(f"{file}: {name} is also in {self.tensors[name].file.name}; remove the stale file")
                 self.tensors[name] = info
         self._check_index()
+        self.tensors = unfused(self.tensors, self.config)
 
     @cached_property
     def shards(self) -> list[Path]:

@@ -48,9 +48,18 @@ def dtype_name(config: dict) -> str:
     return next((config[key] for key in DTYPE_KEYS if config.get(key)), "float32")
 
 
-def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: bool, vocab_size: int) -> dict:
+def edit(
+    config: dict,
+    *,
+    flat: bool,
+    dtype: "torch.dtype | str",
+    vision_int8: bool,
+    vocab_size: int,
+    old_rope: bool = True,
+) -> dict:
     """A new dict. flat: lift the language model's keys to the top; vision_int8: MindIE's switch for its int8 vision
-    tower; vocab_size: for a config.json that does not say it at the top, where MindIE looks.
+    tower; vocab_size: for a config.json that does not say it at the top, where MindIE looks; old_rope: rope_theta and
+    rope_scaling in the place of rope_parameters.
     """
     edited = copy.deepcopy(config)
     text = edited.get("text_config", {})
@@ -59,11 +68,14 @@ def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: b
         for key, value in edited.pop("text_config").items():
             edited.setdefault(key, value)
         edited["model_type"] = config["model_type"]
-    _old_rope(edited if flat else text)
+    if old_rope:
+        _old_rope(edited if flat else text, flat)
     edited.setdefault("vocab_size", vocab_size)
     for key in DTYPE_KEYS:
         if key in edited or key == "torch_dtype":
             edited[key] = str(dtype).removeprefix("torch.")
+        if not flat and key in text:  # where MindIE looks for Qwen3-VL's
+            text[key] = str(dtype).removeprefix("torch.")
     edited["quantize"] = "w8a8"
     edited["vision_config"].pop("quantize", None)
     if vision_int8:
@@ -71,12 +83,13 @@ def edit(config: dict, *, flat: bool, dtype: "torch.dtype | str", vision_int8: b
     return edited
 
 
-def _old_rope(language: dict) -> None:
+def _old_rope(language: dict, flat: bool) -> None:
     """rope_parameters, as transformers 5 has it -> rope_theta and rope_scaling, as servers read them: every key of it,
     for a model with plain positions in the place of YaRN's is another model. What is in the older layout already stays.
 
-    Plain positions have one form there, {"type": "mrope", "mrope_section": ...}; all others are named in `type` and in
-    `rope_type`, since some servers read the one and some the other.
+    Plain positions have one form there, {"type": "mrope", "mrope_section": ...}, in newer, nested files {"rope_type":
+    "default", ...}, of which MindIE reads no other; all others are named in `type` and in `rope_type`, since some
+    servers read the one and some the other.
     """
     rope = language.pop("rope_parameters", None)
     if not isinstance(rope, dict):
@@ -87,6 +100,8 @@ def _old_rope(language: dict) -> None:
     settings = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
     if kind not in ("default", "mrope"):
         settings = {"type": kind, "rope_type": kind, **settings}
+    elif "mrope_section" in rope and not flat:
+        settings = {"rope_type": "default", **settings}
     elif "mrope_section" in rope:
         settings = {"type": "mrope", **settings}
     elif settings:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import QuantError
+from . import experts
 from .safetensors_header import read_entries
 
 DTYPES = {
@@ -31,12 +32,17 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: file, absolute byte offset, dtype, shape."""
+    """Where a tensor lies: file, absolute byte offset, dtype, shape.
+
+    columns: of a matrix [O, I] that is the transpose of columns first ... first + O of a wider one [I, N], which begins
+    at the offset: (first, N).
+    """
 
     file: Path
     offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    columns: tuple[int, int] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -59,6 +65,10 @@ def read_tensor(info: TensorInfo) -> Tensor:
     """A fresh tensor of any shape, filled from the file. Raises QuantError on a read error or a file that has become
     shorter.
     """
+    if info.columns is not None:
+        first, wide = info.columns
+        whole = read_tensor(replace(info, shape=(info.shape[1], wide), columns=None))
+        return whole[:, first : first + info.shape[0]].T.contiguous()
     tensor = torch.empty(info.shape, dtype=info.dtype)
     if not info.nbytes:
         return tensor
@@ -91,10 +101,31 @@ def read_rows(info: TensorInfo, rows: Tensor) -> Tensor:
 
 
 def read_pieces(info: TensorInfo, numbers: int = 1 << 23) -> Iterator[Tensor]:
-    """The same tensor as flat pieces [N] of at most `numbers` numbers that follow each other. Raises as read_tensor."""
+    """The same tensor as flat pieces [N] of at most `numbers` numbers that follow each other (one piece where it is
+    transposed in the file). Raises as read_tensor.
+    """
+    if info.columns is not None:
+        yield read_tensor(info).reshape(-1)
+        return
     flat = replace(info, shape=(math.prod(info.shape),))
     for start in range(0, flat.shape[0], numbers):
         yield read_tensor(flat.rows(start, min(numbers, flat.shape[0] - start)))
+
+
+def unfused(tensors: dict[str, TensorInfo], config: dict) -> dict[str, TensorInfo]:
+    """The tensors of a checkpoint with experts one by one (experts.py), in their order. config: config.json."""
+    fused = experts.pieces({name: info.shape for name, info in tensors.items()}, experts.width(config))
+    found: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        for linear, piece in fused.get(name, ()):
+            matrix = info.rows(piece.expert, 1)
+            if piece.turned:
+                found[linear] = replace(matrix, shape=piece.shape, columns=(piece.first, piece.stored[1]))
+            else:
+                found[linear] = replace(matrix, shape=piece.stored).rows(piece.first, piece.shape[0])
+        if name not in fused:
+            found[name] = info
+    return found
 
 
 class SafetensorsWriter:

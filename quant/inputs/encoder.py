@@ -37,7 +37,8 @@ class Encoder:
     limits.
 
     family, tokenizer: the checkpoint's. limits: (min_pixels, max_pixels) in force, or None. image_token_id: the number
-    of the token that stands for an image feature.
+    of the token that stands for an image feature. tiles: into how many an image is cut at most, None for families that
+    cut none.
 
     Raises UsageError: an architecture that is not supported; limits that contradict each other or that the family does
     not have. Raises QuantError: a tokenizer or processor file that is missing, damaged, at odds with config.json, or in
@@ -65,7 +66,7 @@ class Encoder:
             trust_remote_code=trust_remote_code,
         )
         self.tokenizer, self.limits = self._processor.tokenizer, self._processor.limits
-        self.image_token_id = self._processor.image_token_id
+        self.image_token_id, self.tiles = self._processor.image_token_id, self._processor.tiles
         self._chat = ChatTemplate(self.directory, self.tokenizer, self.family.processing)
 
     def __call__(

@@ -28,8 +28,8 @@ class Processor:
     min_pixels, max_pixels: instead of the checkpoint's own limits on a resized image's area; None for those.
 
     tokenizer: transformers' own. limits: (min_pixels, max_pixels) in force, None where every image is made one size.
-    image_token_id: the placeholder's number. image_processor: its class. filled: the processor's arguments that came
-    from config.json, because the checkpoint's files lack them.
+    image_token_id: the placeholder's number. tiles: into how many an image is cut at most, or None. image_processor:
+    its class. filled: the processor's arguments that came from config.json, because the checkpoint's files lack them.
 
     Raises UsageError: limits that contradict each other or that the family does not have. Raises QuantError: a file
     that is missing, damaged, at odds with config.json, or in need of remote code.
@@ -49,6 +49,7 @@ class Processor:
         self._directory, self._processing = directory, processing
         self._file, self._settings = processor_files.image_processor(directory)
         processor_files.check_image_processor(self._file, self._settings, config)
+        self.tiles = processing.tiles(self._settings) if processing.tiles else None
         self.limits = self._find_limits(min_pixels=min_pixels, max_pixels=max_pixels)
         # Where there are limits, the file's "size" is one of areas; they were checked just now.
         sides = [key for key in processor_files.SIZES if not (self.limits and key == "size")]

@@ -4,6 +4,7 @@ time and memory.
     file     at most MAX_JSON bytes, of which 64 KB are usual and a tokenizer's 35 MB the most
     pixels   image_mean, image_std: 3 numbers each up to 1000; those of image_std, and rescale_factor, above a millionth
     patches  patch_size, merge_size, temporal_patch_size: as in config.json's vision_config, else at most MAX_PATCH
+    tiles    min_patches, max_patches: at most MAX_TILES
     sides    size, crop_size, pad_size: at most MAX_SIDE; where size is an area, processor.py checks it
     area     of the resized image, at most MAX_AREA pixels: 24 bytes a pixel in float32 patches, 85,598 image tokens
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from ..base.errors import QuantError
 from ..files.config_json import MAX_JSON, read_json
 
-MAX_SIDE, MAX_PATCH, MAX_AREA = 8192, 256, 1 << 26
+MAX_SIDE, MAX_PATCH, MAX_AREA, MAX_TILES = 8192, 256, 1 << 26, 64
 LOW, HIGH = 1e-6, 1000
 HANDED_ON = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*")  # to transformers
 SIZES = ("size", "crop_size", "pad_size")
@@ -88,6 +89,9 @@ def check_image_processor(file: Path, settings: dict, config: dict) -> None:
         raise QuantError(
             f"{file}: rescale_factor is {factor!r:.40}, a number from {LOW} to {HIGH} was expected; {FETCH}"
         )
+    for key in ("min_patches", "max_patches"):
+        if (value := settings.get(key)) is not None:
+            _check(file, key, value, 1, MAX_TILES)
     if (resample := settings.get("resample")) is not None:
         _check(file, "resample", resample, 0, 5)  # Pillow's filters
     for key in SWITCHES:
@@ -106,7 +110,7 @@ def check_sides(file: Path, settings: dict, keys: Iterable[str] = SIZES) -> None
 
 def check_arguments(file: Path, arguments: dict) -> None:
     """The same for what a processor counts image tokens with, where it takes that as an argument."""
-    for key, low in (("patch_size", 1), ("num_additional_image_tokens", 0)):
+    for key, low in (("patch_size", 1), ("num_additional_image_tokens", 0), ("image_seq_length", 1)):
         if key in arguments:
             _check(file, key, arguments[key], low, MAX_PATCH)
 

@@ -87,13 +87,20 @@ class Measure:
         encoder = Encoder(directory, min_pixels=min_pixels, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
         config, processing = read_json(Path(directory) / "config.json"), encoder.family.processing
         self.limits, self._patch, self._merge = encoder.limits, processing.patch(config), processing.merge(config)
-        blank = encoder(Image.new("RGB", (self._patch * self._merge,) * 2), prompt)
+        self._encode = lambda height, width: encoder(Image.new("RGB", (width, height)), prompt)
+        self._image_token, self._tiles = encoder.image_token_id, encoder.tiles
+        blank = self._encode(self._patch * self._merge, self._patch * self._merge)
         self._blank_pixels = tuple(blank["pixel_values"].shape)
         self._blank_visual = int((blank["input_ids"] == encoder.image_token_id).sum())
         self.text = blank["input_ids"].numel() - self._blank_visual
 
     def __call__(self, height: int, width: int) -> Sizes:
         """Raises QuantError for an image that the processor would refuse."""
+        if self._tiles:  # which grid of tiles suits an image best is the processor's to say
+            inputs = self._encode(height, width)
+            pixels, visual = tuple(inputs["pixel_values"].shape), int((inputs["input_ids"] == self._image_token).sum())
+            patches = pixels[0] * (pixels[-2] // self._patch) * (pixels[-1] // self._patch)
+            return Sizes((height, width), (pixels[-2], pixels[-1]), patches, pixels, visual, self.text)
         if self.limits is None:
             rows, columns = self._blank_pixels[-2:]
         else:
@@ -109,5 +116,5 @@ class Measure:
         """(patches, visual tokens) that no image exceeds."""
         if self.limits is None:
             one = self(self._patch, self._patch)
-            return one.patches, one.visual
+            return one.patches * (self._tiles or 1), one.visual * (self._tiles or 1)
         return self.limits[1] // self._patch**2, self.limits[1] // (self._patch * self._merge) ** 2

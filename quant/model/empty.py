@@ -15,6 +15,7 @@ from ..base import transformers_api
 from ..base.errors import QuantError, one_line
 from ..families.family import Family
 from ..files.checkpoint import Source
+from .experts import unfuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,6 +66,7 @@ def empty_model(
             f"{checkpoint.dir / 'config.json'}: transformers {transformers.__version__} cannot build the model from it"
             f" ({one_line(err)})"
         ) from None
+    unfuse(model)
     return model.eval()
 
 

@@ -17,6 +17,7 @@ from ..families.family import Family, Tower
 from ..files.checkpoint import Source
 from ..files.safetensors_io import read_rows
 from .empty import empty_model
+from .experts import ExpertLinear
 
 
 class StreamedModel:
@@ -94,12 +95,21 @@ class StreamedModel:
         if leaf in module._buffers:
             module._buffers[leaf] = value.to(self.device)
             return
-        module._parameters[leaf] = nn.Parameter(value.to(self.device, self.dtype), requires_grad=False)
+        value = value.to(self.device, self.dtype)
+        if isinstance(module, ExpertLinear):
+            value = module.place(value)
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
     def set_all(self, tensors: dict[str, Tensor]) -> None:
-        """The same for several: hub name -> value [...]."""
+        """The same for several: hub name -> value [...]. Of experts, which have a place of their own, no second copy is
+        kept: what is in `tensors` becomes that place.
+        """
         for name, tensor in tensors.items():
             self.set(name, tensor)
+            if isinstance(module := self._owner(name), ExpertLinear):
+                placed = module.weight.data
+                if (placed.device, placed.dtype) == (tensor.device, tensor.dtype):
+                    tensors[name] = placed
 
     def clear(self, tensors: Iterable[str]) -> None:
         """Free the memory of these hub tensors; their places remain."""
@@ -108,6 +118,8 @@ class StreamedModel:
             module = self.model.get_submodule(owner)
             if (parameter := module._parameters.get(leaf)) is not None:
                 module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+            if isinstance(module, ExpertLinear):
+                vars(module)["release"]()
 
     def block_tensors(self, tower: Tower, index: int) -> list[str]:
         """The hub tensors of a block that the model has a place for."""

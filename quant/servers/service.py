@@ -18,7 +18,8 @@ Left out: prefix caches, several images in one request, graphs that are captured
 from dataclasses import dataclass
 
 from ..base.errors import QuantError
-from ..families.family import Tower, text
+from ..families.family import Tower
+from ..families.numbers import text
 from .rules import Directory
 
 NPU_MEMORY = {

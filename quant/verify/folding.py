@@ -23,7 +23,7 @@ from ..arithmetic.fold import share_heads, spread_heads
 from ..arithmetic.int8 import unpack_deq_scale
 from ..families.family import Group, Tower
 from .fit import NOISE, TINY, WeightPair, half_step
-from .linear import FACTOR, SUMS, LinearCheck, Relation
+from .linear import FACTOR, SUMS, Input, LinearCheck, Relation, check_readers
 from .tensors import Damage, difference, where
 
 RMS_STEPS = 1.0  # rounding leaves 0.29, in bfloat16 0.5
@@ -43,23 +43,6 @@ def check_block(
     check = BlockCheck(tower.block(index), tower.groups_of(config, index), tower.heads(config), source, exported, int8)
     check.run()
     return check
-
-
-@dataclass
-class Input:
-    """What linears read, in place of what they read in the source: that minus `shift`, over `column`.
-
-    float32 [I] each. shift: None where there is none. doubt: how far the norm's stored bias b' and weight w' leave the
-    shift open, for they were rounded, and an exporter need not have passed on what that took:
-
-        z = b - s b',  s = w / w'        |error of z| <= s (half_step(b') + |b'| half_step(w') / |w'|)
-
-    None where nothing was rounded.
-    """
-
-    column: Tensor
-    shift: Tensor | None = None
-    doubt: Tensor | None = None
 
 
 @dataclass
@@ -99,6 +82,7 @@ class BlockCheck:
                 mates = self._mates(name)
                 self.damage += LinearCheck(name, relation, self.source, self.exported, consumer_of, count, mates).run()
         folded = {f"{self.prefix}{group.source}" for group in groups if group.kind == "norm"} | set(self.relations)
+        folded |= {self.prefix + reader for group in groups if group.source for reader in group.readers}
         for name, tensor in self.source.items():
             if name.rpartition(".")[0] not in folded and (problem := difference(self.exported[name], tensor)):
                 self.say(name, problem)
@@ -157,13 +141,17 @@ class BlockCheck:
             if trusted:  # a weight that is another one says nothing about what it reads: once more, without trust
                 del self.damage[found:]
 
-    def _columns(self, group: Group, pairs: dict[str, WeightPair], trusted: bool) -> "Input":
+    def _columns(self, group: Group, pairs: dict[str, WeightPair], trusted: bool) -> Input:
         """What the linears of a group read; corrected, if they can be trusted, where all of them say that their source
         is wrong.
         """
         if group.source and self._in_int8(group):
             if group.kind == "norm":
-                return self._norm(self.prefix + group.source, pairs, trusted)
+                read = self._norm(self.prefix + group.source, pairs, trusted, group.adds)
+                if trusted:
+                    names = [f"{self.prefix}{reader}.weight" for reader in group.readers]
+                    self.damage += check_readers(names, self.source, self.exported, read.column)
+                return read
             return Input(self._fold(group, self.prefix + group.source, pairs, trusted))
         example = next(iter(pairs.values())).source
         return Input(torch.ones(example.shape[1], device=example.device))
@@ -202,11 +190,11 @@ class BlockCheck:
         scale = self.exported[f"{name}.weight_scale"].float() if name in self.int8 else None
         return WeightPair(self.exported[f"{name}.weight"], scale, self.source[f"{name}.weight"])
 
-    def _norm(self, norm: str, pairs: dict[str, WeightPair], trusted: bool) -> "Input":
-        """_columns of a norm's consumers."""
+    def _norm(self, norm: str, pairs: dict[str, WeightPair], trusted: bool, adds: float = 0.0) -> Input:
+        """_columns of a norm's consumers. adds: what the norm adds to its weight."""
         before, after = self.source[f"{norm}.weight"], self.exported[f"{norm}.weight"]
         untouched = torch.equal(before.to(after.dtype), after)
-        before, after = before.float(), after.float()
+        before, after = before.float() + adds, after.float() + adds
         column = torch.where(after == before, 1.0, before / after)
         bad = ~(torch.isfinite(column) & (column > 0))
         column = torch.ones_like(column) if untouched else torch.where(bad, 1.0, column)
@@ -217,8 +205,8 @@ class BlockCheck:
             fit = (before / (column * mean))[worst]
             self.say(
                 f"{norm}.weight",
-                f"not what the linears that read it expect in {where(bad, 'channel')}: [{worst}] is {after[worst]:.4g},"
-                f" {fit:.4g} fits them",
+                f"not what the linears that read it expect in {where(bad, 'channel')}: [{worst}] is"
+                f" {after[worst] - adds:.4g}, {fit - adds:.4g} fits them",
             )
             column = torch.where(bad, column * mean, column)
         if f"{norm}.bias" not in self.source:
@@ -235,7 +223,7 @@ class BlockCheck:
         found = self._norm_bias(norm, pairs, read) if trusted else read.shift
         return Input(column, found if found is not None and found.any() else None, read.doubt)
 
-    def _norm_bias(self, norm: str, pairs: dict[str, WeightPair], read: "Input") -> Tensor:
+    def _norm_bias(self, norm: str, pairs: dict[str, WeightPair], read: Input) -> Tensor:
         """The shift. A wrong channel i of the norm's bias leaves every consumer's bias off by a multiple of the column
         S_i: look for one.
 
@@ -274,7 +262,7 @@ class BlockCheck:
         )
         return shift + delta * torch.nn.functional.one_hot(torch.tensor(channel, device=shift.device), len(shift))
 
-    def _relate(self, name: str, pair: WeightPair, read: "Input") -> Relation:
+    def _relate(self, name: str, pair: WeightPair, read: Input) -> Relation:
         column, row = read.column, pair.row_factors(read.column)
         free = self._folded_rows(name)
         scaled = free | ((row - 1).abs() > FACTOR)

@@ -10,6 +10,7 @@ Where two tensors contradict each other, a third decides which is wrong: the sou
 the same input. Left out: whether input_scale suits the activations, which only a run of the model can tell (verify.py).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,13 +28,30 @@ SUMS = 1e-6  # and a sum in float32, as a share of its terms
 
 
 @dataclass
+class Input:
+    """What linears read, in place of what they read in the source: that minus `shift`, over `column`.
+
+    float32 [I] each. shift: None where there is none. doubt: how far the norm's stored bias b' and weight w' leave the
+    shift open, for they were rounded, and an exporter need not have passed on what that took:
+
+        z = b - s b',  s = w / w'        |error of z| <= s (half_step(b') + |b'| half_step(w') / |w'|)
+
+    None where nothing was rounded.
+    """
+
+    column: Tensor
+    shift: Tensor | None = None
+    doubt: Tensor | None = None
+
+
+@dataclass
 class Relation:
     """How an exported linear relates to the source's, as far as folding goes: its input is the source's minus `shift`,
     over `column`; its output is the source's times `row`.
 
     column [I], shift [I] or None, row [O], float32. factor, float32 [O]: by what the exported rows miss `row`, 1 where
     all is well; unlike, bool [O]: rows that are not the source's; lost: most rows are not; doubt [I] or None: how far
-    the norm leaves the shift open (folding.Input).
+    the norm leaves the shift open (Input).
     """
 
     column: Tensor
@@ -220,3 +238,20 @@ class LinearCheck:
             f"does not follow from bias, scales and offset in {where(bad)}: [{first}] is {stored[first]:.0f}, they give"
             f" {expected[first]:.0f}",
         )
+
+
+def check_readers(
+    names: list[str], source: dict[str, Tensor], exported: dict[str, Tensor], column: Tensor
+) -> Iterator[Damage]:
+    """Damage to the weights `names` [..., I] that read a norm's output and stay float: they must be the source's times
+    what the norm was divided by, `column` float32 [I], rounded.
+    """
+    for name in names:
+        stored, expected = exported[name].float(), source[name].float() * column
+        bad = ((stored - expected).abs() > half_step(exported[name]) + SUMS * expected.abs()).flatten()
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            values = f"[{first}] is {stored.flatten()[first]:.6g}, that is {expected.flatten()[first]:.6g}"
+            yield Damage(
+                name, f"is not the source's times its norm's scale in {int(bad.sum())} of {len(bad)}: {values}"
+            )

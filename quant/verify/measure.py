@@ -23,16 +23,20 @@ EQUAL = 1e-20  # least error, relative to the energy, that is told from none
 
 
 def rounded_linear(
-    name: str, model: StreamedModel, relation: Relation, stats: Stats, export: Export
+    name: str, model: StreamedModel, relation: Relation, stats: Stats | None, export: Export
 ) -> "RoundedLinear":
-    """The source's linear, rounded as such an export would have to be, on the range that was seen."""
+    """The source's linear, rounded as such an export would have to be, on the range that was seen; None: its input was
+    not looked at, and is rounded token by token.
+    """
     stored, its_bias = model.weights(name)
     weight, bias = stored.float(), None if its_bias is None else its_bias.float()
     shift = torch.zeros_like(relation.column) if relation.shift is None else relation.shift
     if relation.shift is not None:
         bias = weight @ shift if bias is None else bias + weight @ shift
-    smoothed, scheme = stats.smoothed(relation.column, shift), export.scheme(name)
-    range_ = (smoothed.lo.min(), smoothed.hi.max()) if scheme.needs_range else None
+    scheme, range_ = export.scheme(name), None
+    if scheme.needs_range and stats is not None:
+        smoothed = stats.smoothed(relation.column, shift)
+        range_ = smoothed.lo.min(), smoothed.hi.max()
     linear = scheme.quantize(name, weight * relation.column, bias, range_, export.dtype)
     return RoundedLinear(linear, relation.column, shift)
 
@@ -54,10 +58,16 @@ class Watch(Observer):
     """
 
     def __init__(
-        self, name: str, relations: dict[str, Relation], integer: dict[str, QuantizedLinear], rows_per_sample: int
+        self,
+        name: str,
+        relations: dict[str, Relation],
+        integer: dict[str, QuantizedLinear],
+        rows_per_sample: int,
+        at: str = "",
     ):
         column = relations[name].column
         super().__init__(name, len(column), rows_per_sample, column.device)
+        self.at = at or name  # the module that is watched
         self.relation, self.linear, self.clipped, self.values = relations[name], integer[name], 0, 0
         self.covered: tuple[float, float] | None = None  # of a linear whose server scales every token by itself
         if isinstance(self.linear, StaticLinear):

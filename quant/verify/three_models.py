@@ -36,6 +36,7 @@ from .runtime import refuse_outside
 from .tensors import Damage
 
 MODELS = ("rounded", "export")  # those that are measured against the float one
+MOST = 8  # linears of a group that are measured alone: of a block's experts the first few stand for all
 
 
 class ThreeModels:
@@ -134,15 +135,22 @@ class ThreeModels:
     ) -> dict:
         """Brings all three models past a block and measures it."""
         prefix = tower.block(index)
-        watches: dict[str, Watch] = {}
+        watches: dict[str, Watch | None] = {}
+        measured: list[str] = []
         for group in tower.groups_of(self.checkpoint.config, index):
             names = [name for name in (prefix + linear for linear in group.linears) if name in integer]
-            if names:
-                watch = Watch(names[0], relations, integer, -(-ROWS // len(self.inputs)))
-                watches |= dict.fromkeys(names, watch)
-        outputs = {"float": self._observe(tower, index, set(watches.values()), walks["float"])}
+            if not names:
+                continue
+            watch = None
+            if group.observed:
+                watch = Watch(names[0], relations, integer, -(-ROWS // len(self.inputs)), prefix + group.watched)
+                measured += names[:MOST]
+            watches |= dict.fromkeys(names, watch)
+        seen = {watch for watch in watches.values() if watch}
+        outputs = {"float": self._observe(tower, index, seen, walks["float"])}
+        stats = {watch: watch.stats() for watch in seen}
         rounded = {
-            name: rounded_linear(name, self.float, relations[name], watch.stats(), self.export)
+            name: rounded_linear(name, self.float, relations[name], stats[watch] if watch else None, self.export)
             for name, watch in watches.items()
         }
         if "rounded" in walks:
@@ -158,7 +166,8 @@ class ThreeModels:
             "export": fidelity(hidden["float"], hidden["export"]),
             "linears": [
                 self._linear(name, relations[name], rounded[name], integer[name], watch)
-                for name, watch in watches.items()
+                for name in measured
+                if (watch := watches[name])
             ],
         }
         for name, walk in walks.items():
@@ -167,7 +176,7 @@ class ThreeModels:
 
     def _observe(self, tower: Tower, index: int, watches: set[Watch], walk: Walk) -> dict[Key, Tensor | tuple]:
         """The float model's pass. Raises QuantError where it holds NaN or Inf."""
-        hooks = [self.float.linear(watch.name).register_forward_pre_hook(watch) for watch in watches]
+        hooks = [self.float.linear(watch.at).register_forward_pre_hook(watch) for watch in watches]
         try:
             return run(walk)
         finally:

@@ -20,7 +20,7 @@ from .finding import LEVELS, SERVERS, VERSIONS, Finding, Rule
 from .opening import open_directory
 
 __all__ = ["RULES", "SERVERS", "VERSIONS", "Directory", "Finding", "Target", "check", "check_directory"]
-__all__ += ["open_directory"]
+__all__ += ["open_directory", "serving"]
 
 _RULES = (
     Rule(files.weights),
@@ -44,6 +44,7 @@ _RULES = (
     Rule(linears.linear_shapes),
     Rule(linears.deq_scale_dtype),
     Rule(linears.packed_types),
+    Rule(linears.expert_types),
     Rule(linears.shared_input_scale),
     Rule(model.missing_tensors),
     Rule(model.unknown_tensors, mindie=None),
@@ -62,12 +63,14 @@ _RULES = (
     Rule(config.quantize_key, vllm_ascend=None),
     Rule(config.quantization_config, mindie=None),
     Rule(config.torch_dtype),
+    Rule(config.text_dtype, vllm_ascend=None),
     Rule(config.changed_dtype),
     Rule(config.vocab_size, "warning", None),
     Rule(config.flat_config, vllm_ascend=None),
     Rule(config.nested_config, vllm_ascend=None),
     Rule(source.same_model),
     Rule(source.sampling, vllm_ascend=None),
+    Rule(deployment.served, vllm_ascend=None),
     Rule(deployment.activation_type, "warning", None),
     Rule(deployment.one_type, vllm_ascend=None),
     Rule(deployment.hardware, vllm_ascend=None),
@@ -94,6 +97,11 @@ def check(
     )
 
 
+def serving(opened: Directory) -> list[str]:
+    """The servers that have a loader for the model."""
+    return [server for server in SERVERS if server != "mindie" or not opened.family.mindie_refuses]
+
+
 def check_directory(
     opened: Directory,
     servers: Iterable[str],
@@ -108,6 +116,8 @@ def check_directory(
         for name, rule in RULES.items():
             if not opened.readable and rule.judge.__module__ != files.__name__:
                 continue  # half the tensors would be reported as missing
+            if server == "mindie" and opened.family.mindie_refuses and rule.judge is not deployment.served:
+                continue  # it does not come to the rest
             for finding in rule.judge(opened, target) if rule.level(server) else ():
                 if server not in finding.effects:
                     continue

@@ -72,7 +72,8 @@ def quantize_key(directory: Directory, target: Target) -> Iterator[Finding]:
     model_quant_type does, for families whose configuration MindIE does not read from config.json alone.
     """
     kinds = {directory.kind(name) for name in directory.int8}
-    says, wanted = directory.config.get("quantize"), QUANTIZE[min(kinds)] if kinds else None
+    main = max if directory.family.mindie_experts and "W8A8_DYNAMIC" in kinds else min  # as MindIE knows its experts
+    says, wanted = directory.config.get("quantize"), QUANTIZE[main(kinds)] if kinds else None
     described = (directory.description or {}).get("model_quant_type")
     found, where = says, "config.json: quantize"
     if says is None and directory.description_file and directory.description_file.name == DESCRIPTION:
@@ -141,6 +142,26 @@ def torch_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
             "vllm-ascend": "chooses a dtype itself, which need not be the one that the scales were rounded for",
         },
         f"set it to {wanted!r}: --fix does it" if wanted else "quantize again with --dtype bfloat16 or float16",
+    )
+
+
+def text_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
+    """Of the newer, nested files MindIE takes the language model's own dtype."""
+    family, text = directory.family, directory.config.get("text_config", {})
+    if family.flat_config or family.mindie_config_alone or family.mindie_refuses:
+        return
+    says, wanted = text.get("dtype") or text.get("torch_dtype"), directory.configured_dtype
+    if says == wanted or wanted not in SERVED:  # torch_dtype reports it
+        return
+    yield Finding(
+        "config.json: text_config.dtype",
+        f"is {says!r}, {wanted!r} is the model's",
+        {
+            "mindie": "computes in it: deq_scale is of the other form, wrong output without an error"
+            if says in SERVED
+            else "NotImplementedError: `torch_dtype` is only supported for type `float16` and `bfloat16`"
+        },
+        f"set it to {wanted!r}: --fix does it",
     )
 
 

@@ -10,10 +10,32 @@ MINDIE_WORLD_SIZES = (1, 2, 4, 8)
 TRIED = (1, 2, 4, 8, 16)  # the sizes that a summary names
 
 
+def served(directory: Directory, target: Target) -> Iterator[Finding]:
+    """MindIE has a folder for each model_type that it serves (atb_llm/models), and a list of the sizes that it takes in
+    W8A8 (its README for the model).
+    """
+    family = directory.family
+    if family.mindie_refuses:
+        yield Finding(
+            "config.json: model_type",
+            f"is {family.model_type!r}, for which MindIE has no loader",
+            {"mindie": family.mindie_refuses},
+            "use vLLM-Ascend",
+        )
+    elif unlisted := family.mindie_unlisted(directory.config):
+        yield Finding(
+            "config.json",
+            f"describes a {family.name} of another size: {unlisted}",
+            {"mindie": "has its loader; whether it computes this size right was not established"},
+            "use vLLM-Ascend, or try it",
+            level="warning",
+        )
+
+
 def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
     """MindIE documents static W8A8 for these models; per-token and mixed activations are for vLLM-Ascend."""
     others = sorted({directory.kind(name) for name in directory.int8} - {"W8A8"})
-    if others:
+    if others and not _static_and_experts(directory):
         yield Finding(
             "the int8 linears",
             f"are {', '.join(others)}; for {directory.family.name} MindIE documents W8A8",
@@ -23,12 +45,19 @@ def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
         )
 
 
+def _static_and_experts(directory: Directory) -> bool:
+    """Whether the export is what MindIE builds of models with experts: those W8A8_DYNAMIC, and all else W8A8."""
+    kinds = {directory.kind(name) for name in directory.int8 if name in directory.experts}
+    others = {directory.kind(name) for name in directory.int8 if name not in directory.experts}
+    return directory.family.mindie_experts and kinds == {"W8A8_DYNAMIC"} and others == {"W8A8"}
+
+
 def one_type(directory: Directory, target: Target) -> Iterator[Finding]:
     """vLLM-Ascend builds each linear by its own entry of the description, MindIE all of them for one type."""
     kinds: dict[str, list[str]] = {}
     for name in directory.int8:
         kinds.setdefault(directory.kind(name), []).append(name)
-    if len(kinds) < 2:
+    if len(kinds) < 2 or _static_and_experts(directory):
         return
     counts = ", ".join(f"{len(names)} {kind} ({names[0]} among them)" for kind, names in sorted(kinds.items()))
     yield Finding(

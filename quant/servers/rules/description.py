@@ -87,7 +87,7 @@ def description_entry(directory: Directory, target: Target) -> Iterator[Finding]
     if directory.description is None:
         return
     names = [name for name in directory.linears if f"{name}.weight" in directory.expected]
-    looked_up = [name for name in names if not name.endswith("position_embedding")]
+    looked_up = [name for name in names if not name.endswith(("position_embedding", "pos_embed"))]  # nobody asks
     for name in dict.fromkeys((*looked_up, directory.head)):
         if f"{name}.weight" in directory.description:
             continue

@@ -115,6 +115,7 @@ class Directory:
             )
             held = tower.holds(self.config, 0)
             norms = {part.replace(".weight", ".bias") for part, shape in held.items() if len(shape) == 1}
+            norms = {part for part in norms if part.endswith(".bias")}
             parts = {part for part in inside if (part in norms if held else part.rpartition(".")[2] not in STATIC[1:])}
             names |= {tower.block(index) + part for index in range(tower.blocks(self.config)) for part in parts}
         return names
@@ -124,13 +125,30 @@ class Directory:
         """The linears of all blocks, those that are missing too, that servers pack with others into one: q, k, v; gate,
         up. Both look their types up before they see a tensor.
         """
-        return {
+        packed = {
             tower.block(index) + linear
             for tower in self.family.towers
             for index in range(tower.blocks(self.config))
             for group in tower.groups_of(self.config, index)
             if len(group.linears) > 1
             for linear in group.linears
+        }
+        return {
+            name for name in packed if name not in self.experts or ".experts.0." in name
+        }  # the first stands for all
+
+    @cached_property
+    def experts(self) -> dict[str, str]:
+        """Linear of an expert, those that are missing too -> its block's prefix."""
+        return {
+            tower.block(index) + linear: tower.block(index)
+            for tower in self.family.towers
+            for group in tower.groups
+            if group.experts
+            for index in range(tower.blocks(self.config))
+            if group.when is None or group.when(self.config, index)
+            for linear in group.of(tower.experts(self.config)).linears
+            if ".experts." in linear
         }
 
     def mindie_asks(self, linear: str) -> bool:
@@ -199,6 +217,7 @@ class Directory:
                     for group in tower.groups_of(self.config, index)
                     if len(group.linears) > 1
                 ]
+        groups = [[name for name in group if name not in self.experts] for group in groups]
         return [group for group in groups if len(group) > 1]
 
     def _present(self, tower: Tower, index: int, group: Group) -> list[str]:

@@ -141,6 +141,36 @@ def packed_types(directory: Directory, target: Target) -> Iterator[Finding]:
             )
 
 
+def expert_types(directory: Directory, target: Target) -> Iterator[Finding]:
+    """The experts of a block are one layer: all of one type, which is float or W8A8_DYNAMIC; vLLM-Ascend asks for that
+    of the first, and has no static product for experts. (modelslim_config.py: packed "experts"; methods: "moe".)
+    """
+    blocks: dict[str, dict[str, str]] = {}
+    int8 = set(directory.int8)
+    for name, block in directory.experts.items():
+        if f"{name}.weight" in directory.tensors:
+            blocks.setdefault(block, {})[name] = directory.kind(name) if name in int8 else "FLOAT"
+    for block, kinds in blocks.items():
+        found = sorted(set(kinds.values()))
+        static = [kind for kind in found if kind not in ("FLOAT", "W8A8_DYNAMIC")]
+        if len(found) == 1 and not static:
+            continue
+        first = next(name for name, kind in kinds.items() if kind == (static or found[:1])[0])
+        yield Finding(
+            directory.where(f"{first}.weight"),
+            f"is {kinds[first]}; the experts of {block[:-1]} are {', '.join(found)}, all W8A8_DYNAMIC or all FLOAT is"
+            " demanded",
+            {
+                "mindie": "builds all of them for the first's type: misses a tensor of the others, or is wrong",
+                "vllm-ascend": "NotImplementedError: Currently, vLLM Ascend doesn't support quant_type="
+                f"{static[0]} for layer_type=moe."
+                if static
+                else "ValueError: Not all shards of ... are quantized with same quant type., or wrong output",
+            },
+            "quantize again; without --disable_names the experts are all W8A8_DYNAMIC",
+        )
+
+
 def _packed_name(leaf: str) -> str:
     return "qkv_proj" if leaf == "v_proj" else "gate_up_proj"
 

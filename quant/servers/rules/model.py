@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...families.family import Tower, match
+from ...files import experts
 from ...files.safetensors_header import read_entries
 from .directory import PARTS, STATIC, Directory, Target
 from .finding import NOT_MATCHED, Finding, missing
@@ -20,7 +21,7 @@ def missing_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
     """
     wanted = set(directory.expected)
     if target.source:
-        wanted |= {hub_name(directory.family, name) for name in _tensor_names(target.source)}
+        wanted |= {hub_name(directory.family, name) for name in _tensor_names(target.source, directory.config)}
     for name in sorted(wanted - set(directory.tensors)):
         if name == f"{directory.head}.weight":  # tied_head reports it
             continue
@@ -28,13 +29,15 @@ def missing_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
         yield Finding(name, "is missing", effects, "a weight file is missing or incomplete: copy the export again")
 
 
-def _tensor_names(checkpoint: Path) -> set[str]:
-    return {
-        name
+def _tensor_names(checkpoint: Path, config: dict) -> set[str]:
+    shapes = {
+        name: entry.shape
         for file in sorted(checkpoint.glob("*.safetensors"))
-        for name in read_entries(file)
+        for name, entry in read_entries(file).items()
         if not name.endswith(BUFFERS)
     }
+    fused = experts.pieces(shapes, experts.width(config))
+    return shapes.keys() - fused.keys() | {name for linears in fused.values() for name, _ in linears}
 
 
 def unknown_tensors(directory: Directory, target: Target) -> Iterator[Finding]:

@@ -80,21 +80,30 @@ def describe(opened: Directory) -> dict:
     kept = {key: value for key, value in (opened.description or {}).items() if value is not None and "." not in key}
     entries = {name: parts.get(name, "FLOAT") for name in opened.tensors}
     entries.setdefault(f"{opened.head}.weight", "FLOAT")
-    return {**kept, "version": "1.0.0", "model_quant_type": min(kinds) if kinds else "FLOAT", **entries}
+    return {**kept, "version": "1.0.0", "model_quant_type": _main(opened, kinds), **entries}
 
 
 def configure(opened: Directory) -> dict:
     """config.json as the tensors call for it."""
     dtype = opened.float_dtype if opened.float_dtype in ("float16", "bfloat16") else opened.configured_dtype
     static = any(opened.kind(name) != "W8A8_DYNAMIC" for name in opened.vision_int8)
+    static = static and not opened.family.mindie_vision_follows
     config = config_json.edit(
         opened.config,
         flat=opened.family.flat_config,
         dtype=dtype or "bfloat16",
         vision_int8=static,
         vocab_size=opened.family.vocab_size(opened.config),
+        old_rope=opened.family.old_rope,
     )
     kinds = {opened.kind(name) for name in opened.int8}
     config.pop("quantize")
     config["model_type"] = opened.family.model_type
-    return {**config, "quantize": QUANTIZE[min(kinds)]} if kinds else config
+    return {**config, "quantize": QUANTIZE[_main(opened, kinds)]} if kinds else config
+
+
+def _main(opened: Directory, kinds: set[str]) -> str:
+    """The type that stands for all: the static one, unless MindIE knows the model by its dynamic experts."""
+    if not kinds:
+        return "FLOAT"
+    return max(kinds) if opened.family.mindie_experts and "W8A8_DYNAMIC" in kinds else min(kinds)

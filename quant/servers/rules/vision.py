@@ -12,6 +12,7 @@ def vision_whole(directory: Directory, target: Target) -> Iterator[Finding]:
     vision, refused = directory.family.tower("vision"), directory.family.vision_int8_refused
     int8 = [name for name in directory.vision_int8 if not match(directory.family.must_float, name)]
     if not int8:
+        yield from _follows(directory)
         return
     if refused:
         yield Finding(
@@ -37,11 +38,27 @@ def vision_whole(directory: Directory, target: Target) -> Iterator[Finding]:
         )
 
 
+def _follows(directory: Directory) -> Iterator[Finding]:
+    """A float vision tower where MindIE builds it for the type of the language model."""
+    family, static = directory.family, [name for name in directory.int8 if directory.kind(name) == "W8A8"]
+    if family.mindie_vision_follows and static:
+        first = family.tower("vision").block(0) + family.vision_int8_whole[0]
+        yield Finding(
+            "the vision tower",
+            f"is float; MindIE builds {family.name}'s for the type of the language model, here W8A8",
+            {"mindie": f"AssertionError: weight {first}.input_scale does not exist"},
+            "quantize again without --vision float; vLLM-Ascend takes it as it is",
+        )
+
+
 def vision_switch(directory: Directory, target: Target) -> Iterator[Finding]:
     """vision_config.quantize says "w8a8" exactly when the vision tower is static int8: MindIE knows it from nowhere
     else.
     """
     if directory.family.vision_int8_refused:
+        return
+    if directory.family.mindie_vision_follows:
+        yield from _follows_static(directory)
         return
     says, int8 = directory.config.get("vision_config", {}).get("quantize"), directory.vision_int8
     dynamic = [name for name in int8 if directory.kind(name) == "W8A8_DYNAMIC"]
@@ -67,6 +84,17 @@ def vision_switch(directory: Directory, target: Target) -> Iterator[Finding]:
             f"is {says!r}, the vision tower is float",
             {"mindie": f"AssertionError: weight {first}.input_scale does not exist"},
             "remove the key: --fix does it",
+        )
+
+
+def _follows_static(directory: Directory) -> Iterator[Finding]:
+    """Of such a tower MindIE has the static kind alone, or float."""
+    if dynamic := [name for name in directory.vision_int8 if directory.kind(name) == "W8A8_DYNAMIC"]:
+        yield Finding(
+            f"{len(dynamic)} linears of the vision tower, {dynamic[0]} among them",
+            "are W8A8_DYNAMIC; MindIE's vision tower computes static W8A8 or float",
+            {"mindie": f"AssertionError: weight {dynamic[0]}.input_scale does not exist, or {NOT_MATCHED}"},
+            "export it with --act static, or quantize again with --scheme W8A8; vLLM-Ascend takes it as it is",
         )
 
 

@@ -1,0 +1,371 @@
+"""What every family must show, one row of ROWS each: bit-equality with the whole model, names, methods and schemes,
+folding, servers, jobs that survive. A new family is a row.
+
+Left to the tests of their own: Qwen2-VL, Qwen2.5-VL and LLaVA, whose rows are those here for the servers' names.
+"""
+
+import json
+import os
+import signal
+import time
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import faults
+import pytest
+import tiny
+import torch
+import transformers
+import vllm_names
+from exports import copy, edit_json
+from jobs import run_job
+from PIL import Image
+from test_calibrator import digest
+from test_paused import assert_equal_to_the_whole
+from test_qwen2_5vl import headers_only
+from test_ranks import in_ranks
+from torch import nn
+
+from bench import hub_config, hub_tensors
+from quant import Calibrator, QuantConfig
+from quant.base.errors import UsageError
+from quant.calibrate.launch import joined
+from quant.calibrate.work import work_directory
+from quant.commands.cli import main
+from quant.export import reader
+from quant.export.plan import make_plan
+from quant.families import FAMILIES, family_of
+from quant.families.internvl import INTERNVL
+from quant.files.checkpoint import Checkpoint
+from quant.inputs.encoder import Encoder
+from quant.inputs.samples import prepare
+from quant.inputs.sizes import Measure
+from quant.model.streamed import StreamedModel
+from quant.servers.rules import check
+from quant.verify import runtime
+from quant.verify.verify import verify
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family in the tests. tiny: of tiny.FAMILIES; published: sizes of hub_config.SIZES; images: whether several go
+    into one prompt; dynamic: linears that are dynamic beside static ones; other_vision: than the family's own choice.
+    """
+
+    tiny: str
+    published: tuple[str, ...]
+    dynamic: str = "*self_attn.o_proj"
+    several: bool = True
+    other_vision: str = "float"
+    words: frozenset[str] | set[str] = frozenset({"W8A8"})
+    """Types of int8 linears where static ones are asked for."""
+    errors: dict[str, set[str]] = field(default_factory=dict)
+    """Of which job `check` finds what: rules that break by what was asked for."""
+
+    @property
+    def architecture(self) -> str:
+        """The class of its model."""
+        return hub_config.SIZES[tiny.FAMILIES[self.tiny]].config["architectures"][0]
+
+
+ROWS = (
+    Row(
+        "qwen3_vl",
+        ("qwen3vl-2b", "qwen3vl-4b", "qwen3vl-8b", "qwen3vl-32b"),
+        errors={"dynamic": {"vision-switch"}, "mixed": {"one-type"}, "other vision": {"vision-whole"}},
+    ),
+    Row(
+        "internvl",
+        ("internvl3_5-1b", "internvl3_5-8b", "internvl3_5-38b", "internvl3-8b"),
+        other_vision="int8",
+        errors={"all": {"served"}},
+    ),
+    Row(
+        "qwen3_vl_moe",
+        ("qwen3vl-30b-a3b", "qwen3vl-235b-a22b"),
+        words={"W8A8", "W8A8_DYNAMIC"},
+        errors={"dynamic": {"vision-switch"}, "mixed": {"one-type"}, "other vision": {"vision-whole"}},
+    ),
+    Row("qwen3_5", ("qwen3_5-2b", "qwen3_5-27b"), "*linear_attn*", errors={"all": {"served"}}),
+    Row("qwen3_5_moe", ("qwen3_5-35b-a3b",), words={"W8A8", "W8A8_DYNAMIC"}, errors={"all": {"served"}}),
+)
+ROWS = tuple(row for row in ROWS if hasattr(transformers, row.architecture))  # 4.57 has not all of them
+JOBS: dict[str, dict] = {
+    "static": dict(anti_method="m2"),
+    "dynamic": dict(anti_method="m4", scheme="W8A8_DYNAMIC"),
+    "mixed": dict(anti_method="m4"),
+    "none": dict(anti_method="none"),
+    "other vision": dict(anti_method="m4"),
+}
+rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.tiny)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """made(row) -> (checkpoint, images); made.job(row, name) -> the export of a job; each once."""
+    root = tmp_path_factory.mktemp("families")
+
+    class Made:
+        images = tiny.make_images(root / "images", 3)
+
+        def source(self, row: Row) -> Path:
+            place = root / row.tiny
+            return place if place.exists() else tiny.make(place, row.tiny)
+
+        def choices(self, row: Row, name: str) -> QuantConfig:
+            own: dict[str, dict] = {
+                "mixed": {"dynamic_names": (row.dynamic,)},
+                "other vision": {"vision": row.other_vision},
+            }
+            return QuantConfig(dev_type="cpu", **JOBS[name], **own.get(name, {}))
+
+        def job(self, row: Row, name: str) -> Path:
+            out = root / f"{row.tiny}-{name}"
+            if not out.exists():
+                run_job(Calibrator(self.source(row), self.choices(row, name), str(self.images), quiet=True), out)
+            return out
+
+    return Made()
+
+
+# -- the model
+
+
+def two_images(source: Path) -> dict:
+    """A prompt about two images of different sizes, as the checkpoint's own processor makes it."""
+    encoder = Encoder(source)
+    pictures = [Image.effect_noise(size, 90).convert("RGB") for size in ((96, 64), (64, 128))]
+    text = encoder._chat.render("Which is larger?", 2)
+    return encoder._processor(pictures, text, encoder._chat.adds_special_tokens(text))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@rows
+@torch.inference_mode()
+def test_streamed_equals_whole(tmp_path, made, row, dtype):
+    """Images of several sizes, several in one prompt, and text alone."""
+    source = tiny.make(tmp_path / "src", row.tiny, dtype=dtype, shards=2)
+    checkpoint = Checkpoint(source)
+    family = family_of(checkpoint.config, source)
+    samples = prepare(made.images, checkpoint, family, QuantConfig(num_samples=2)).inputs
+    samples += [two_images(source)] * row.several + [Encoder(source)(None, "How are you?")]
+    model = StreamedModel(checkpoint, family, getattr(torch, dtype))
+    again = {"vision": 1, "language": 1} if dtype == "bfloat16" else None  # taken up inside each tower
+    assert_equal_to_the_whole(model, source, model.dtype, samples, cut=again)
+
+
+@rows
+def test_names_of_the_tiny_size(made, row):
+    checkpoint = Checkpoint(made.source(row))
+    model = StreamedModel(checkpoint, family_of(checkpoint.config, checkpoint.dir), torch.bfloat16)
+    mine = {name for name in checkpoint.tensors if not name.startswith("mtp.")}
+    assert set(model.names) == mine
+    assert sorted(model.names.values()) == sorted(name for name, _ in model.model.named_parameters())
+
+
+PUBLISHED = [(row, size) for row in ROWS for size in row.published]
+
+
+@pytest.mark.parametrize("row,size", PUBLISHED, ids=[size for _, size in PUBLISHED])
+def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
+    """On the meta device: names are a bijection, shapes agree, and no linear is without a decision and a reason."""
+    config = hub_config.SIZES[size].config
+    checkpoint = headers_only(tmp_path, config, hub_tensors.tensors(config))
+    family = family_of(config, tmp_path)
+    model = StreamedModel(checkpoint, family, torch.bfloat16)
+    ignored = {name for name in checkpoint.tensors if name.startswith("mtp.")}
+    assert model.names.keys() == checkpoint.tensors.keys() - ignored
+    tied = {f"{model.head}.weight"} if config["tie_word_embeddings"] else set()
+    parameters = {name for name, _ in model.model.named_parameters(remove_duplicate=False)} - tied
+    assert sorted(model.names.values()) == sorted(parameters)
+
+    plan = make_plan(checkpoint, family, QuantConfig(anti_method="m2"))
+    decided = {
+        model.names[f"{name}.weight"].removesuffix(".weight"): decision
+        for name, decision in plan.decisions.items()
+        if f"{name}.weight" not in ignored
+    }
+    linears = {name: module for name, module in model.model.named_modules() if isinstance(module, nn.Linear)}
+    assert linears.keys() - decided.keys() == {name.removesuffix(".weight") for name in tied}
+    assert all(
+        decision.shape == tuple(linears[name].weight.shape) for name, decision in decided.items() if name in linears
+    )
+    routers = {name for name in decided if name.endswith("mlp.gate")}  # a module of its own since transformers 5
+    assert decided.keys() - linears.keys() <= routers
+    assert all(decision.why for decision in plan.decisions.values())
+    expected = {**family.holds(config)}
+    for tower in family.towers:
+        for index in range(tower.blocks(config)):
+            expected |= {tower.block(index) + name: shape for name, shape in tower.holds(config, index).items()}
+    if tied:
+        del expected[f"{family.head}.weight"]
+    assert expected == {name: info.shape for name, info in checkpoint.tensors.items()}
+
+
+@rows
+def test_sizes_are_what_the_processor_makes(made, row):
+    """`python -m quant sizes` against the inputs themselves: proportions kept, or tiles, or one size."""
+    encoder, measure = Encoder(made.source(row)), Measure(made.source(row), "What is this?")
+    for height, width in ((90, 64), (64, 200), (300, 300)):
+        inputs, sizes = encoder(Image.new("RGB", (width, height)), "What is this?"), measure(height, width)
+        assert sizes.pixel_values == tuple(inputs["pixel_values"].shape)
+        assert sizes.visual == (inputs["input_ids"] == encoder.image_token_id).sum() <= measure.largest()[1]
+        assert sizes.input == inputs["input_ids"].numel() and sizes.patches <= measure.largest()[0]
+
+
+def test_a_decoder_that_is_not_supported_is_named(tmp_path):
+    config = deepcopy(hub_config.SIZES["internvl3_5-8b"].config)
+    config["text_config"]["model_type"] = "qwen3_moe"
+    with pytest.raises(UsageError, match="its language model is a qwen3_moe; supported are qwen3 and qwen2"):
+        make_plan(headers_only(tmp_path, config, hub_tensors.tensors(config)), INTERNVL, QuantConfig())
+
+
+# -- quantizing
+
+
+@pytest.mark.parametrize("name", JOBS)
+@rows
+def test_a_job_is_right_and_the_servers_take_it(made, row, name):
+    """verify finds no damage and no loss; `check` finds what that choice breaks, and nothing else."""
+    source, out = made.source(row), made.job(row, name)
+    errors = [finding for finding in check(out, source=source) if finding.level == "error"]
+    assert {finding.rule for finding in errors} == row.errors.get(name, set()) | row.errors.get("all", set())
+    assert not any("vllm-ascend" in finding.effects for finding in errors)
+    # One image and four tokens: what is asked is whether the tensors are right, tower by tower.
+    report = verify(out, source, QuantConfig(dev_type="cpu", num_samples=1), str(made.images), tokens=0)
+    assert report["findings"] == [] and report["passed"], report["verdict"]
+    words = set(reader.read(out).words.values())
+    assert words == {"static": row.words, "dynamic": {"W8A8_DYNAMIC"}}.get(name, words)
+    assert name != "mixed" or words == {"W8A8", "W8A8_DYNAMIC"}
+
+
+@rows
+@torch.inference_mode()
+def test_read_back_by_the_runtime(made, row):
+    """The export as a model of its own answers nearly as the float model does, and writes an answer."""
+    model, encoder = runtime.load(made.job(row, "static"))
+    whole, _ = runtime.load_float(made.source(row))
+    inputs = encoder(Image.open(sorted(made.images.iterdir())[0]).convert("RGB"), "What is this?")
+    wanted, got = (each(**inputs).logits.float() for each in (whole, model))
+    assert (got - wanted).norm() < 0.2 * wanted.norm()
+    assert len(runtime.greedy(model, inputs, 3)) == 3
+
+
+# -- servers
+
+
+EXPORTS = [(row, name) for row in ROWS for name in JOBS]
+
+
+@pytest.mark.parametrize("row,name", EXPORTS, ids=[f"{row.tiny}-{name}" for row, name in EXPORTS])
+def test_vllm_finds_every_key(made, row, name):
+    """Every module that vLLM-Ascend builds finds its key, and is built for the type that the tensors are of."""
+    out = made.job(row, name)
+    config, said = (json.loads((out / file).read_text()) for file in ("config.json", "quant_model_description.json"))
+    kind = config["model_type"]
+    description, packed = vllm_names.renamed(said, vllm_names.MAPPERS[kind]), vllm_names.PACKED[kind]
+    found = {
+        module: vllm_names.kind_of(module, description, packed, module.endswith(".experts"))
+        for module in vllm_names.asked(config)
+    }
+    int8 = {vllm_names.renamed({key: word}, vllm_names.MAPPERS[kind]).popitem()[0] for key, word in said.items()
+            if word != "FLOAT" and key.endswith(".weight")}  # fmt: skip
+    asked = {module for module, word in found.items() if word != "FLOAT"}
+    parts = {part for module in asked for part in _parts(module, packed)}
+    assert int8 == {key for key in int8 if any(key.startswith(f"{part}.") for part in parts)}, (
+        "int8 that nobody asks for"
+    )
+    if "mtp_num_hidden_layers" in config.get("text_config", {}):
+        drafter = vllm_names.renamed(said, vllm_names.DRAFTER)
+        assert {vllm_names.kind_of(module, drafter, packed) for module in vllm_names.asked_by_drafter(config)} == {
+            "FLOAT"
+        }
+
+
+def _parts(module: str, packed: dict[str, list[str]]) -> list[str]:
+    last = module.rsplit(".", 1)[-1]
+    if last == "experts":
+        return [module]
+    return [module.replace(last, part) for part in packed.get(last, [last])]
+
+
+@rows
+def test_a_key_that_is_lost_is_found_before_the_server_finds_it(tmp_path, made, row):
+    """Of every module that is asked for one key is dropped: the rule says so, and the table raises KeyError."""
+    out = made.job(row, "static")
+    config, said = (json.loads((out / file).read_text()) for file in ("config.json", "quant_model_description.json"))
+    kind = config["model_type"]
+    lost = [
+        f"{FAMILIES[row.architecture].head}.weight",
+        next(key for key in said if "merger" in key or "o_proj" in key),
+    ]
+    for key in (key for key in lost if key.endswith(".weight")):
+        broken = copy(out, tmp_path / key)
+        edit_json(broken / "quant_model_description.json", lambda described, key=key: described.pop(key))
+        description = vllm_names.renamed({k: v for k, v in said.items() if k != key}, vllm_names.MAPPERS[kind])
+        with pytest.raises(KeyError):
+            for module in vllm_names.asked(config):
+                vllm_names.kind_of(module, description, vllm_names.PACKED[kind])
+        findings = [finding for finding in check(broken, ["vllm-ascend"]) if finding.rule == "description-entry"]
+        assert [finding.where for finding in findings] == [f"quant_model_description.json: {key}"]
+
+
+# -- jobs
+
+
+@rows
+def test_killed_in_each_tower_and_resumed(tmp_path, made, row):
+    reference, config = digest(made.job(row, "static")), made.choices(row, "static")
+    checkpoint = Checkpoint(made.source(row))
+    family = family_of(checkpoint.config, checkpoint.dir)
+    vision = family.tower("vision").used(checkpoint.config)
+    for at in (1, vision + 1):
+        out = tmp_path / f"out{at}"
+
+        def dies(out=out):
+            deadline = time.monotonic() + 60
+            while not (work_directory(out) / "state").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def job(out=out, at=at, dies=dies):
+            with faults.when_block_runs(at, dies):
+                run_job(Calibrator(made.source(row), config, str(made.images), quiet=True), out)
+
+        assert faults.in_a_fork(job) == signal.SIGKILL
+        run_job(Calibrator(made.source(row), config, str(made.images), quiet=True), out, resume=True)
+        assert digest(out) == reference
+
+
+@rows
+def test_two_ranks_give_the_bytes_of_one(tmp_path, made, row):
+    def job():
+        with joined("cpu") as ranks:
+            calibrator = Calibrator(made.source(row), made.choices(row, "static"), str(made.images), quiet=True)
+            run_job(calibrator, tmp_path / "out", ranks=ranks)
+
+    assert in_ranks(2, job) == [0, 0]
+    assert digest(tmp_path / "out") == digest(made.job(row, "static"))
+
+
+@rows
+def test_the_commands_take_it(tmp_path, made, row, capsys):
+    """--dry_run, evaluate, report and handoff, on what the job made."""
+    source, out = made.source(row), made.job(row, "static")
+    assert main(["quantize", "--model_path", str(source), "--calib_images", str(made.images), "--dry_run"]) == 0
+    told = capsys.readouterr().out
+    assert FAMILIES[row.architecture].name in told and "groups by m2" in told and "memory" in told
+    data, image = tmp_path / "questions.jsonl", sorted(made.images.iterdir())[0]
+    (tmp_path / image.name).write_bytes(image.read_bytes())
+    question = {"image": image.name, "prompt": "What is this?", "answers": "no"}
+    data.write_text(json.dumps(question) + "\n")
+    words = ["--data", str(data), "--json", str(tmp_path / "e.json"), "--max_new_tokens", "2"]
+    assert main(["evaluate", "--model_path", str(source), "--quantized", str(out), *words]) in (0, 1)
+    assert (tmp_path / "e.json").stat().st_size
+    assert (
+        main(["report", str(out), "--evaluation", str(tmp_path / "e.json"), "--output", str(tmp_path / "r.html")]) == 0
+    )
+    assert FAMILIES[row.architecture].name in (tmp_path / "r.html").read_text()
+    assert main(["handoff", str(out), "--server", "vllm-ascend", "--out", str(tmp_path / "handoff")]) == 0
+    assert any((tmp_path / "handoff").iterdir())

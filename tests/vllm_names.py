@@ -1,0 +1,151 @@
+"""What vLLM-Ascend looks up in quant_model_description.json, as data: how it renames the description's keys, which
+modules of a model it asks for, and what it does with the answer. A key that is not found is a KeyError at start.
+
+Read in vllm-ascend 182b75ea of August 2026, vllm_ascend/quantization/modelslim_config.py (get_linear_quant_type,
+is_layer_skipped_ascend, quant_prefix_mapper, packed_modules_model_mapping), and in the model classes of vLLM 0.32.0
+(hf_to_vllm_mapper, and the LinearBase, VocabParallelEmbedding and fused MoE layers that each model builds with a
+quant_config).
+"""
+
+from collections.abc import Iterator
+
+QKV, GATE_UP = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}, {"gate_up_proj": ["gate_proj", "up_proj"]}
+EXPERTS = {"experts": ["experts.0.gate_proj", "experts.0.up_proj", "experts.0.down_proj"]}
+DELTA = {"in_proj_qkvz": ["in_proj_qkv", "in_proj_z"], "in_proj_ba": ["in_proj_b", "in_proj_a"]}
+PACKED = {
+    "qwen2_vl": QKV | GATE_UP,
+    "qwen2_5_vl": QKV | GATE_UP,
+    "llava": QKV | GATE_UP,
+    "qwen3_vl": QKV | GATE_UP,
+    "qwen3_vl_moe": QKV | GATE_UP | EXPERTS,
+    "qwen3_5": QKV | GATE_UP | DELTA,
+    "qwen3_5_moe": QKV | GATE_UP | DELTA | EXPERTS,
+    "internvl": QKV | GATE_UP,
+}
+"""model_type -> what is packed into one: the plugin's table where it has the model, else the class's own."""
+
+QWEN2_MAPPER = {
+    "model.language_model.": "language_model.model.",
+    "model.visual.": "visual.",
+    "lm_head.": "language_model.lm_head.",
+    "model.": "language_model.model.",
+}
+QWEN3_MAPPER = {
+    "model.visual.": "visual.",
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+}
+LLAVA_MAPPER = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "lm_head.": "language_model.lm_head.",
+}
+MAPPERS: dict[str, dict[str, str | None]] = {
+    "qwen2_vl": QWEN2_MAPPER,
+    "qwen2_5_vl": QWEN2_MAPPER,
+    "llava": LLAVA_MAPPER,
+    "qwen3_vl": QWEN3_MAPPER,
+    "qwen3_vl_moe": QWEN3_MAPPER,
+    "qwen3_5": {**QWEN3_MAPPER, "mtp.": None},
+    "qwen3_5_moe": {**QWEN3_MAPPER, "mtp.": None},
+    "internvl": LLAVA_MAPPER,
+}
+"""model_type -> prefix in the checkpoint -> prefix of the module; None: the key is dropped."""
+DRAFTER: dict[str, dict[str, str | None]] = {"model.language_model.": "model.", "mtp.": "mtp."}
+"""The same of the drafter, a model of its own (qwen3_5_mtp.py) that reads the mtp tensors of the same directory."""
+
+
+def renamed(description: dict[str, str], mapper: dict[str, str | None]) -> dict[str, str]:
+    """The description under the modules' names: the first prefix that fits is replaced."""
+    found = {}
+    for key, word in description.items():
+        old = next((old for old in mapper if key.startswith(old)), None)
+        new = mapper[old] if old is not None else None
+        if old is None:
+            found[key] = word
+        elif new is not None:
+            found[new + key[len(old) :]] = word
+    return found
+
+
+def kind_of(module: str, description: dict[str, str], packed: dict[str, list[str]], moe: bool = False) -> str:
+    """The type that a module is built for. Raises KeyError, ValueError or NotImplementedError where the server does."""
+    if module == "lm_head" and "lm_head.weight" not in description:
+        module = "language_model.lm_head"
+    last = module.rsplit(".", 1)[-1]
+    if last in packed:
+        kinds = {description[f"{module.replace(last, part)}.weight"] for part in packed[last]}
+        if len(kinds) > 1:
+            raise ValueError(f"Not all shards of {module} are quantized with same quant type")
+        kind = kinds.pop()
+    elif any(
+        key.startswith(module) and key.endswith(".weight") and word == "FLOAT" for key, word in description.items()
+    ):
+        kind = "FLOAT"
+    else:
+        kind = description[f"{module}.weight"]
+    if kind != "FLOAT" and (kind not in ("W8A8", "W8A8_DYNAMIC", "W8A8_MIX") or moe and kind != "W8A8_DYNAMIC"):
+        layer = "moe" if moe else "linear"
+        raise NotImplementedError(f"vLLM Ascend doesn't support quant_type={kind} for layer_type={layer}")
+    return kind
+
+
+def asked(config: dict) -> Iterator[str]:
+    """The modules that a model of this config.json asks for; those of fused experts end in ".experts"."""
+    yield from _vision(config)
+    text, model = config.get("text_config", config), "language_model.model."
+    yield f"{model}embed_tokens"
+    yield "language_model.lm_head"
+    for index in range(text.get("num_hidden_layers", 32)):
+        block, kinds = f"{model}layers.{index}.", text.get("layer_types") or []
+        yield from _mixer(block, kinds[index] if kinds else "full_attention")
+        yield from _mlp(f"{block}mlp", text, index)
+
+
+def asked_by_drafter(config: dict) -> Iterator[str]:
+    """The same of the drafter (multi-token prediction), where there is one."""
+    text = config["text_config"]
+    for index in range(text.get("mtp_num_hidden_layers", 0)):
+        yield "mtp.fc"
+        yield from _mixer(f"mtp.layers.{index}.", "full_attention")
+        yield from _mlp(f"mtp.layers.{index}.mlp", text, index)
+
+
+def _mixer(block: str, kind: str) -> Iterator[str]:
+    if kind == "linear_attention":
+        yield from (f"{block}linear_attn.{name}" for name in ("in_proj_qkvz", "in_proj_ba", "out_proj"))
+    else:
+        yield from (f"{block}self_attn.{name}" for name in ("qkv_proj", "o_proj"))
+
+
+def _mlp(mlp: str, text: dict, index: int) -> Iterator[str]:
+    if not text.get("num_experts") or index in text.get("mlp_only_layers", ()):
+        yield from (f"{mlp}.{name}" for name in ("gate_up_proj", "down_proj"))
+        return
+    yield from (f"{mlp}.gate", f"{mlp}.experts")
+    if text.get("shared_expert_intermediate_size"):
+        yield from (f"{mlp}.{name}" for name in ("shared_expert_gate", "shared_expert.gate_up_proj"))
+        yield f"{mlp}.shared_expert.down_proj"
+
+
+def _vision(config: dict) -> Iterator[str]:
+    vision, kind = config["vision_config"], config["model_type"]
+    if kind == "internvl":  # attention and projector are plain linears, which nobody asks for
+        for index in range(vision["num_hidden_layers"]):
+            yield from (f"vision_tower.encoder.layer.{index}.mlp.{name}" for name in ("fc1", "fc2"))
+    elif kind == "llava":
+        for index in range(vision["num_hidden_layers"] - 1):
+            block = f"vision_tower.vision_model.encoder.layers.{index}."
+            yield from (f"{block}{name}" for name in ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"))
+        yield from (f"multi_modal_projector.{name}" for name in ("linear_1", "linear_2"))
+    else:
+        mlp = {"qwen2_vl": ("fc1", "fc2"), "qwen2_5_vl": ("gate_up_proj", "down_proj")}
+        names = mlp.get(kind, ("linear_fc1", "linear_fc2"))
+        for index in range(vision["depth"]):
+            yield from (f"visual.blocks.{index}.attn.{name}" for name in ("qkv", "proj"))
+            yield from (f"visual.blocks.{index}.mlp.{name}" for name in names)
+        parts = ("mlp.0", "mlp.2") if kind in mlp else ("linear_fc1", "linear_fc2")
+        stacks = range(len(vision.get("deepstack_visual_indexes") or ()))
+        for merger in ("merger", *(f"deepstack_merger_list.{index}" for index in stacks)):
+            yield from (f"visual.{merger}.{part}" for part in parts)
