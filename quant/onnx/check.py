@@ -1,9 +1,9 @@
 """An export against what is documented of AMCT and ATC (CANN 8.5; read, never run here).
 
-convert_qat_model takes fake-quantized Conv, ConvTranspose, Gemm and MatMul: on the input one scale, on the weight a pair
-of QuantizeLinear and DequantizeLinear with the same factors, scales per channel for convolutions only, weights of
-MatMul constants of two axes; int8. ATC's ONNX parser takes operators of ONNX itself; a graph with free sizes needs them from
-its command line.
+convert_qat_model takes fake-quantized Conv, ConvTranspose, Gemm and MatMul: on the input one scale, on the weight a
+pair of QuantizeLinear and DequantizeLinear with the same factors, scales per channel for convolutions only, weights of
+MatMul constants of two axes; int8. ATC's ONNX parser takes operators of ONNX itself; a graph with free sizes needs them
+from its command line.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Loops whose bodies compute the same at every turn: paddle2onnx hands weights through a loop as if they changed, and
 so a product of features and weights, the same for all of 500 steps, is computed 500 times. Here what never changes is
-read from outside, and what follows from it alone is computed once, before the loop. The result is the same, bit for
-bit; and weights in the loop's body are seen to be constant, which they must be to be rounded.
+read from outside, and what follows from it alone is computed once, before the loop. The result is the same, up to the
+order of a product's sums; and weights in the loop's body are seen to be constant, which they must be to be rounded.
 """
 
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper

@@ -20,6 +20,7 @@ from ..base.errors import QuantError, UsageError
 from ..base.output import appearing, check_output
 from . import choose, graph
 from .calibrate import corrected, observe, ranges
+from .equalize import divided, equalized, exponents
 from .export import FORMAT, RECORD, digest
 from .graph import Layer
 from .labels import Item, read_items
@@ -95,6 +96,7 @@ class Work:
         self.costs = multiply_adds(self.float, feeds[0])
         self.damages: dict[str, float] = {}
         self.turns: list[dict] = []
+        self.exponents: dict[str, list[int]] = {}
         self.scores: dict = {}
 
     def heading(self) -> str:
@@ -113,6 +115,9 @@ class Work:
 
     def chosen(self) -> tuple[ModelProto, list[Layer], Ranges]:
         """(the float model with corrected biases, the layers that stay float, ranges)."""
+        self.exponents = exponents(self.float, self.layers, self.stats)
+        self.float = equalized(self.float, self.layers, self.exponents)
+        self.stats = divided(self.stats, self.exponents)
         seen = ranges(self.float, self.layers, self.stats)
         trials = Trials(self.float, self.small)
         full = quantized(self.float, self.layers, seen)
@@ -193,6 +198,7 @@ class Work:
                     "multiply_adds": self.costs[layer.name],
                     "int8": layer.name not in kept,
                     "damage_db": decibels(self.damages.get(layer.name)),
+                    "exponents": self.exponents.get(layer.input),
                     "range": [round(value, 6) for value in chosen.inputs[layer.input]],
                 }
                 for layer in self.layers

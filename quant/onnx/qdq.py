@@ -5,10 +5,10 @@ DequantizeLinear in the place of its weight; biases and all else stay float.
     weight   q = clip(round(W / s), -127, 127)            per output channel of a convolution; else one scale
 
 This is what AMCT's convert_qat_model is documented to take (CANN 8.5): pairs on input and weight of Conv,
-ConvTranspose, Gemm and MatMul with a constant of two axes, inputs per tensor, weights per channel for convolutions only; Ascend
-multiplies the codes and gives out float. Onnxruntime's quantizer makes the pairs. It puts a pair between a tensor and
-all that read it, float nodes too; here those read the float tensor again, as they do on Ascend, and layers inside a
-loop, which it passes over, get theirs.
+ConvTranspose, Gemm and MatMul with a constant of two axes, inputs per tensor, weights per channel for convolutions
+only; Ascend multiplies the codes and gives out float. Onnxruntime's quantizer makes the pairs. It puts a pair between a
+tensor and all that read it, float nodes too; here those read the float tensor again, as they do on Ascend, and layers
+inside a loop, which it passes over, get theirs.
 """
 
 from collections.abc import Collection, Mapping

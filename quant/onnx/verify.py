@@ -14,6 +14,7 @@ from onnx import ModelProto, numpy_helper
 
 from ..base.errors import UsageError
 from . import graph
+from .equalize import equalized
 from .evaluate import refuse_other_source
 from .export import Export, read_export
 from .labels import read_items
@@ -44,6 +45,8 @@ def verify(directory: Path, source: Path, images: str, count: int | None = None,
     layers = {layer.name: layer for layer in graph.layers(model)}
     if missing := [entry["name"] for entry in export.record["layers"] if entry["name"] not in layers]:
         raise UsageError(f"{source}: has no layer {missing[0]}; another onnxruntime prepared the export, export again")
+    done = {layers[entry["name"]].input: entry["exponents"] for entry in export.record["layers"] if entry["exponents"]}
+    model = equalized(model, list(layers.values()), done)
     damage = damaged(export, model, int8, layers)
     made = {node.name: node.output[0] for node in nodes(model)}
     outputs = [entry.name for entry in model.graph.output]
