@@ -5,10 +5,10 @@ arXiv 1906.04721; smoothing, as SmoothQuant calls it, arXiv 2211.10438).
     by channel   s_c = r_c                     the weight has a scale for each of them anyhow
     dense        s_c = sqrt(r_c / w_c)         r_c, w_c: the largest magnitudes of the input and of the weights on it
 
-The division costs nothing where a constant is there to take it: the factor, divisor or summand of a Mul, Div or Add, as in
-a hard swish that is written out and in PP-LCNetV3's learned affine layers, or the convolution before a Relu. Where there is
-none, nothing is done. s_c is a power of two, so that the float model computes the same bits as before, and what was done
-is a list of small whole numbers.
+The division costs nothing where a constant is there to take it: the factor, divisor or summand of a Mul, Div or Add, as
+in a hard swish that is written out and in PP-LCNetV3's learned affine layers, or the convolution before a Relu. Where
+there is none, nothing is done. s_c is a power of two, so that the float model computes the same bits as before, and
+what was done is a list of small whole numbers.
 """
 
 from collections.abc import Mapping, Sequence

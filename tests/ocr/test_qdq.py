@@ -182,7 +182,7 @@ def test_weights_that_are_not_constant_are_no_layers():
 
 
 def hard_swish(channels=6):
-    """conv, hard swish written out, a learned scale and shift, then by channel; relu; dense: all three can be divided."""
+    """conv, hard swish written out, learned scale and shift, by channel, relu, dense: two inputs can be divided."""
     nodes = [
         helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], "first"),
         helper.make_node("Add", ["c0", "three"], ["a"], "plus"),
