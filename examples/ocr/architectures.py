@@ -1,5 +1,5 @@
-"""Models whose weights no package brings: their architectures from transformers, with random weights, exported to ONNX and
-quantized, for structure, coverage and speed. Their scores would mean nothing and are not looked at.
+"""Models whose weights no package brings: their architectures from transformers, with random weights, exported to ONNX
+and quantized, for structure, coverage and speed. Their scores would mean nothing and are not looked at.
 
     python examples/ocr/architectures.py [names]
 
@@ -63,7 +63,12 @@ def export(name: str, folder: Path) -> tuple[Path, str]:
     file = folder / f"{name}.onnx"
     with torch.inference_mode():
         torch.onnx.export(
-            model.eval(), (torch.zeros(1, 3, height, width),), str(file), opset_version=16, input_names=["x"], dynamo=False
+            model.eval(),
+            (torch.zeros(1, 3, height, width),),
+            str(file),
+            opset_version=16,
+            input_names=["x"],
+            dynamo=False,
         )
     return file, task
 
@@ -85,7 +90,16 @@ def main() -> None:
     (folder / "words.txt").write_text("\n".join(map(str, range(18383))))
     for name in parser.parse_args().names or NAMES:
         file, task = export(name, folder)
-        words = [sys.executable, "quant/ppocr/quant_ppocr.py", "--model_path", file, "--task", task, "--plain", "--quiet"]
+        words = [
+            sys.executable,
+            "quant/ppocr/quant_ppocr.py",
+            "--model_path",
+            file,
+            "--task",
+            task,
+            "--plain",
+            "--quiet",
+        ]
         words += ["--calib_images", folder / "images", "--save_directory", folder / f"{name}-int8"]
         subprocess.run([*map(str, words)], cwd=ROOT, check=True)
         record = json.loads((folder / f"{name}-int8" / "quant_onnx.json").read_text())

@@ -50,6 +50,7 @@ def quantized(model: ModelProto, layers: Collection[Layer], ranges: Ranges, pair
     for node, body in loops(result):
         _inside(result, body, [layer for layer in layers if layer.loop == node.name], ranges, pairs)
     _drop_unused(result)
+    _sort(result.graph)
     del result.metadata_props[:]
     result.metadata_props.extend(model.metadata_props)
     return result
@@ -170,6 +171,26 @@ def _weight(graph: GraphProto, layer: Layer, tensor: TensorProto, ranges: Ranges
 def _constants(graph: GraphProto, layer: str, what: str, scale: np.float32, offset: np.int8) -> None:
     graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), f"{layer}/{what}_scale"))
     graph.initializer.append(numpy_helper.from_array(np.array(offset, np.int8), f"{layer}/{what}_zero"))
+
+
+def _sort(graph: GraphProto) -> None:
+    """Every node behind those whose results it reads, inside its own graphs too, as ONNX demands; else as they stood."""
+    made = {name for node in graph.node for name in node.output}
+    needs = []
+    for node in graph.node:
+        read = set(node.input)
+        read |= {name for entry in node.attribute if entry.HasField("g") for it in entry.g.node for name in it.input}
+        needs.append((node, read & made))
+    done: set[str] = set()
+    ordered: list = []
+    while needs:
+        ready = [(node, read) for node, read in needs if read <= done]
+        needs = [(node, read) for node, read in needs if not read <= done]
+        for node, _ in ready:
+            ordered.append(node)
+            done |= set(node.output)
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def _drop_unused(model: ModelProto) -> None:

@@ -134,9 +134,8 @@ def broken(export, tmp_path, edit, part="model"):
 
 def test_verify_finds_a_damaged_weight(export, source, unseen, tmp_path, capsys):
     def edit(made):
-        tensor = next(
-            tensor for tensor in made.graph.initializer if tensor.data_type == onnx.TensorProto.INT8 and tensor.dims
-        )
+        tensors = [tensor for tensor in made.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+        tensor = next(tensor for tensor in tensors if len(tensor.dims) == 4)
         codes = onnx.numpy_helper.to_array(tensor).copy()
         codes.flat[3] = -codes.flat[3] + 9
         tensor.CopyFrom(onnx.numpy_helper.from_array(codes, tensor.name))
@@ -161,8 +160,8 @@ def test_check_names_the_rule(export, tmp_path, capsys, rule):
     def edit(made):
         tensors = {tensor.name: tensor for tensor in made.graph.initializer}
         makers = {node.output[0]: node for node in made.graph.node}
-        last = next(node for node in made.graph.node if node.op_type == "Gemm")
-        back = makers[last.input[1]]
+        first = next(node for node in made.graph.node if node.op_type == "Conv" and node.input[1] in makers)
+        back = makers[first.input[0 if rule == "per-channel" else 1]]
         if rule == "opset":
             made.opset_import[0].version = 17
         elif rule == "pairs":
