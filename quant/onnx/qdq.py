@@ -174,7 +174,7 @@ def _constants(graph: GraphProto, layer: str, what: str, scale: np.float32, offs
 
 
 def _sort(graph: GraphProto) -> None:
-    """Every node behind those whose results it reads, inside its own graphs too, as ONNX demands; else as they stood."""
+    """Every node behind those whose results it or a graph inside it reads, as ONNX demands; else as they stood."""
     made = {name for node in graph.node for name in node.output}
     needs = []
     for node in graph.node:

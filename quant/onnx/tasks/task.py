@@ -57,10 +57,12 @@ class Task(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As --task has it."""
 
     @property
-    def metrics(self) -> tuple[str, ...]: ...
+    def metrics(self) -> tuple[str, ...]:
+        """The scores' names."""
 
     def fits(self, signature: Signature) -> str | None:
         """None, or what about the model's outputs does not fit this task."""
