@@ -74,14 +74,14 @@ def _pair(lo: torch.Tensor, hi: torch.Tensor) -> tuple[float, float]:
 def corrected(model: ModelProto, layers: Sequence[Layer], chosen: Ranges, stats: dict[str, Stats]) -> ModelProto:
     """A copy of the float model whose biases make up for the mean error of rounding (Nagel et al., arXiv 1906.04721,
     section 4.2): b_o -= sum_c (sum_k Q(W)_ock E[q(x_c)] - sum_k W_ock E[x_c]), the padding of borders left out of
-    account. Layers without a bias of their own stay as they are.
+    account. The new biases have names of their own. Layers without a bias, and those in loops, stay as they are.
     """
     result = ModelProto()
     result.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in result.graph.initializer}
-    shared = [layer.bias for layer in layers]
+    nodes = {node.name: node for node in result.graph.node}
     for layer in layers:
-        if layer.bias not in tensors or shared.count(layer.bias) > 1:
+        if layer.bias not in tensors or layer.loop:
             continue
         weight, bias = (numpy_helper.to_array(tensors[name]) for name in (layer.weight, layer.bias))
         x = stats[layer.input].rows
@@ -89,7 +89,9 @@ def corrected(model: ModelProto, layers: Sequence[Layer], chosen: Ranges, stats:
         rounded = fake_quantize_input(x, *input_scale_offset(lo, hi))
         error = _mean_output(layer, _rounded(layer, weight, chosen), rounded.mean(0).numpy())
         error -= _mean_output(layer, weight, x.mean(0).numpy())
-        tensors[layer.bias].CopyFrom(numpy_helper.from_array((bias - error).astype(np.float32), layer.bias))
+        name = f"{layer.name}/bias"
+        result.graph.initializer.append(numpy_helper.from_array((bias - error).astype(np.float32), name))
+        nodes[layer.name].input[2] = name
     return result
 
 

@@ -32,6 +32,7 @@ from .tasks import task_of
 
 CALIBRATION, SHARE = 48, 0.4  # images that ranges are taken from: at most so many, and at most this part of all
 TRIED = 2  # images that every layer is tried alone on, the smallest
+PAYS = 0.8  # equalizing an input must bring its layer's damage down to this part
 LEAST = 8  # images altogether: fewer leave nothing to hold out
 
 
@@ -115,30 +116,50 @@ class Work:
 
     def chosen(self) -> tuple[ModelProto, list[Layer], Ranges]:
         """(the float model with corrected biases, the layers that stay float, ranges)."""
-        self.exponents = exponents(self.float, self.layers, self.stats)
-        self.float = equalized(self.float, self.layers, self.exponents)
-        self.stats = divided(self.stats, self.exponents)
-        seen = ranges(self.float, self.layers, self.stats)
-        trials = Trials(self.float, self.small)
-        full = quantized(self.float, self.layers, seen)
-        self.damages = {layer.name: trials.damage(full, layer) for layer in self.layers}
-        order = choose.ranking(self.layers, self.damages, self.costs)
-        floats = choose.first_choice(order, self.damages, self.costs)
-        rest = [layer for layer in self.layers if layer not in floats]
-        seen, self.damages = trials.fit(rest, seen, self.damages)
-        order = choose.ranking(self.layers, self.damages, self.costs)
-        model = corrected(self.float, self.layers, seen, self.stats)
-        full = quantized(model, self.layers, seen)
+        self._equalize()
+        model, layers = self.float, self.layers
+        seen = ranges(model, layers, self.stats)
+        trials = Trials(model, self.small)
+        floats = choose.first_choice(choose.ranking(layers, self.damages, self.costs), self.damages, self.costs)
+        seen, self.damages = trials.fit([each for each in layers if each not in floats], seen, self.damages, self.stats)
+        order = choose.ranking(layers, self.damages, self.costs)
+        full = quantized(corrected(model, layers, seen, self.stats), layers, seen)
 
         def drop(floats: list[Layer]) -> float:
-            lost = self._drop(only(full, model, [layer for layer in self.layers if layer not in floats]))
-            self.reporter.line(f"  {len(floats)} of {len(self.layers)} layers float: {lost:+.2f} points lost")
+            lost = self._drop(only(full, model, [layer for layer in layers if layer not in floats]))
+            self.reporter.line(f"  {len(floats)} of {len(layers)} layers float: {lost:+.2f} points lost")
             return lost
 
-        floats, self.turns = choose.until_it_holds(order, floats, drop, self.options.max_drop)
+        floats, self.turns = choose.until_it_holds(order, floats, drop, self.allowed())
         # A layer that stays float keeps its own bias.
-        model = corrected(self.float, [layer for layer in self.layers if layer not in floats], seen, self.stats)
+        model = corrected(model, [layer for layer in layers if layer not in floats], seen, self.stats)
         return model, floats, seen
+
+    def allowed(self) -> float:
+        """Points that int8 may lose on the held-out images: --max_drop, or what one image of them is worth."""
+        return max(self.options.max_drop, 100 / len(self.held_out))
+
+    def _equalize(self) -> None:
+        """Every layer's damage, and equalized inputs for the layers whose damage that brings down."""
+        tried = exponents(self.float, self.layers, self.stats)
+        self.damages = self._damages(self.float, self.stats, self.layers)
+        other, stats = equalized(self.float, self.layers, tried), divided(self.stats, tried)
+        found = self._damages(other, stats, [layer for layer in self.layers if layer.input in tried])
+        better = {name: value for name, value in found.items() if value < PAYS * self.damages[name]}
+        inputs = {layer.input for layer in self.layers if layer.name in better}
+        self.exponents = {name: powers for name, powers in tried.items() if name in inputs}
+        self.float, self.stats = (
+            equalized(self.float, self.layers, self.exponents),
+            divided(self.stats, self.exponents),
+        )
+        self.damages |= better
+
+    def _damages(self, model: ModelProto, stats: dict, layers: list[Layer]) -> dict[str, float]:
+        """Of layers one by one, with the biases that they will have."""
+        seen = ranges(model, self.layers, stats)
+        full = quantized(corrected(model, self.layers, seen, stats), self.layers, seen)
+        trials = Trials(model, self.small)
+        return {layer.name: trials.damage(full, layer) for layer in layers}
 
     def _drop(self, model: ModelProto) -> float:
         """What int8 loses on the held-out images, in points of the task's first metric."""

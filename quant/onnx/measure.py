@@ -15,12 +15,14 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..arithmetic.ranges import CLIPS
+from ..arithmetic.stats import Stats
+from .calibrate import corrected
 from .graph import WEIGHTED, Layer, loops
 from .qdq import Ranges, only, quantized
 from .sessions import Session
 
 Feeds = dict[str, np.ndarray]
-FITTED, TRIED_CLIPS = 8, CLIPS[2:11:2]  # layers whose range is searched; clips of it that are tried
+FITTED, TRIED_CLIPS = 6, CLIPS[2:9:3]  # layers whose range is searched; clips of it that are tried
 
 
 def multiply_adds(model: ModelProto, feeds: Feeds) -> dict[str, int]:
@@ -71,7 +73,7 @@ class Trials:
         return [session.run(feeds) for feeds in self.samples]
 
     def fit(
-        self, layers: Sequence[Layer], ranges: Ranges, damages: dict[str, float]
+        self, layers: Sequence[Layer], ranges: Ranges, damages: dict[str, float], stats: dict[str, Stats]
     ) -> tuple[Ranges, dict[str, float]]:
         """(ranges with clips that bring the damage of their layers down, the damages then), for the FITTED layers with
         the most damage, of those that alone read their input.
@@ -81,7 +83,8 @@ class Trials:
         worst = sorted((layer for layer in layers if readers.count(layer.input) == 1), key=lambda it: -damages[it.name])
         for clip in TRIED_CLIPS:
             seen = {name: (lo * clip, hi * clip) for name, (lo, hi) in ranges.inputs.items()}
-            full = quantized(self.model, worst[:FITTED], Ranges(seen, ranges.weights))
+            clipped = Ranges(seen, ranges.weights)
+            full = quantized(corrected(self.model, worst[:FITTED], clipped, stats), worst[:FITTED], clipped)
             for layer in worst[:FITTED]:
                 found = self.damage(full, layer)
                 if found < damages[layer.name]:

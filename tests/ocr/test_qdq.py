@@ -137,7 +137,7 @@ def test_multiply_adds_are_counted():
 
 
 def test_damage_is_the_error_of_one_layer():
-    made, layers, _, ranges, feeds = prepared()
+    made, layers, stats, ranges, feeds = prepared()
     trials = measure.Trials(made, feeds[:2])
     assert trials.late == ["logits"] or trials.late == measure.ends(made)
     full = qdq.quantized(made, layers, ranges)
@@ -145,7 +145,7 @@ def test_damage_is_the_error_of_one_layer():
     assert all(0 < each < 0.05 for each in found)
     whole = measure.relative(trials._run(made, trials.late), trials._run(full, trials.late))
     assert 0.2 * sum(found) < whole < 5 * sum(found)
-    fitted, better = trials.fit(layers, ranges, dict(zip((layer.name for layer in layers), found)))
+    fitted, better = trials.fit(layers, ranges, dict(zip((layer.name for layer in layers), found)), stats)
     assert all(better[layer.name] <= each for layer, each in zip(layers, found))
     assert set(fitted.inputs) == set(ranges.inputs)
 
