@@ -1,12 +1,14 @@
 # make demo   quantize two small models with the shipped photographs     make test          the tests
 # make test-compat   the same tests with transformers 4.57.6             make test-oracle   against the vendor's library
+# make demo-ocr   PP-OCR's detection, recognition, orientation and table models in int8, on their real weights
+# make test-ocr   the tests of that
 # make lint   layout, lint and types of the code, nothing is changed
 # make accuracy   a real language model's perplexity in int8, by calibration and method     make accuracy-short   a few rows, with bounds
 # make bench   time and memory against msmodelslim, llm-compressor and the machine's limits: 45 minutes     make bench-short   a cut-down version
 PYTHON ?= python3
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
 
-.PHONY: demo test test-compat test-oracle lint accuracy accuracy-short bench bench-short clean
+.PHONY: demo demo-ocr test test-ocr test-compat test-oracle lint accuracy accuracy-short bench bench-short clean
 
 # An environment is made once for each version of its requirements; torch first, so that nothing else chooses its build.
 define environment
@@ -32,8 +34,17 @@ endef
 .venv-llmc/.made: requirements-llmc.txt
 	$(call environment,.venv-llmc,-r requirements-llmc.txt)
 
+.venv-ocr/.made: requirements-ocr.txt requirements-dev.txt requirements.txt
+	$(call environment,.venv-ocr,-r requirements-ocr.txt)
+
 demo: .venv/.made
 	.venv/bin/python examples/demo.py
+
+demo-ocr: .venv-ocr/.made
+	.venv-ocr/bin/python examples/ocr/demo.py
+
+test-ocr: .venv-ocr/.made
+	.venv-ocr/bin/python -m pytest -q tests/ocr
 
 test: .venv/.made
 	.venv/bin/python -m pytest -q
@@ -62,4 +73,4 @@ bench-short: .venv/.made .venv-oracle/.made .venv-llmc/.made
 	.venv/bin/python bench/bench.py --short
 
 clean:
-	rm -rf .venv .venv-compat .venv-oracle .venv-accuracy .venv-llmc out
+	rm -rf .venv .venv-compat .venv-oracle .venv-accuracy .venv-ocr .venv-llmc out

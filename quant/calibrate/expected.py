@@ -23,7 +23,7 @@ def channel_sizes(
     """
     source = group.source_in(prefix)
     if group.kind == "norm":
-        return norms[source].weight.abs()
+        return (norms[source].weight + norms[source].adds).abs()
     weight = linears[source].float()
     reader = next((each for each in stats if group.source in each.linears), None)
     if reader is not None:

@@ -44,8 +44,13 @@ def run(args: argparse.Namespace) -> int:
     """0 when there is no error, whatever else was found; 1 when there is. Raises UsageError for flags that do not do,
     and QuantError for a directory that cannot be read.
     """
+    from ..onnx.export import is_export
     from ..servers.rules import SERVERS, check_directory, open_directory
 
+    if is_export(args.export):
+        from . import onnx
+
+        return onnx.check(args)
     if args.world_size < 1:
         raise UsageError(f"--world_size {args.world_size}: at least 1")
     if args.model_path and not Path(args.model_path).is_dir():

@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0. Raises UsageError, QuantError as dump.dump does."""
+    from ..onnx.export import is_model
+
+    if is_model(args.model_path):
+        from . import onnx
+
+        return onnx.dump(args)
     if args.inputs and (args.images or args.prompt):
         raise UsageError("--inputs takes images and prompts from an earlier dump; leave out --images and --prompt")
     config = QuantConfig(

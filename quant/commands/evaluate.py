@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group(
         "models", "one, or two to compare; of two the first in this order is what the other may not fall below"
     )
-    models.add_argument("--model_path", metavar="DIR", help="a float checkpoint")
+    models.add_argument("--model_path", metavar="DIR", help="a float checkpoint, or an .onnx")
     models.add_argument("--quantized", metavar="DIR", help="an exported W8A8 directory, computed as the NPU does")
     models.add_argument(
         "--endpoint",
@@ -114,6 +114,12 @@ def run(args: argparse.Namespace) -> int:
     """0 within --max_drop, 1 outside or with questions unanswered, 130 when interrupted. Raises UsageError for flags or
     questions that cannot be used, QuantError for a model that cannot be run or a report that cannot be written.
     """
+    from ..onnx.export import is_model
+
+    if is_model(args.model_path) or is_model(args.quantized):
+        from . import onnx
+
+        return onnx.evaluate(args)
     _check(args)
     from pathlib import Path
 

@@ -26,9 +26,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..base.console import size
-    from ..report import gather, page
+    from ..onnx.export import is_export
+    from ..report import gather, onnx_page, page
 
-    text = page(gather(args.directory, args.verify, args.evaluation, args.images))
+    if is_export(args.directory):
+        text = onnx_page.page(args.directory, args.verify, args.evaluation)
+    else:
+        text = page(gather(args.directory, args.verify, args.evaluation, args.images))
     output = Path(args.output)
     partial = output.with_name(f"{output.name}.partial")
     try:

@@ -83,6 +83,12 @@ def run(args: argparse.Namespace) -> int:
     """0 within the thresholds, 1 outside. Raises UsageError for flags that cannot be used, QuantError for an export
     that cannot be run or a report that cannot be written.
     """
+    from ..onnx.export import is_export
+
+    if is_export(args.quantized):
+        from . import onnx
+
+        return onnx.verify(args)
     limits = thresholds(args.threshold)
     if args.tokens < 0:
         raise UsageError(f"--tokens {args.tokens}: 0 or more")

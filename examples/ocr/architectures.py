@@ -1,0 +1,117 @@
+"""Models whose weights no package brings: their architectures from transformers, with random weights, exported to ONNX
+and quantized, for structure, coverage and speed. Their scores would mean nothing and are not looked at.
+
+    python examples/ocr/architectures.py [names]
+
+Left out: PP-FormulaNet's decoder, which is a language model; its vision encoder is here.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from demo import OUT, ROOT, milliseconds
+from torch import nn
+
+TOKENS = 6  # columns of a random answer
+
+
+class Outputs(nn.Module):
+    """A model's named outputs, as a tuple. pick: attribute names; make: what to do with them."""
+
+    def __init__(self, model: nn.Module, pick: tuple[str, ...]):
+        super().__init__()
+        self.model, self.pick = model, pick
+
+    def forward(self, pixels: torch.Tensor):
+        """[1, 3, H, W] -> the outputs."""
+        answer = self.model(pixels)
+        return tuple(getattr(answer, name) for name in self.pick)
+
+
+def build(name: str) -> tuple[nn.Module, tuple[int, int], str]:
+    """(the model, height and width, task)."""
+    import transformers as hub
+
+    torch.manual_seed(0)
+    if name == "server_det":
+        model = hub.PPOCRV5ServerDetForObjectDetection(hub.PPOCRV5ServerDetConfig())
+        return Outputs(model, ("last_hidden_state",)), (320, 320), "det"
+    if name == "server_rec":
+        model = hub.PPOCRV5ServerRecForTextRecognition(hub.PPOCRV5ServerRecConfig())
+        return Outputs(model, ("last_hidden_state",)), (48, 320), "rec"
+    if name == "doclayout":
+        model = hub.PPDocLayoutV2ForObjectDetection(hub.PPDocLayoutV2Config())
+        return Outputs(model, ("logits", "pred_boxes")), (320, 320), "layout"
+    if name == "formulanet":
+        model = hub.PPFormulaNetForConditionalGeneration(hub.PPFormulaNetConfig()).model.encoder
+        return Outputs(model, ("last_hidden_state",)), (384, 384), "formula"
+    raise SystemExit(f"{name}: there are {', '.join(NAMES)}")
+
+
+NAMES = ("server_det", "server_rec", "doclayout", "formulanet")
+
+
+def export(name: str, folder: Path) -> tuple[Path, str]:
+    """(the ONNX file, its task)."""
+    model, (height, width), task = build(name)
+    file = folder / f"{name}.onnx"
+    with torch.inference_mode():
+        torch.onnx.export(
+            model.eval(),
+            (torch.zeros(1, 3, height, width),),
+            str(file),
+            opset_version=16,
+            input_names=["x"],
+            dynamo=False,
+        )
+    return file, task
+
+
+def images(folder: Path, count: int = 8) -> None:
+    """Noise: random weights see nothing else in pictures either."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 255, (48, 320, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), noise)
+
+
+def main() -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=[])
+    folder = OUT / "architectures"
+    images(folder / "images")
+    (folder / "words.txt").write_text("\n".join(map(str, range(18383))))
+    for name in parser.parse_args().names or NAMES:
+        file, task = export(name, folder)
+        words = [
+            sys.executable,
+            "quant/ppocr/quant_ppocr.py",
+            "--model_path",
+            file,
+            "--task",
+            task,
+            "--plain",
+            "--quiet",
+        ]
+        words += ["--calib_images", folder / "images", "--save_directory", folder / f"{name}-int8"]
+        subprocess.run([*map(str, words)], cwd=ROOT, check=True)
+        record = json.loads((folder / f"{name}-int8" / "quant_onnx.json").read_text())
+        times = milliseconds(file, folder / f"{name}-int8", folder / "images" / "0.png")
+        sizes = [record[part]["bytes"] / 1e6 for part in ("source", "model")]
+        print(
+            f"{name:<12} {len(record['layers'])} layers, {record['multiply_adds']['all'] / 1e9:.2f} G multiply-adds,"
+            f" {record['multiply_adds']['int8']:.1%} int8, {sizes[0]:.1f} -> {sizes[1]:.1f} MB,"
+            f" {times[0]:.0f} ms float, {times[1]:.0f} as written, {times[2]:.0f} fused",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Channels of one range: a tensor that a layer reads is divided by s_c, channel by channel, and the layer's weight is
+multiplied by it, so that one scale of the input serves all channels (cross-layer equalization, Nagel et al.,
+arXiv 1906.04721; smoothing, as SmoothQuant calls it, arXiv 2211.10438).
+
+    by channel   s_c = r_c                     the weight has a scale for each of them anyhow
+    dense        s_c = sqrt(r_c / w_c)         r_c, w_c: the largest magnitudes of the input and of the weights on it
+
+The division costs nothing where a constant is there to take it: the factor, divisor or summand of a Mul, Div or Add, as
+in a hard swish that is written out and in PP-LCNetV3's learned affine layers, or the convolution before a Relu. Where
+there is none, nothing is done. s_c is a power of two, so that the float model computes the same bits as before, and
+what was done is a list of small whole numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from ..arithmetic.stats import Stats
+from .graph import Layer
+
+Exponents = Mapping[str, Sequence[int]]
+MOST = 6  # powers of two in both directions: beyond, a channel is as good as dead
+
+
+def exponents(model: ModelProto, layers: Sequence[Layer], stats: Mapping[str, Stats]) -> dict[str, list[int]]:
+    """Tensor -> log2 of s_c for every channel, for the tensors where it can be done and changes anything."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found = {}
+    for layer in layers:
+        if not _takes(model, layer, layers):
+            continue
+        seen = np.maximum(np.abs(stats[layer.input].lo.numpy()), np.abs(stats[layer.input].hi.numpy()))
+        strength = _largest(layer, weights[layer.weight])
+        alive = (seen > 0) & (strength > 0)
+        if not alive.any():
+            continue
+        wanted = np.log2(np.where(alive, seen, 1))
+        if not _by_channel(layer):
+            wanted = (wanted - np.log2(np.where(alive, strength, 1))) / 2
+        # What all channels share is left to the scale.
+        wanted = np.where(alive, wanted - np.median(wanted[alive]), 0).round().clip(-MOST, MOST).astype(int)
+        if wanted.any():
+            found[layer.input] = wanted.tolist()
+    return found
+
+
+def equalized(model: ModelProto, layers: Sequence[Layer], chosen: Exponents) -> ModelProto:
+    """A copy of `model` with every tensor of `chosen` divided by 2^exponent, and its layer's weight multiplied."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for layer in layers:
+        if chosen.get(layer.input):
+            scale = np.exp2(np.array(chosen[layer.input], np.float32))
+            _divide(result, layer.input, scale, layer.op)
+            tensor = next(tensor for tensor in result.graph.initializer if tensor.name == layer.weight)
+            weight = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(weight * _along(layer, weight, scale), layer.weight))
+    return result
+
+
+def divided(stats: Mapping[str, Stats], chosen: Exponents) -> dict[str, Stats]:
+    """The statistics of the tensors as they are then, float32 [C]."""
+    return {
+        name: seen.smoothed(torch.exp2(torch.tensor(chosen[name], dtype=torch.float32))) if name in chosen else seen
+        for name, seen in stats.items()
+    }
+
+
+def _by_channel(layer: Layer) -> bool:
+    return layer.op == "Conv" and layer.shape[1] == 1 and layer.groups == layer.shape[0]
+
+
+def _takes(model: ModelProto, layer: Layer, layers: Sequence[Layer]) -> bool:
+    """Whether the layer alone reads its input and its weight, and a constant is there to take the division."""
+    if layer.loop or not (_by_channel(layer) or layer.groups == 1):
+        return False
+    readers = [node for node in model.graph.node if layer.input in node.input or layer.weight in node.input]
+    alone = len(readers) == 1 and sum(other.weight == layer.weight for other in layers) == 1
+    return alone and _divide(model, layer.input, None, layer.op)
+
+
+def _divide(model: ModelProto, name: str, scale: np.ndarray | None, op: str) -> bool:
+    """Divide a tensor by `scale`, [C], in the constants that it is made of; None: only say whether that can be done."""
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    results = {entry.name for entry in graph.output}
+    while True:
+        node = next((node for node in graph.node if name in node.output), None)
+        readers = [other for other in graph.node if name in other.input]
+        inner = any(_reads_inside(other, name) for other in graph.node)
+        if node is None or len(readers) != 1 or name in results or inner:
+            return False
+        constant = next((place for place, given in enumerate(node.input) if given in stored), None)
+        if node.op_type == "Relu":
+            name = node.input[0]
+        elif node.op_type in ("Mul", "Div", "Add") and constant is not None and len(node.input) == 2:
+            value = numpy_helper.to_array(stored[node.input[constant]])
+            if node.op_type == "Div" and constant == 0 or not _broadcasts(value, op):
+                return False
+            if scale is not None:
+                wide = scale[:, None, None] if op in ("Conv", "ConvTranspose") else scale
+                _replace(model, node, constant, value * wide if node.op_type == "Div" else value / wide)
+            if node.op_type != "Add":
+                return True
+            name = node.input[1 - constant]
+        elif node.op_type == "Conv" and op == "Conv" and all(given in stored for given in node.input[1:]):
+            if scale is not None:
+                weight = numpy_helper.to_array(stored[node.input[1]])
+                _replace(model, node, 1, weight / scale[:, None, None, None])
+                if len(node.input) > 2:
+                    _replace(model, node, 2, numpy_helper.to_array(stored[node.input[2]]) / scale)
+            return True
+        else:
+            return False
+
+
+def _reads_inside(node: NodeProto, name: str) -> bool:
+    return any(name in inner.input for entry in node.attribute if entry.HasField("g") for inner in entry.g.node)
+
+
+def _broadcasts(value: np.ndarray, op: str) -> bool:
+    """Whether a constant is one number, or has its only axis of length above 1 where the channels are."""
+    if value.dtype != np.float32:
+        return False
+    axes = 2 if op in ("Conv", "ConvTranspose") else 0
+    return value.size == 1 or (value.ndim > axes and value.size == value.shape[-1 - axes])
+
+
+def _replace(model: ModelProto, node: NodeProto, place: int, value: np.ndarray) -> None:
+    """Under a name of its own: a constant may serve many nodes, and what is known of its shape stays right."""
+    name = f"{node.name}/{place}"
+    model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    node.input[place] = name
+
+
+def _largest(layer: Layer, weight: np.ndarray) -> np.ndarray:
+    """w_c, [C]."""
+    if _by_channel(layer):
+        return np.abs(weight).max((1, 2, 3))
+    axis = 1 if layer.op == "Conv" or layer.transposed else 0
+    return np.abs(weight).max(tuple(other for other in range(weight.ndim) if other != axis))
+
+
+def _along(layer: Layer, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The scale as a factor of the weight."""
+    axis = 0 if _by_channel(layer) or layer.op in ("ConvTranspose", "MatMul") else 1
+    if layer.op == "Gemm":
+        axis = 1 if layer.transposed else 0
+    return scale.reshape([-1 if at == axis else 1 for at in range(weight.ndim)])
