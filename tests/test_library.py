@@ -43,7 +43,9 @@ def test_choices_that_nobody_made_are_those_of_the_command_line():
     described = parser.format_help()
     for choice in ("anti_method", "act_method", "part_file_size", "seed", "engine", "trust_remote_code"):
         flag = described[described.index(f"--{choice} ", described.index("input and output")) :]
-        assert flag[: flag.index(")")].endswith(f"(default: {QuantConfig.model_fields[choice].default}"), choice
+        assert " ".join(flag[: flag.index(")")].split()).endswith(
+            f"(default: {QuantConfig.model_fields[choice].default}"
+        ), choice
     row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--anti_method"))
     assert row.replace("\\|", "/").split("|")[2].strip() == QuantConfig().anti_method
 

@@ -8,6 +8,7 @@ import torch
 
 from quant import Calibrator, QuantConfig
 from quant.calibrate.ranks import Ranks
+from quant.inputs import samples
 from quant.inputs.encoder import Encoder
 
 
@@ -38,6 +39,7 @@ def held(monkeypatch):
         return inputs
 
     monkeypatch.setattr(Encoder, "encode_sample", encode_sample)
+    monkeypatch.setattr(samples, "held_out", lambda encoder, seed: [])  # a few more, on the first rank alone
     return watch
 
 
@@ -68,3 +70,14 @@ def test_the_ranks_together_have_what_one_has(world, held):
         for number, inputs in own.items():
             assert inputs.keys() == alone.samples.inputs[number].keys()
             assert all(torch.equal(tensor, alone.samples.inputs[number][name]) for name, tensor in inputs.items())
+
+
+def test_held_out_samples_are_on_the_first_rank_alone(world):
+    for rank in (0, 1):
+        calibrator, own = entered(world, Ranks(rank, 2))
+        fitted = [number for number in own if number < 5]
+        assert fitted == [number for number in own if number < len(calibrator.samples.keys)] and fitted
+        assert len(own) - len(fitted) == len(calibrator.samples.held_out)
+        assert bool(calibrator.samples.held_out) == (rank == 0)
+        pictures = ["pixel_values" in inputs for inputs in calibrator.samples.held_out]
+        assert sum(pictures) == (rank == 0) and len(pictures) > 2 or rank

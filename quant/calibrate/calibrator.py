@@ -81,7 +81,7 @@ class Calibrator:
         if self._samples is None:
             shared, write = self.ranks.size > 1, writer_of(self, work, finished)
             what = self.calib_data, self.checkpoint, self.family, self.config, shared
-            self._samples = prepare(*what, write=write, apart=self.config.engine == "native")
+            self._samples = prepare(*what, write=write, apart=self.config.engine == "native" and self.ranks.rank == 0)
             for notice in self._samples.notices:
                 self.reporter.line(notice)
 
