@@ -68,9 +68,9 @@ def make(directory: Path, shape: str, packages: Path, seed: int = 0) -> Path:
         tensors |= {name.removesuffix("weight") + "bias": torch.zeros(len(text[name])) for name in biases}
     tensors |= vision_tensors(shape, config, words[: model.config.vocab_size].std().item(), seed)
     directory.mkdir(parents=True)
-    save_file(
-        {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors"
-    )
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    # The vendor's transformers, 4.46, reads no file that does not say whose tensors these are.
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     write_files(directory, shape, config, tokenizer)
     return directory
 
