@@ -16,6 +16,8 @@ from quant.calibrate.summary import dry_run
 from quant.commands.cli import main
 from quant.inputs.sample import Sample, key_of, passage
 from quant.inputs.samples import ANSWER, IMAGE, PASSAGE_TOKENS, PROMPT, prepare
+from quant.inputs.sources import load_samples
+from quant.verify.verify import verify
 
 FAMILIES = list(tiny.FAMILIES)
 
@@ -68,6 +70,10 @@ def test_kinds_of_tokens(world, tmp_path, family):
         assert len(answer) == 0 or int(answer[-1]) == len(ids) - 1 and int(answer[0]) == len(ids) - len(answer)
         parts = tuple(int((kinds == kind).sum()) for kind in (IMAGE, PROMPT, ANSWER))
         seen[samples.names[number]] = tuple(part > 0 for part in parts)
+        asked = samples.asked(number)
+        assert samples.unanswered(number) == (parts[ANSWER] == 0)
+        assert asked["input_ids"].shape[1] == (len(ids) if parts[PROMPT] == 0 else parts[IMAGE] + parts[PROMPT])
+        assert torch.equal(asked["input_ids"][0], ids[: asked["input_ids"].shape[1]]) and asked.keys() == inputs.keys()
     assert sorted(seen.values()) == sorted(
         [(True, True, False), (True, True, True), (True, True, True), (False, True, True), (False, False, True)]
     )
@@ -239,6 +245,18 @@ def test_text_counts_in_the_estimate(world, capsys):
     assert lines["none"]["int8"] != lines["shipped"]["int8"], "more of the arithmetic is the language model's"
     assert "3 with images," in lines["shipped"]["Qwen2-VL,"] and " of text" in lines["shipped"]["Qwen2-VL,"]
     assert lines["none"]["tokens"].endswith(" 0 of answers and passages")
+
+
+def test_verify_measures_on_the_held_out_inputs(world, tmp_path):
+    """Images and texts; the models write their own answers to the first images, and are measured on those given."""
+    config = QuantConfig(dev_type="cpu", anti_method="none")
+    Calibrator(world.source("llava"), config, world.images, quiet=True).run(tmp_path).save(tmp_path / "out")
+    report = verify(tmp_path / "out", world.source("llava"), config, tokens=2)
+    names = [sample["name"] for sample in report["samples"]]
+    assert names[:5] == [each.name for each in load_samples(HELD_OUT, "p", None, 0).samples] and len(names) > 5
+    assert all(name.startswith("heldout.jsonl:") for name in names[5:]) and not report["findings"]
+    assert [row["tokens"] for row in report["free_running"]["answers"]] == [2, 2]
+    assert report["logits"]["positions"] > 64 * 5
 
 
 def test_held_out_inputs_go_through_every_family(world):

@@ -280,6 +280,8 @@ def test_images_are_shown(desktop):
         " [i.naturalWidth, i.src.slice(0, 22)])))"
     )
     assert len(sizes) == 3 and all(width > 0 and start == "data:image/jpeg;base64" for width, start in sizes)
+    shown = desktop.run("return document.querySelector('#images').textContent")
+    assert "samples of text alone" in shown and "not found" not in shown and "not at hand" not in shown
 
 
 def test_the_filter_narrows_the_tables(desktop):

@@ -47,10 +47,9 @@ from .work import Work
 class Calibrator:
     """Quantizes a checkpoint block after block.
 
-    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a file of images,
-    prompts and answers (inputs/sources.py), a list of prepared model inputs, which is taken as it is, or None for the
-    photographs shipped here. Choices and checkpoint are checked here, from headers alone; raises UsageError or
-    QuantError.
+    model: directory of the float checkpoint; cfg: the choices; calib_data: what inputs/sources.py reads, a list of
+    prepared model inputs, which is taken as it is, or None for the photographs shipped here. Choices and checkpoint
+    are checked here, from headers alone; raises UsageError or QuantError.
     """
 
     def __init__(self, model: str | Path, cfg: QuantConfig, calib_data=None, reporter: Reporter = SILENT):
@@ -137,8 +136,9 @@ class Calibrator:
         if done == used:
             return {key: Passed(place.hidden, place.taps) for key, place in (kept or {}).items()}
         entering = sum(bool(tower.tokens(config, inputs)) for inputs in self.samples.inputs)
-        keys = self.samples.keys
-        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, keys, self.ranks, entering)
+        quantizer = BlockQuantizer(
+            model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks, entering
+        )
         walk = Walk(model, tower, samples, passed, done, kept)
         with walk:
             for index in range(done, used):

@@ -36,7 +36,10 @@ def recipe(calibrator) -> dict:
         "encoder": samples.encoder,
         "calibration_sha256": samples.digest,
         "tokens": samples.counts(),
-        "samples": [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)],
+        "samples": [
+            {"name": name, "sha256": key, "image": samples.has_image(number)}
+            for number, (name, key) in enumerate(zip(samples.names, samples.keys))
+        ],
         "smoothed_groups": len(calibrator.plan.smoothed) if config.engine == "native" else None,
         "float": {decision.name: decision.why for decision in calibrator.plan.decisions.values() if not decision.int8},
     }

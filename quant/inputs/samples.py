@@ -64,7 +64,11 @@ class CalibrationSet:
     @property
     def texts(self) -> int:
         """How many samples have no image."""
-        return sum(bool((self.kinds(number) != IMAGE).all()) for number in range(len(self.inputs)))
+        return sum(not self.has_image(number) for number in range(len(self.inputs)))
+
+    def has_image(self, number: int) -> bool:
+        """Whether the language model sees an image in the sample."""
+        return bool((self.kinds(number) == IMAGE).any())
 
     def kinds(self, number: int) -> Tensor:
         """What the language model's tokens of a sample are, in the order of input_ids: IMAGE, PROMPT or ANSWER, uint8
