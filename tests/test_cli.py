@@ -453,10 +453,10 @@ def test_resume_of_another_job_that_is_finished_says_what_differs(world, capsys,
     before = {path.name: path.read_bytes() for path in world.out.iterdir()}
     other = tiny.make(tmp_path / "other", "qwen2_vl", shards=3, seed=1)
     for flags, paths, said in [
-        (["--act_method", "3"], {}, "act_method was 1 and is 3"),
+        (["--act_method", "3"], {}, "--act_method was 1 and is 3"),
         (["--mindie_format"], {}, "format was ascendV1, W8A8 and is mindie, W8A8"),
         (["--act", "dynamic"], {}, "format was ascendV1, W8A8 and is ascendV1, W8A8_DYNAMIC"),
-        (["--num_samples", "1"], {}, "calibration_sha256 was"),
+        (["--num_samples", "1"], {}, "--num_samples was left out and is 1"),
         ([], {"--model_path": other}, r"\S+ was .* sampled sha256 .* and is"),
     ]:
         capsys.readouterr()

@@ -502,8 +502,8 @@ def test_exit_codes_and_what_is_printed(exports, tmp_path):
     assert (clean.returncode, clean.stdout) == (
         0,
         f"{export}: nothing wrong for MindIE and vLLM-Ascend\n"
-        f"{export}: right for MindIE on 1 NPU alone; on more, wrong without an error: --vision float,"
-        " for vLLM-Ascend on 1 or 2 NPUs\n",
+        "NPUs     MindIE: right on 1 alone; on more silently wrong (--vision float)\n"
+        "NPUs     vLLM-Ascend: right on 1 or 2\n",
     )
     wrong = command(export, "--target", "mindie", "--world_size", 2)
     assert (

@@ -72,7 +72,7 @@ def test_a_run_tells_what_the_command_line_tells(world, tmp_path, capsys):
     assert (
         got == wanted
         and any(line.startswith("model ") for line in got[:2])
-        and got[-2].startswith("check    nothing wrong for MindIE")
+        and got[-3].startswith("check    nothing wrong for MindIE")
     )
 
 

@@ -162,7 +162,8 @@ def test_max_drop_counts_whole_answers():
 
 def test_nothing_flips():
     difference = compare([True, False], [True, False])
-    assert (difference.points, difference.low, difference.high) == (0, 0, 0)
+    assert difference.points == 0 and not difference.lost and not difference.gained
+    assert difference.low == -difference.high and round(difference.high, 1) == 84.2, "two questions say little"
 
 
 def test_unlike_or_empty_lists_are_refused():
@@ -352,8 +353,9 @@ def test_bad_tsv_rows(folder, row, message):
 
 
 def test_tsv_without_a_column(folder):
+    row = ["0", base64.b64encode(png()).decode(), "q", "a"]
     with pytest.raises(UsageError, match=r'data\.tsv:2: "category" is missing'):
-        load_questions(write_tsv(folder, columns=("index", "image", "question", "answer")))
+        load_questions(write_tsv(folder, row, columns=("index", "image", "question", "answer")))
 
 
 def test_files_that_are_no_data(folder):

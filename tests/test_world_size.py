@@ -36,7 +36,7 @@ def test_an_int8_vision_tower_that_mindie_computes_wrongly_is_an_error(exports):
 def test_quantize_keeps_the_vision_tower_float_for_several_npus(exports, tmp_path, capsys, target):
     assert quantize(exports, "qwen2_vl", tmp_path / "out", "--world_size", "2", *target) == 0
     said = capsys.readouterr().out
-    assert "vision   float: MindIE on 2 NPUs" in said and "right for MindIE on 1, 2, 4 or 8 NPUs" in said
+    assert "vision   float: MindIE on 2 NPUs" in said and "NPUs     MindIE: right on 1, 2, 4 or 8\n" in said
     described = json.loads((tmp_path / "out" / "quant_model_description.json").read_text())
     assert all(kind == "FLOAT" for name, kind in described.items() if name.startswith("visual."))
     assert json.loads((tmp_path / "out" / "quant_recipe.json").read_text())["config"]["vision"] == "float"
@@ -44,8 +44,8 @@ def test_quantize_keeps_the_vision_tower_float_for_several_npus(exports, tmp_pat
 
 def test_the_default_says_for_how_many_npus_it_is_right(exports, tmp_path, capsys):
     assert quantize(exports, "qwen2_vl", tmp_path / "out") == 0
-    wrong = "right for MindIE on 1 NPU alone; on more, wrong without an error: --vision float"
-    assert capsys.readouterr().out.endswith(f"NPUs     {wrong}, for vLLM-Ascend on 1 or 2 NPUs\n")
+    mindie = "NPUs     MindIE: right on 1 alone; on more silently wrong (--vision float)\n"
+    assert capsys.readouterr().out.endswith(f"{mindie}NPUs     vLLM-Ascend: right on 1 or 2\n")
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{directory}: {counted(findings, servers)}")
     loaded = [server for server in servers if not any(_keeps_off(finding, server) for finding in findings)]
     if loaded:
-        print(f"{directory}: {numbers(opened, loaded, args.hardware)}")
+        for line in numbers(opened, loaded, args.hardware):
+            print(f"NPUs     {line}")
     return 1 if any(finding.level == "error" for finding in findings) else 0
 
 
@@ -86,21 +87,21 @@ def _keeps_off(finding, server: str) -> bool:
     )
 
 
-def numbers(opened, servers: list[str], hardware: str | None = None) -> str:
-    """The numbers of NPUs that each server computes the export rightly on, and why not on others. opened: a
-    rules.Directory.
+def numbers(opened, servers: list[str], hardware: str | None = None) -> list[str]:
+    """A line for each server: the numbers of NPUs that it computes the export rightly on, and what to mind on others.
+    opened: a rules.Directory.
     """
     from ..servers.rules import SERVERS
     from ..servers.rules.deployment import TRIED, served_on, vision_tensor_parallel
     from ..servers.rules.directory import Target
 
-    said = []
+    lines = []
     for server in servers:
-        sizes = served_on(opened, server, hardware)
-        words = f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]} NPUs" if sizes[1:] else "1 NPU alone"
+        sizes = [str(size) for size in served_on(opened, server, hardware)]
+        words = f"{', '.join(sizes[:-1])} or {sizes[-1]}" if sizes[1:] else f"{sizes[0]} alone"
         wrong = server == "mindie" and any(vision_tensor_parallel(opened, Target(server, hardware, TRIED[1])))
-        said.append(f"{SERVERS[server]} on {words}" + ("; on more, wrong without an error: --vision float" * wrong))
-    return f"right for {', for '.join(said)}"
+        lines.append(f"{SERVERS[server]}: right on {words}" + "; on more silently wrong (--vision float)" * wrong)
+    return lines
 
 
 def counted(findings: list, servers: list[str]) -> str:

@@ -136,4 +136,5 @@ def verdict(
             " --target chooses the server"
         )
     say(f"check    nothing wrong for {' and '.join(SERVERS[server] for server in servers)}")
-    say(f"NPUs     {numbers(opened, servers)}")
+    for line in numbers(opened, servers):
+        say(f"NPUs     {line}")
