@@ -7,6 +7,7 @@ tell is left out, and the report says so.
 
 import base64
 import io
+import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +27,8 @@ from ..inputs.images import load_samples, open_image
 THUMBNAIL = (160, 120)  # pixels an image is made to fit
 MOST_THUMBNAILS = 128
 NOT_RECORDED = "not recorded"
+
+EXPERT = re.compile(r"(\.experts\.)\d+\.")
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ class Facts:
         return (found[0].name, found[1]) if found else (None, -1)
 
     def inner(self, name: str) -> str:
-        """A linear's name within its block."""
+        """A linear's name within its block; experts, which are of one type, share theirs."""
         found = self.family.block_of(name)
-        return name.removeprefix(found[0].block(found[1])) if found else name
+        return EXPERT.sub(r"\1*.", name.removeprefix(found[0].block(found[1]))) if found else name
 
     def rows(self, tower: str, wanted: set[str]) -> list[str]:
         """The linears of a tower's block that are `wanted`, in the order of the data."""
-        return [linear for group in self.family.tower(tower).groups for linear in group.linears if linear in wanted]
+        groups = self.family.tower(tower).groups
+        known = [name for group in groups for name in (*group.readers, *group.linears, *group.with_experts)]
+        return [name for name in dict.fromkeys((*known, *sorted(wanted))) if name in wanted]
 
     @property
     def bytes_written(self) -> int:
