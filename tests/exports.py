@@ -37,7 +37,8 @@ class Exports:
             config = QuantConfig(anti_method="m2", calib_text="none", dev_type="cpu", **choices)
             calibrator = Calibrator(self.source(family, dtype), config, str(self.images))
             calibrator.run(self.root)
-            for name in ("ascendV1", "mindie"):
+            static = calibrator.plan.schemes == {"W8A8"}
+            for name in ("ascendV1", "mindie") if static else ("ascendV1",):
                 if not (place := self.root / f"{family}-{dtype}-{name}{extra}").exists():
                     calibrator.save(place, [name])
             calibrator.close()

@@ -68,7 +68,9 @@ class Experts(nn.Module):
         return all(type(linear) is ExpertLinear and "forward" not in vars(linear) for linear in linears)
 
     def forward(self, *args, **kwargs) -> Tensor:
-        """As transformers' module."""
+        """What transformers' module answers to the same call: hidden states [..., tokens, width] of the same shape and
+        dtype as those it is given.
+        """
         fused = vars(self)["fused"]
         if self._whole():
             return fused(*args, **kwargs)

@@ -72,7 +72,8 @@ class StreamedModel:
             for name, parameter in self.model.named_parameters(remove_duplicate=False)
             if name.startswith(f"{self.head}.")
         } - set(names.values())
-        missing = [name for name, _ in self.model.named_parameters() if name not in set(names.values()) | tied]
+        placed = set(names.values()) | tied
+        missing = [name for name, _ in self.model.named_parameters() if name not in placed]
         if missing:
             raise QuantError(
                 f"{self.checkpoint.dir}: {len(missing)} tensors are missing, {self._hub_name(missing[0])} among them;"

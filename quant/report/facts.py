@@ -5,6 +5,7 @@ Only the export must be there. An export by another tool has no quant_recipe.jso
 tell is left out, and the report says so.
 """
 
+import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,6 +24,8 @@ from ..inputs.written import answered, is_written, read_written
 
 MOST_THUMBNAILS = 128
 NOT_RECORDED = "not recorded"
+
+EXPERT = re.compile(r"(\.experts\.)\d+\.")
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,15 @@ class Facts:
         return (found[0].name, found[1]) if found else (None, -1)
 
     def inner(self, name: str) -> str:
-        """A linear's name within its block."""
+        """A linear's name within its block; experts, which are of one type, share theirs."""
         found = self.family.block_of(name)
-        return name.removeprefix(found[0].block(found[1])) if found else name
+        return EXPERT.sub(r"\1*.", name.removeprefix(found[0].block(found[1]))) if found else name
 
     def rows(self, tower: str, wanted: set[str]) -> list[str]:
         """The linears of a tower's block that are `wanted`, in the order of the data."""
-        return [linear for group in self.family.tower(tower).groups for linear in group.linears if linear in wanted]
+        groups = self.family.tower(tower).groups
+        known = [name for group in groups for name in (*group.readers, *group.linears, *group.with_experts)]
+        return [name for name in dict.fromkeys((*known, *sorted(wanted))) if name in wanted]
 
     @property
     def bytes_written(self) -> int:
