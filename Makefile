@@ -3,11 +3,12 @@
 # make demo-ocr   PP-OCR's detection, recognition, orientation and table models in int8, on their real weights
 # make test-ocr   the tests of that
 # make lint   layout, lint and types of the code, nothing is changed
+# make accuracy   a real language model's perplexity in int8, by calibration and method     make accuracy-short   a few rows, with bounds
 # make bench   time and memory against msmodelslim, llm-compressor and the machine's limits: 45 minutes     make bench-short   a cut-down version
 PYTHON ?= python3
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
 
-.PHONY: demo demo-ocr test test-ocr test-compat test-oracle lint bench bench-short clean
+.PHONY: demo demo-ocr test test-ocr test-compat test-oracle lint accuracy accuracy-short bench bench-short clean
 
 # An environment is made once for each version of its requirements; torch first, so that nothing else chooses its build.
 define environment
@@ -26,6 +27,9 @@ endef
 
 .venv-oracle/.made: requirements-oracle.txt
 	$(call environment,.venv-oracle,-r requirements-oracle.txt)
+
+.venv-accuracy/.made: requirements-accuracy.txt requirements.txt
+	$(call environment,.venv-accuracy,-r requirements-accuracy.txt)
 
 .venv-llmc/.made: requirements-llmc.txt
 	$(call environment,.venv-llmc,-r requirements-llmc.txt)
@@ -56,6 +60,12 @@ lint: .venv/.made
 	.venv/bin/ruff check .
 	.venv/bin/mypy quant
 
+accuracy: .venv-accuracy/.made
+	.venv-accuracy/bin/python bench/accuracy/accuracy.py
+
+accuracy-short: .venv-accuracy/.made
+	.venv-accuracy/bin/python bench/accuracy/accuracy.py --short
+
 bench: .venv/.made .venv-oracle/.made .venv-llmc/.made
 	.venv/bin/python bench/bench.py
 
@@ -63,4 +73,4 @@ bench-short: .venv/.made .venv-oracle/.made .venv-llmc/.made
 	.venv/bin/python bench/bench.py --short
 
 clean:
-	rm -rf .venv .venv-compat .venv-oracle .venv-ocr .venv-llmc out
+	rm -rf .venv .venv-compat .venv-oracle .venv-ocr .venv-accuracy .venv-llmc out

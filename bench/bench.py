@@ -64,6 +64,7 @@ class Bench:
         shutil.rmtree(out, ignore_errors=True)
         script = ROOT / "quant" / "qwen2vl" / "quant_qwen2vl.py"
         command = [sys.executable, script, "--model_path", model, "--calib_images", images, "--save_directory", out]
+        command += ["--calib_text", "none"]  # the peers get these images alone
         environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         took = measure(
             [*command, "--anti_method", method, "--device_type", self.device, *flags],

@@ -46,11 +46,14 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
+PLAIN = ("--calib_text", "none")  # the time of images, as in bench.py
+
+
 def commands(model: Path, images: Path, out: Path) -> dict[str, list]:
     """Name -> command line; the second reads what the first has written."""
     python, common = [sys.executable, "-m", "quant"], ["--model_path", model, "--device_type", "cpu"]
     return {
-        "quantize": [*python, "quantize", *common, "--calib_images", images, "--save_directory", out],
+        "quantize": [*python, "quantize", *common, "--calib_images", images, "--save_directory", out, *PLAIN],
         "verify": [*python, "verify", out, *common, "--images", images],
     }
 

@@ -132,7 +132,7 @@ def forward_operations(checkpoint: Path, images: Path) -> float:
     from quant.base.config import QuantConfig
     from quant.calibrate.calibrator import Calibrator
 
-    calibrator = Calibrator(checkpoint, QuantConfig(), images)
+    calibrator = Calibrator(checkpoint, QuantConfig(calib_text="none"), images)
     calibrator.prepare()
     total = 0.0
     for tower in calibrator.family.towers:

@@ -86,6 +86,8 @@ def run(name: str, calibration: Path, questions: Path) -> dict[str, float]:
             source,
             "--calib_images",
             calibration,
+            "--calib_text",
+            "none",  # these models know the words of their own drawn text, and no other language
             "--save_directory",
             out,
             "--anti_method",

@@ -23,10 +23,10 @@ class Calibrator(calibrator.Calibrator):
 
         Calibrator(SRC, QuantConfig(anti_method="m4"), "calibImages").run().save(OUT)
 
-    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a JSONL of {"image",
-    "prompt"}, a list of prepared model inputs, or None for the photographs shipped here. quiet: print nothing;
-    reporter: where else to print to. Choices and checkpoint are checked here, from headers alone; raises UsageError or
-    QuantError.
+    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a file of images,
+    prompts and answers, a list of prepared model inputs, which is taken as it is, or None for the photographs shipped
+    here. quiet: print nothing; reporter: where else to print to. Choices and checkpoint are checked here, from headers
+    alone; raises UsageError or QuantError.
     """
 
     def __init__(

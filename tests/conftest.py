@@ -7,3 +7,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The tensors are tiny: a second thread only waits, and for a hundred times as long when the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from quant.base.config import QuantConfig  # noqa: E402
+
+# Of the shipped text, as much as a tiny model needs: all of it would take longer than everything else in a test.
+QuantConfig.model_fields["text_tokens"].default = 300
+QuantConfig.model_rebuild(force=True)

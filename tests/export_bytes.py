@@ -5,7 +5,8 @@
 
 Both on one machine: the last bit of a float product may differ between processors. The jobs go through the command
 line, the part of the project that does not change; the tiny checkpoints and pictures are made by this checkout for
-both. Not in it: quant_recipe.json and quant_run.json, which hold versions and times.
+both. A checkout from before there was text is compared by --flags="--calib_text none". Not in it: quant_recipe.json
+and quant_run.json, which hold versions and times.
 """
 
 import argparse
@@ -54,8 +55,8 @@ def hashes(directory: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def run(root: Path, place: Path) -> dict[str, dict[str, str]]:
-    """Job -> file name -> sha256, by the project in `root`."""
+def run(root: Path, place: Path, more: list[str]) -> dict[str, dict[str, str]]:
+    """Job -> file name -> sha256, by the project in `root`; more: flags for every job."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import tiny
 
@@ -78,7 +79,7 @@ def run(root: Path, place: Path) -> dict[str, dict[str, str]]:
     for job, (source, flags) in JOBS.items():
         out = place / job.replace(" ", "-")
         common = ["--model_path", str(sources[source]), "--calib_images", str(images), "--save_directory", str(out)]
-        call("quantize", *common, "--device_type", "cpu", "--quiet", *flags)
+        call("quantize", *common, "--device_type", "cpu", "--quiet", *flags, *more)
         found[job] = hashes(out)
         if job == f"{source} m2":
             for name, options in FORMATS.items():
@@ -101,10 +102,11 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="the checkout to run")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the hashes to FILE")
     parser.add_argument("--against", type=Path, metavar="FILE", help="compare with the hashes in FILE")
+    parser.add_argument("--flags", default="", help='for every job, as in --flags="--calib_text none"')
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory(prefix="export-bytes-") as place:
-        found = run(args.root.resolve(), Path(place))
+        found = run(args.root.resolve(), Path(place), args.flags.split())
     files = sum(len(names) for names in found.values())
     print(f"{len(found)} exports, {files} files, by {args.root}")
     if args.write:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant import QuantConfig
+from quant.arithmetic import smoothing
 from quant.arithmetic.smoothing import Smoothing
 from quant.base import transformers_api
 from quant.base.choices import Choice
@@ -77,8 +78,9 @@ def test_a_method_that_ignores_the_heads_is_folded_exactly(tmp_path, images, mon
     assert (got - exact).norm() / exact.norm() < 0.1, "int8 rounding alone; a scale of the wrong head is off by factors"
 
 
-def test_rows_that_stay_float_lose_nothing(tmp_path, images):
+def test_rows_that_stay_float_lose_nothing(tmp_path, images, monkeypatch):
     """v stays float, o is int8: v's rows are divided by powers of two, so that their bfloat16 values keep all bits."""
+    monkeypatch.setattr(smoothing, "CLEAR", float("inf"))  # random weights gain little by smoothing; it is taken
     source = tiny.make(tmp_path / "src", "qwen2_vl")
     attention = [f"{LAYER}self_attn.{name}_proj" for name in "qkv"]
     export = quantized(source, images, tmp_path / "out", anti_method="m4", disable_names=tuple(attention))
@@ -86,7 +88,7 @@ def test_rows_that_stay_float_lose_nothing(tmp_path, images):
     after = export.load(f"{LAYER}self_attn.v_proj.weight").float()
     scales = (before / after).nanmedian(1).values
     assert torch.equal(after * scales[:, None], before), "an exact multiple, row by row"
-    assert torch.equal(torch.log2(scales), torch.log2(scales).round()) and len(scales.unique()) > 1
+    assert torch.equal(torch.log2(scales), torch.log2(scales).round()) and (scales != 1).any()
 
 
 def test_any_other_scale_would_cost_bits():

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from quant import Calibrator, QuantConfig, UsageError
+from quant.arithmetic import smoothing
 from quant.arithmetic.schemes import StaticLinear
 from quant.export import reader
 from quant.inputs.encoder import Encoder
@@ -176,8 +177,9 @@ def test_disable_names_replace_the_recipe(tmp_path):
         )
 
 
-def test_a_float_source_of_a_fold_is_exported_folded(tmp_path):
+def test_a_float_source_of_a_fold_is_exported_folded(tmp_path, monkeypatch):
     """up float and down int8: up's rows are divided and must be written that way."""
+    monkeypatch.setattr(smoothing, "CLEAR", float("inf"))  # whether it gains or not
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
     export(
         source,
@@ -208,7 +210,14 @@ def test_recipe_says_what_was_done(tmp_path):
     recipe = json.loads((tmp_path / "out" / "quant_recipe.json").read_text())
     assert recipe["config"]["anti_method"] == "m4" and recipe["alpha"] == 0.9 and recipe["config"]["seed"] == 5
     assert recipe["torch"] == torch.__version__ and recipe["transformers"] == transformers.__version__
-    assert len(recipe["samples"]) == 2 and len(recipe["calibration_sha256"]) == 64
+    names = [sample["name"] for sample in recipe["samples"]]
+    assert names[0].startswith("image") and names[1].startswith("image") and len(recipe["calibration_sha256"]) == 64
+    assert len(names) > 2 and all(name.startswith("calibration.jsonl:") for name in names[2:])
+    assert (
+        recipe["config"]["calib_text"] == "shipped"
+        and 0 < recipe["tokens"]["answer"] <= recipe["config"]["text_tokens"]
+    )
+    assert recipe["tokens"]["image"] > 0 and recipe["tokens"]["prompt"] > 0
     assert recipe["float"]["lm_head"] and recipe["smoothed_groups"] == 12 and recipe["encoder"]
     other = QuantConfig(anti_method="m4", num_samples=2, seed=6).fingerprint()
     assert (
@@ -235,7 +244,7 @@ def test_jsonl_prompts_reach_the_model(tmp_path):
         for number, path in enumerate(sorted(images.iterdir()))
     ]
     (images / "list.jsonl").write_text("\n".join(lines))
-    calibrator = Calibrator(source, QuantConfig(), images / "list.jsonl")
+    calibrator = Calibrator(source, QuantConfig(calib_text="none"), images / "list.jsonl")
     calibrator.prepare()
     texts = {Encoder(source).tokenizer.decode(inputs["input_ids"][0]) for inputs in calibrator.samples.inputs}
     assert len(texts) == 2 and all("Count to" in text for text in texts)

@@ -13,11 +13,12 @@ from PIL import Image
 
 from quant.base.errors import QuantError, UsageError
 from quant.inputs.encoder import Encoder
-from quant.inputs.images import load_samples
+from quant.inputs.sources import load_samples
 
 FAMILIES = list(tiny.FAMILIES)
 QWEN = [family for family in FAMILIES if family.startswith("qwen")]
 PROMPT = "What is this? 图"
+TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 CHATML = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -348,7 +349,7 @@ def test_prompts_and_images_that_cannot_be_encoded(checkpoints, tmp_path):
     refused("contains <image>", QuantError, Encoder(checkpoints["llava"]), picture(56, 56), "<image>\nWhat?")
     refused("1000x2.*200", QuantError, encoder, picture(1000, 2), PROMPT)
     picture(1000, 2).save(tmp_path / "thin.png")
-    (sample,), _ = load_samples(tmp_path, PROMPT, None, 0)
+    (sample,) = load_samples(tmp_path, PROMPT, None, 0).samples
     refused("thin.png: .*1000x2", QuantError, encoder.encode_sample, sample)
 
 
@@ -357,3 +358,56 @@ def test_import_is_light():
     code = f"import sys, quant.inputs.encoder, quant.inputs.images; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# ---- several images, answers, passages
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_is_what_the_server_would_have_generated(checkpoints, family):
+    """The prompt's tokens as they were, the answer's behind them, then the end of the turn; the model takes them."""
+    encoder = Encoder(checkpoints[family])
+    asked, inputs = (encoder(picture(60, 60), PROMPT, answer) for answer in ("", "A cat. 猫"))
+    length, ids = asked["input_ids"].shape[1], encoder.tokenizer("A cat. 猫", add_special_tokens=False)["input_ids"]
+    assert inputs["input_ids"][0, :length].tolist() == asked["input_ids"][0].tolist()
+    assert inputs["input_ids"][0, length:].tolist() == [*ids, encoder.tokenizer.eos_token_id]
+    assert all(inputs[name].shape == inputs["input_ids"].shape for name in inputs if name in TEXT)
+    assert bool(inputs["attention_mask"].all())
+    if "mm_token_type_ids" in inputs:
+        assert torch.equal(inputs["mm_token_type_ids"], (inputs["input_ids"] == encoder.image_token_id).long())
+    given = encoder(picture(60, 60), PROMPT, (5, 6, 7))
+    assert given["input_ids"][0, length:].tolist() == [5, 6, 7], "a model's own tokens, and nothing behind them"
+    refused("placeholder", QuantError, encoder, picture(60, 60), PROMPT, (5, encoder.image_token_id))
+    refused("the answer contains", QuantError, encoder, None, PROMPT, encoder.family.processing.image_token)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_passage_has_no_template(checkpoints, family):
+    encoder = Encoder(checkpoints[family])
+    inputs = encoder(None, None, "Сорок тысяч. ไทย")
+    assert inputs["input_ids"][0].tolist() == encoder.tokenizer("Сорок тысяч. ไทย")["input_ids"]
+    front = encoder.tokenizer("")["input_ids"]
+    assert front == ([encoder.tokenizer.bos_token_id] if family == "llava" else [])
+    written = encoder(None, None, (5, 6, 7))
+    assert written["input_ids"][0].tolist() == [*front, 5, 6, 7]
+    assert written.keys() == inputs.keys() and all(written[name].dtype == inputs[name].dtype for name in inputs)
+    refused("text alone", QuantError, encoder, None, None, "")
+    refused("text alone", QuantError, encoder, picture(60, 60), None, "x")
+    refused("the answer contains", QuantError, encoder, None, None, encoder.family.processing.image_token)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_images_in_one_prompt(checkpoints, family):
+    """In their order, each in its place, and the model takes them."""
+    from transformers import AutoModelForImageTextToText
+
+    encoder = Encoder(checkpoints[family])
+    pictures = [picture(60, 60, 1), picture(90, 56, 2), picture(56, 112, 3)]
+    inputs = encoder(pictures, PROMPT)
+    single = [encoder(each, PROMPT) for each in pictures]
+    assert image_tokens(encoder, inputs) == sum(image_tokens(encoder, each) for each in single)
+    for name in (name for name in inputs if name not in TEXT):
+        assert torch.equal(inputs[name], torch.cat([each[name] for each in single])), name
+    model = AutoModelForImageTextToText.from_pretrained(checkpoints[family], dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert bool(model(**inputs).logits.isfinite().all())

@@ -18,7 +18,8 @@ from test_resume import digest, world  # noqa: F401  the fixture
 
 from quant import QuantError, UsageError
 from quant.calibrate.work import work_directory
-from quant.inputs.images import load_samples, reopen_image
+from quant.inputs.images import reopen_images
+from quant.inputs.sources import load_samples
 
 # A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, what cannot be tidied up now is
 # later; and a directory that is there need not be made. Whatever of these fails, the result must be right.
@@ -199,16 +200,16 @@ def test_no_memory_at_all_is_one_line(world, tmp_path):  # noqa: F811
 
 def test_an_image_that_changes_after_it_was_checked(world, tmp_path):  # noqa: F811
     images = shutil.copytree(world.images, tmp_path / "images")
-    samples, _ = load_samples(images, "What?", None, 0)
-    samples[0].image.write_bytes(samples[1].image.read_bytes())
+    samples = load_samples(images, "What?", None, 0).samples
+    samples[0].images[0].write_bytes(samples[1].images[0].read_bytes())
     with pytest.raises(
         QuantError,
-        match=rf"{samples[0].image.name}: changed since it was checked: .*sha256 [0-9a-f]+, it was [0-9a-f]+",
+        match=rf"{samples[0].images[0].name}: changed since it was checked: .*sha256 [0-9a-f]+, it was [0-9a-f]+",
     ):
-        reopen_image(samples[0])
-    samples[1].image.unlink()
+        reopen_images(samples[0])
+    samples[1].images[0].unlink()
     with pytest.raises(QuantError, match=r"no such file"):
-        reopen_image(samples[1])
+        reopen_images(samples[1])
 
 
 def test_a_clock_that_jumps_changes_nothing(world, tmp_path, monkeypatch):  # noqa: F811

@@ -15,7 +15,7 @@ from quant.base.errors import QuantError, UsageError
 from quant.commands import fetch_coco as command
 from quant.inputs import fetch_coco as module
 from quant.inputs.fetch_coco import fetch_coco
-from quant.inputs.images import load_samples
+from quant.inputs.sources import load_samples
 
 SIZES = [(64, 48), (40, 56), (32, 32)]
 
@@ -119,7 +119,7 @@ def test_fetches_all_and_a_second_run_asks_for_nothing(server, fetch, tmp_path, 
     assert [path for path, _ in server.requests] == ["/photos/0.jpg", "/photos/1.jpg", "/photos/2.jpg"]
     again = fetch()
     assert server.requests == [] and len(again) == 1 and "0 fetched" in again[0]
-    assert len(load_samples(tmp_path / "out", "p", None, 0)[0]) == 3
+    assert len(load_samples(tmp_path / "out", "p", None, 0).samples) == 3
 
 
 def test_sources_hold_the_attribution(fetch, rows, tmp_path):

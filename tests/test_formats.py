@@ -153,7 +153,7 @@ def test_transformers_computes_from_compressed_tensors_what_the_export_says(expo
         exact = runtime.load_float(exports.source(family, "float32"))[0](**inputs, use_cache=False).logits
     assert torch.equal(got, promised)
     # And near the integer runtime, as near as either is to the float model.
-    assert signal_to_noise(integers, got) > 20
+    assert signal_to_noise(integers, got) > 15
     assert signal_to_noise(exact, got) > signal_to_noise(exact, integers) - 6
 
 

@@ -43,7 +43,9 @@ def test_choices_that_nobody_made_are_those_of_the_command_line():
     described = parser.format_help()
     for choice in ("anti_method", "act_method", "part_file_size", "seed", "engine", "trust_remote_code"):
         flag = described[described.index(f"--{choice} ", described.index("input and output")) :]
-        assert flag[: flag.index(")")].endswith(f"(default: {QuantConfig.model_fields[choice].default}"), choice
+        assert " ".join(flag[: flag.index(")")].split()).endswith(
+            f"(default: {QuantConfig.model_fields[choice].default}"
+        ), choice
     row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--anti_method"))
     assert row.replace("\\|", "/").split("|")[2].strip() == QuantConfig().anti_method
 
@@ -67,7 +69,11 @@ def test_a_run_tells_what_the_command_line_tells(world, tmp_path, capsys):
     assert calibrator.run() is calibrator
     calibrator.save(tmp_path / "python")
     got = lines(capsys.readouterr().out)
-    assert got == wanted and got[0].startswith("model ") and got[-1].startswith("check    nothing wrong for MindIE")
+    assert (
+        got == wanted
+        and any(line.startswith("model ") for line in got[:2])
+        and got[-1].startswith("check    nothing wrong for MindIE")
+    )
 
 
 def test_it_can_be_silenced_and_told_where_to_print(world, tmp_path, capsys):

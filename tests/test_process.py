@@ -99,9 +99,9 @@ def kept_of(megabytes):  # allocated piece by piece at the heap's end and freed 
 from quant import Calibrator, QuantConfig
 seen = []
 class Watched(Calibrator):
-    def prepare(self):
+    def prepare(self, *words, **named):
         seen.append(gc.get_threshold())
-        super().prepare()
+        super().prepare(*words, **named)
 source, images, place = sys.argv[1:]
 Watched(source, QuantConfig(device_type="cpu"), images, quiet=True).run(place).save(place + "/out")
 assert set(seen) == {(701, 11, 9)} and gc.get_threshold() == (701, 11, 9) and gc.get_freeze_count() == 0

@@ -51,7 +51,7 @@ def images(tmp_path_factory):
 @torch.inference_mode()
 def test_blocks_see_windows_or_the_whole_image(source, images):
     checkpoint = Checkpoint(source)
-    [inputs] = prepare(images, checkpoint, QWEN2_5_VL, QuantConfig(num_samples=1)).inputs
+    [inputs] = prepare(images, checkpoint, QWEN2_5_VL, QuantConfig(num_samples=1, calib_text="none")).inputs
     model, calls = StreamedModel(checkpoint, QWEN2_5_VL, torch.float32), []
     with Walk(model, VISION, {0: inputs}, {}) as walk:
         for index in range(3):
@@ -234,7 +234,7 @@ def test_preset_ocr_asks_for_text_and_keeps_pages_legible(source, tmp_path):
         quantize.add_arguments(parser)
         return quantize.quant_config(parser.parse_args(["--model_path", str(source), *flags]))
 
-    preset = chosen("--preset", "ocr")
+    preset = chosen("--preset", "ocr", "--calib_text", "none")
     assert len(preset.prompt) > 1 and preset.min_pixels == 256 * 28 * 28 and preset.max_pixels == 1280 * 28 * 28
     assert chosen().prompt is chosen().min_pixels is chosen().max_pixels is None
     own = chosen("--preset", "ocr", "--prompt", "Read this.", "--max_pixels", "921600", "--anti_method", "m4")

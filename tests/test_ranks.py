@@ -54,7 +54,8 @@ def in_ranks(size, job):
     return [os.waitpid(child, 0)[1] for child in children]
 
 
-QWEN, LLAVA = ("qwen2_vl", "m2", 4), ("llava", "m4", 2)  # family, method, images
+# family, method, images, text
+QWEN, LLAVA = ("qwen2_vl", "m2", 4, "shipped"), ("llava", "m4", 2, "none")
 by_launcher = pytest.mark.parametrize("world", [QWEN], indirect=True, ids=["launcher"])
 
 
@@ -67,14 +68,15 @@ def quantize(calibrator, out, **how):
 @pytest.fixture(scope="module", params=[QWEN, LLAVA], ids=lambda param: param[0])
 def world(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks")
-    family, method, count = request.param
+    family, method, count, text = request.param
 
     class World:
         source = tiny.make(root / "src", family)
         images = tiny.make_images(root / "images", count)
 
         def calibrator(self):
-            return Calibrator(self.source, QuantConfig(anti_method=method, dev_type="cpu"), self.images)
+            config = QuantConfig(anti_method=method, calib_text=text, dev_type="cpu")
+            return Calibrator(self.source, config, self.images)
 
     made = World()
     run_job(made.calibrator(), root / "one")
@@ -148,6 +150,8 @@ def command(world, out, *flags):
         "m2",
         "--device_type",
         "cpu",
+        "--text_tokens",
+        str(QuantConfig().text_tokens),
         *flags,
     ]
 

@@ -116,6 +116,7 @@ def test_sections_and_their_links(desktop):
         "verification",
         "accuracy",
         "errors",
+        "coverage",
         "ranges",
         "clipping",
         "layers",
@@ -247,6 +248,8 @@ def test_images_are_shown(desktop):
         "return Promise.all([...document.images].map(i => i.decode().then(() => [i.naturalWidth, i.src.slice(0, 22)])))"
     )
     assert len(sizes) == 3 and all(width > 0 and start == "data:image/jpeg;base64" for width, start in sizes)
+    shown = desktop.run("return document.querySelector('#images').textContent")
+    assert "samples of text alone" in shown and "not found" not in shown and "not at hand" not in shown
 
 
 def test_the_filter_narrows_the_tables(desktop):
@@ -330,7 +333,7 @@ def test_an_export_by_another_tool(folder, tmp_path):
         (tmp_path / "out" / name).unlink()
     assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "r.html")]) == 0
     text = (tmp_path / "r.html").read_text()
-    assert "made by another tool" in text and text.count("Not recorded") == 4
+    assert "made by another tool" in text and text.count("Not recorded") == 5
     assert text.count('class="chip int8"') == 24 and "visual.merger.mlp.0" in text
 
 

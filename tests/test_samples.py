@@ -8,6 +8,7 @@ import torch
 
 from quant import Calibrator, QuantConfig
 from quant.calibrate.ranks import Ranks
+from quant.inputs import samples
 from quant.inputs.encoder import Encoder
 
 
@@ -38,12 +39,13 @@ def held(monkeypatch):
         return inputs
 
     monkeypatch.setattr(Encoder, "encode_sample", encode_sample)
+    monkeypatch.setattr(samples, "held_out", lambda encoder, seed: [])  # a few more, on the first rank alone
     return watch
 
 
 def entered(world, ranks):
     """The Calibrator of a process, and the samples that it runs through the model."""
-    calibrator = Calibrator(world[0], QuantConfig(anti_method="none", dev_type="cpu"), world[1])
+    calibrator = Calibrator(world[0], QuantConfig(calib_text="none", dev_type="cpu"), world[1])
     calibrator.ranks = ranks
     calibrator.prepare()
     return calibrator, calibrator.own_samples()
@@ -57,7 +59,7 @@ def test_a_rank_of_several_holds_its_own_pixels_only(world, held):
 
 
 def test_the_ranks_together_have_what_one_has(world, held):
-    alone = Calibrator(world[0], QuantConfig(dev_type="cpu"), world[1])
+    alone = Calibrator(world[0], QuantConfig(calib_text="none", dev_type="cpu"), world[1])
     alone.prepare()
     assert len(held.before) == 5, "one process encodes every sample once"
     shares = [entered(world, Ranks(rank, 3)) for rank in (1, 2)]
@@ -68,3 +70,14 @@ def test_the_ranks_together_have_what_one_has(world, held):
         for number, inputs in own.items():
             assert inputs.keys() == alone.samples.inputs[number].keys()
             assert all(torch.equal(tensor, alone.samples.inputs[number][name]) for name, tensor in inputs.items())
+
+
+def test_held_out_samples_are_on_the_first_rank_alone(world):
+    for rank in (0, 1):
+        calibrator, own = entered(world, Ranks(rank, 2))
+        fitted = [number for number in own if number < 5]
+        assert fitted == [number for number in own if number < len(calibrator.samples.keys)] and fitted
+        assert len(own) - len(fitted) == len(calibrator.samples.held_out)
+        assert bool(calibrator.samples.held_out) == (rank == 0)
+        pictures = ["pixel_values" in inputs for inputs in calibrator.samples.held_out]
+        assert sum(pictures) == (rank == 0) and len(pictures) > 2 or rank

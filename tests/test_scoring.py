@@ -303,7 +303,7 @@ def test_bad_jsonl_lines(folder, row, message):
 @pytest.mark.parametrize(
     "row, message",
     [
-        (5, r"an object was expected"),
+        (5, r"expected an object"),
         ({"type": TEXT}, r'"dataset_name" is missing'),
         (ocrbench_row(type="Poetry"), r"'Poetry' is none of OCRBench's types"),
         (ocrbench_row(image_path=5), r'"image_path" must be text'),

@@ -130,11 +130,11 @@ def observed(block: Block, group, generator) -> Stats:
 
 def solved(method: str, problem: Problem, generator) -> Smoothing:
     if method == "m2 shifted":  # whether that is the best or not
-        shift = (problem.stats.hi + problem.stats.lo) / 2 if problem.may_shift else None
-        return candidate(problem, shift, int(torch.randint(0, 32, (), generator=generator)))
+        return candidate(problem, problem.stats, problem.may_shift, int(torch.randint(0, 32, (), generator=generator)))
     if method == "identity":
         return Smoothing(torch.ones_like(problem.stats.lo))
-    return METHODS[method].load()(problem, None)
+    found = METHODS[method].load()(problem, None)
+    return Smoothing(torch.ones_like(problem.stats.lo)) if found.scale is None else found
 
 
 def export(block: Block, method: str, seed: int, scheme=StaticLinear) -> dict[str, Tensor]:

@@ -11,4 +11,4 @@ def prepared(model: Path, images: Path) -> list[dict]:
     from quant.inputs.samples import prepare
 
     checkpoint = Checkpoint(model)
-    return prepare(images, checkpoint, family_of(checkpoint.config, model), QuantConfig()).inputs
+    return prepare(images, checkpoint, family_of(checkpoint.config, model), QuantConfig(calib_text="none")).inputs

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .smoothing import Problem, Smoothing
+from .smoothing import Fit, Problem, Smoothing
+from .stats import Stats
 
 THRESHOLDS = 32  # from the largest channel's |x| down to the median channel's, in equal ratios
 STRIDE = 4  # every fourth is tried, then those between the best of them and its neighbours
@@ -24,9 +25,10 @@ def threshold_scale(lo: Tensor, hi: Tensor, threshold: Tensor) -> Tensor:
     return torch.maximum(hi / threshold, lo / -threshold).clamp(min=1.0)
 
 
-def candidate(problem: Problem, shift: Tensor | None, step: int) -> Smoothing:
-    """The smoothing with the step-th threshold, 0 the largest, and with `shift`, float32 [C] or None."""
-    lo, hi = problem.stats.lo, problem.stats.hi
+def candidate(problem: Problem, stats: Stats, shifted: bool, step: int) -> Smoothing:
+    """The smoothing of these statistics with the step-th threshold, 0 the largest, and with or without the shift."""
+    lo, hi = stats.lo, stats.hi
+    shift = (hi + lo) / 2 if shifted else None
     low, high = (lo, hi) if shift is None else (lo - shift, hi - shift)
     low, high = -problem.share(-low), problem.share(high)
     largest = torch.maximum(high, -low)
@@ -35,21 +37,25 @@ def candidate(problem: Problem, shift: Tensor | None, step: int) -> Smoothing:
     return Smoothing(threshold_scale(low, high, top * ratio), shift)
 
 
-def solve(problem: Problem, alpha: float | None = None) -> Smoothing:
-    """The threshold, and with a LayerNorm the shift, with the least output error; of equals the first. `alpha` is m4's
-    and has no meaning here.
-    """
-    shifts = [None, (problem.stats.hi + problem.stats.lo) / 2] if problem.may_shift else [None]
-    errors: dict[tuple[int, int], float] = {}
+def search(problem: Problem) -> Fit:
+    """The threshold, and with a LayerNorm the shift, with the least output error; of equals the first."""
+    errors: dict[tuple[bool, int], float] = {}
 
-    def best(number: int, steps: Iterable[int]) -> tuple[int, int]:
-        """(number of the shift, step) with the least error of all so far, with these steps tried, too."""
-        for place in ((number, step) for step in steps if 0 <= step < THRESHOLDS):
+    def best(shifted: bool, steps: Iterable[int]) -> tuple[bool, int]:
+        """The place with the least error of all so far, with these steps tried, too."""
+        for place in ((shifted, step) for step in steps if 0 <= step < THRESHOLDS):
             if place not in errors:
-                errors[place] = problem.error(candidate(problem, shifts[number], place[1])).item()
+                errors[place] = problem.error(at(*place)).item()
         return min(errors, key=lambda place: (errors[place], place))
 
-    for tried in range(len(shifts)):
-        number, step = best(tried, [*range(0, THRESHOLDS, STRIDE), THRESHOLDS - 1])
-    number, step = best(number, range(step - STRIDE + 1, step + STRIDE))
-    return candidate(problem, shifts[number], step)
+    def at(shifted: bool, step: int) -> Fit:
+        return lambda stats: candidate(problem, stats, shifted, step)
+
+    for tried in (False, True) if problem.may_shift else (False,):
+        shifted, step = best(tried, [*range(0, THRESHOLDS, STRIDE), THRESHOLDS - 1])
+    return at(*best(shifted, range(step - STRIDE + 1, step + STRIDE)))
+
+
+def solve(problem: Problem, alpha: float | None = None) -> Smoothing:
+    """The best threshold's, or nothing where that gains nothing. `alpha` is m4's and has no meaning here."""
+    return problem.settled(search(problem))

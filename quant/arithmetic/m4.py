@@ -11,13 +11,19 @@ import torch
 
 from ..base.config import ALPHA
 from .smoothing import Problem, Smoothing
+from .stats import Stats
 
 
-def solve(problem: Problem, alpha: float | None = None) -> Smoothing:
-    """alpha: the migration strength in (0, 1); None takes config.ALPHA."""
-    alpha = ALPHA if alpha is None else alpha
-    largest = problem.share(torch.maximum(problem.stats.hi, -problem.stats.lo))
+def migrated(problem: Problem, stats: Stats, alpha: float) -> Smoothing:
+    """The formula, on these statistics."""
+    largest = problem.share(torch.maximum(stats.hi, -stats.lo))
     weight = problem.share(problem.column_max)
     scale = largest**alpha / weight ** (1 - alpha)
     # Shared once more: torch's powers of equal numbers may differ in the last bit, by their place in a vector.
     return Smoothing(problem.share(torch.where((largest > 0) & (weight > 0), scale, 1.0)))
+
+
+def solve(problem: Problem, alpha: float | None = None) -> Smoothing:
+    """alpha: the migration strength in (0, 1); None takes config.ALPHA. Nothing where smoothing gains nothing."""
+    strength = ALPHA if alpha is None else alpha
+    return problem.settled(lambda stats: migrated(problem, stats, strength))

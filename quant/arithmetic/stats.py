@@ -11,7 +11,7 @@ Left out: histograms, which would have to be taken after smoothing, in a second 
 """
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,16 +63,21 @@ class Moments:
 
 @dataclass
 class Stats:
-    """lo, hi: float32 [C]; rows: float32 [T, C]; count: tokens seen; moments: None unless a rounding asked for them."""
+    """lo, hi: float32 [C]; rows: float32 [T, C]; count: tokens seen; moments: None unless a rounding asked for them.
+
+    halves: the same of every other sample, and of the samples between: what is fitted to one half is judged on the
+    other. Empty where one half has no sample.
+    """
 
     lo: Tensor
     hi: Tensor
     rows: Tensor
     count: int
     moments: Moments | None = None
+    halves: tuple["Stats", ...] = ()
 
     def smoothed(self, scale: Tensor, shift: Tensor | None = None) -> "Stats":
-        """The statistics of (x - shift) / scale; scale, shift float32 [C], scale > 0."""
+        """The statistics, without halves, of (x - shift) / scale; scale, shift float32 [C], scale > 0."""
         lo, hi, rows = (x if shift is None else x - shift for x in (self.lo, self.hi, self.rows))
         moments = self.moments and self.moments.smoothed(scale, shift)
         return Stats(lo / scale, hi / scale, rows / scale, self.count, moments)
@@ -98,9 +103,8 @@ class Observer:
         second_moments: bool = False,
     ):
         self.name, self.rows_per_sample = name, rows_per_sample
-        self.lo, self.hi = torch.full((2, channels), torch.inf, device=device) * torch.tensor(
-            [[1.0], [-1.0]], device=device
-        )
+        self.lo = torch.full((2, channels), torch.inf, device=device)  # of the samples with even and with odd numbers
+        self.hi = -self.lo
         self.rows: dict[int, Tensor] = {}
         self.count = 0
         self.moments: Tensor | None = None
@@ -109,8 +113,10 @@ class Observer:
             self.moments = torch.zeros(2, channels + 1, channels + 1, dtype=torch.int64, device=place)
         self._lock = threading.Lock()
 
-    def update(self, x: Tensor, number: int, seed: int) -> None:
-        """x [..., C], any float dtype; number, seed: the sample's own. Raises SourceError when x holds NaN or Inf."""
+    def update(self, x: Tensor, number: int, seed: int, rows: Tensor | None = None) -> None:
+        """x [..., C], any float dtype; number, seed: the sample's own; rows: those to keep, int64, None for
+        rows_per_sample of them drawn by the seed. Raises SourceError when x holds NaN or Inf.
+        """
         x = x.reshape(-1, x.shape[-1])
         lo, hi = x.amin(0).float(), x.amax(0).float()
         if not torch.isfinite(torch.stack([lo.min(), hi.max()])).all():
@@ -119,13 +125,14 @@ class Observer:
                 f"the input of {self.name} holds NaN or Inf in channel {channel}; the checkpoint or the compute dtype"
                 f" {x.dtype} is at fault"
             )
-        picked = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.rows_per_sample]
-        rows = x[picked.to(x.device)].clone()
+        if rows is None:
+            rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.rows_per_sample]
+        kept, half = x[rows.to(x.device)].clone(), _sample(number) % 2
         if self.moments is not None:
             self._add_products(x, self.moments)
         with self._lock:
-            self.lo, self.hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
-            self.rows[number] = rows
+            self.lo[half], self.hi[half] = torch.minimum(self.lo[half], lo), torch.maximum(self.hi[half], hi)
+            self.rows[number] = kept
             self.count += len(x)
 
     def _add_products(self, x: Tensor, moments: Tensor) -> None:
@@ -148,5 +155,19 @@ class Observer:
 
     def stats(self) -> Stats:
         """Joins the rows in the samples' canonical order, whatever the order that they came in."""
-        rows = torch.cat([rows for _, rows in sorted(self.rows.items())]).float()
-        return Stats(self.lo, self.hi, rows, self.count, None if self.moments is None else Moments(self.moments))
+        ordered = sorted(self.rows.items())
+        moments = None if self.moments is None else Moments(self.moments)
+        halves = []
+        for half in (0, 1):
+            parts = [rows for number, rows in ordered if _sample(number) % 2 == half]
+            if parts:
+                joined = torch.cat(parts).float()
+                halves.append(Stats(self.lo[half], self.hi[half], joined, len(joined)))
+        rows = torch.cat([rows for _, rows in ordered]).float()
+        whole = Stats(self.lo.amin(0), self.hi.amax(0), rows, self.count, moments)
+        return replace(whole, halves=tuple(halves)) if len(halves) == 2 else whole
+
+
+def _sample(number) -> int:
+    """The sample's number, of a key (sample, pass) as well."""
+    return number[0] if isinstance(number, tuple) else number

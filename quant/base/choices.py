@@ -28,6 +28,7 @@ class Choice:
 METHODS = {
     "m2": Choice("Outlier Suppression+: the threshold with the least output error", "arithmetic.m2:solve"),
     "m4": Choice("iterative smooth, the migration of SmoothQuant, group after group", "arithmetic.m4:solve"),
+    "auto": Choice("per group the best of m2, m4 at several strengths, and nothing", "arithmetic.auto:solve"),
     "none": Choice("plain rounding"),
 }
 """anti_method -> how outliers of the activations are moved into the weights: Problem, alpha -> Smoothing."""
@@ -45,6 +46,13 @@ ROUNDINGS = {
     "gptq": Choice("GPTQ: the error of a column is made up for by those after it; slower", "arithmetic.rounding:Gptq"),
 }
 """w_method -> how weights become codes: a class that is made for an input and called with (weight, scale)."""
+
+CALIB_TEXT = {
+    "shipped": Choice("prose in several scripts, code, mathematics, tables, dialogue; written for this project"),
+    "self": Choice("answers to the images, and passages, that the float model writes before calibration begins"),
+    "none": Choice("nothing beside --calib_images; of a folder the images alone"),
+}
+"""calib_text -> where text beside the images comes from; any other word is a file."""
 
 
 def lines(table: dict[str, Choice]) -> str:

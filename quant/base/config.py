@@ -17,9 +17,13 @@ ALPHA = 0.9  # m4's default migration strength
 # The photographs shipped with the source code, and the list that `fetch-coco` downloads more by.
 CALIB_IMAGES = Path(__file__).resolve().parents[2] / "calibImages"
 COCO_LIST = CALIB_IMAGES / "coco30.json"
+TEXT_FILE = "calibration_text.jsonl"  # in an export: what the model wrote for its own calibration (inputs/written.py)
+# Pictures, prompts, answers and passages that share nothing with those to calibrate with: what `verify` measures on.
+HELD_OUT = CALIB_IMAGES / "heldout" / "heldout.jsonl"
+TEXT_TOKENS = 3200  # at most so many tokens of passages, a fifth of what a 7B computes for 30 photographs
 MAX_SAMPLES = 128  # how many samples a run takes from a larger set unless it is told
 # What an exported directory depends on only through its packaging: not part of the fingerprint.
-PACKAGING = {"dev_type", "part_file_size"}
+PACKAGING = {"dev_type", "part_file_size", "strict", "calib_root"}
 
 PIXELS_PER_TOKEN = 28 * 28  # of Qwen's vision towers: 2 x 2 patches of 14 x 14 pixels make a visual token
 PRESETS = {  # --preset: choices that go together; what is chosen one by one takes precedence
@@ -80,7 +84,17 @@ class QuantConfig(BaseModel):
     """Asked of every calibration image that brings no prompt of its own; of several, the image chooses. None takes the
     family's.
     """
+    token_mix: tuple[float, float, float] = (0.4, 0.2, 0.4)
+    """Shares of image, prompt and answer tokens among the rows of the language model by which choices are judged."""
     num_samples: int | None = Field(default=None, gt=0)
+    calib_text: str = "shipped"
+    """Text beside the images: one of choices.CALIB_TEXT, or a file of passages, or of questions with answers."""
+    text_tokens: int = Field(default=TEXT_TOKENS, gt=0)
+    """How many tokens of samples that are text alone are taken at most."""
+    calib_root: Path | None = None
+    """A folder that calibration images must not lie outside of; None: they may be anywhere."""
+    strict: bool = False
+    """Stop at the first sample that cannot be used, instead of leaving it out."""
     min_pixels: int | None = Field(default=None, gt=0)
     max_pixels: int | None = Field(default=None, gt=0)
     seed: int = 0
@@ -120,6 +134,13 @@ class QuantConfig(BaseModel):
         if names and not all(names):
             raise ValueError(f"{info.field_name} holds an empty pattern; leave it out")
         return names
+
+    @field_validator("token_mix")
+    @classmethod
+    def _shares(cls, mix):
+        if min(mix) < 0 or not sum(mix) > 0:
+            raise ValueError(f"token_mix={mix}: shares of image, prompt and answer tokens, none below 0, not all 0")
+        return mix
 
     @field_validator("anti_method", "scheme", "w_method")
     @classmethod

@@ -4,11 +4,10 @@ order of the blocks and the disk is calibrator.py's.
     observe   hidden states of all samples -> Stats per group, and the block's outputs            (the one float pass)
     smooth    per group: method.solve(Stats, weights) -> scale, shift -> folded into source and linears
     round     folded weights and the group's range -> QuantizedLinear
-    measure   one sample through the block with these in place -> signal-to-noise of what the block adds to its input
+    measure   one sample, and those held out, through the block with these in place -> signal-to-noise of what the block
+              adds to its input
 """
 
-import hashlib
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,18 +18,20 @@ from torch import Tensor
 
 from ..arithmetic.fold import FoldedLinear, FoldedNorm, power_of_two, share_heads, spread_heads
 from ..arithmetic.int8 import signal_to_noise
+from ..arithmetic.prior import Prior
 from ..arithmetic.ranges import activation_range
 from ..arithmetic.schemes import SCHEMES, QuantizedLinear
 from ..arithmetic.smoothing import Problem, Smoothing, some_outputs
-from ..arithmetic.stats import ROWS, Observer, Stats
+from ..arithmetic.stats import Observer, Stats
 from ..base.choices import METHODS, ROUNDINGS
 from ..base.config import QuantConfig
-from ..base.errors import SourceError
 from ..export.plan import Plan
 from ..families.family import Group, Tower
-from ..model.parallel import in_parallel
 from ..model.paused import Call, Key, first
 from ..model.streamed import StreamedModel
+from . import heldout
+from .expected import channel_sizes
+from .observe import Rows, observe
 from .ranks import Ranks
 from .record import GroupRange, group_range
 
@@ -40,8 +41,9 @@ ORDER = ("up", "value", "norm")  # kinds of groups; later ones see the earlier f
 @dataclass
 class BlockResult:
     """What a block becomes. outputs: what it answered in float, for every pass of this rank's samples; floats: hub
-    tensor name -> what folding made of it, float32; snr in dB, plain: without smoothing; seconds: by the step of the
-    work (on a card, where work is queued, a step's time may count for the next).
+    tensor name -> what folding made of it, float32; snr in dB, plain: without smoothing, held_out: of samples that
+    nothing was fitted to; seconds: by the step of the work (on a card, where work is queued, a step's time may count
+    for the next).
     """
 
     outputs: dict[Key, Tensor | tuple]
@@ -50,6 +52,7 @@ class BlockResult:
     ranges: list[GroupRange] = field(default_factory=list)
     snr: float = float("nan")
     snr_plain: float = float("nan")
+    snr_held_out: float = float("nan")
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -57,8 +60,8 @@ class BlockQuantizer:
     """Quantizes the blocks of a tower, one after the other, each loaded in the model at its time.
 
     plan: which linears, by which method; config: the choices; dtype: of what is exported, and of the server's
-    arithmetic; keys: the identities of all samples, which seed the choice of rows; ranks: who shares the work; what the
-    ranks but the first return has no linears and no signal-to-noise.
+    arithmetic; rows: which rows are kept to judge by; doubt: how little was seen of what there is (arithmetic.prior);
+    ranks: who shares the work; what the ranks but the first return has no linears and no signal-to-noise.
     """
 
     def __init__(
@@ -67,15 +70,14 @@ class BlockQuantizer:
         plan: Plan,
         config: QuantConfig,
         dtype: torch.dtype,
-        keys: list[str],
+        rows: Rows,
+        doubt: float,
         ranks: Ranks | None = None,
     ):
         self.model, self.plan, self.config, self.dtype, self.ranks = model, plan, config, dtype, ranks or Ranks()
+        self.rows, self.doubt = rows, doubt
         self.rounding = ROUNDINGS[config.w_method].load()
         self.seconds: dict[str, float] = {}
-        self.seeds = [
-            int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:8], "big") >> 1 for key in keys
-        ]
 
     def quantize(self, tower: Tower, index: int, calls: dict[Key, Call]) -> BlockResult:
         """Run block `index` of `tower` on this rank's calls, and quantize it."""
@@ -85,7 +87,9 @@ class BlockQuantizer:
         groups = [group for group in self.members if self.plan.int8_group(tower, index, group)]
         probe = min(calls, default=None) if self.ranks.rank == 0 else None
         # A block may write into its input: what is measured on is a copy.
-        probe_call = None if probe is None or not groups else calls[probe].on(calls[probe].hidden.clone())
+        measured = [key for key in calls if groups and (key == probe or key[0] >= len(self.rows.seeds))]
+        copies = {key: calls[key].on(calls[key].hidden.clone()) for key in measured}
+        probe_call = None if probe is None else copies.pop(probe, None)
         with self._timed("observe"):
             outputs, stats = self._observe(self.model.block(tower, index), groups, calls)
         result = BlockResult(outputs, seconds=self.seconds)
@@ -107,7 +111,17 @@ class BlockQuantizer:
                 self.model.set(name, value)
             result.snr = self._measure(index, result.linears, probe_call, added)
         names = {group: [self.prefix + name for name in group.linears] for group in groups}
-        result.ranges = [group_range(names[group], stats[group], smoothed[group]) for group in groups]
+        held = heldout.HeldOut()
+        if copies and self.ranks.rank == 0:
+            with self._timed("measure"):
+                leaders = [members[0] for members in names.values()]
+                block = self.model.block(tower, index)
+                held = heldout.measure(self.model, block, result.linears, leaders, copies, outputs)
+        result.snr_held_out = held.snr
+        result.ranges = [
+            group_range(names[group], stats[group], smoothed[group], held.outside.get(names[group][0]))
+            for group in groups
+        ]
         return result
 
     @contextmanager
@@ -121,38 +135,13 @@ class BlockQuantizer:
 
     def _observe(self, block, groups: list[Group], calls: dict[Key, Call]) -> tuple[dict, dict[Group, Stats]]:
         """The float pass: outputs by key, Stats by group. A group's input is observed once, at its first linear."""
-        per_sample = -(-ROWS // len(self.seeds))
-        outputs: dict[Key, Tensor | tuple] = {}
-        current = threading.local()
-
-        def observer(group: Group) -> Observer:
+        observers = {}
+        for group in groups:
             name = self.prefix + group.linears[0]
             channels = self.model.linear(name).in_features
-            return Observer(name, channels, per_sample, self.model.device, self.rounding.needs_moments)
-
-        def watch(observer: Observer):
-            linear = self.model.linear(observer.name)
-            return linear.register_forward_pre_hook(
-                lambda _, args: observer.update(args[0], current.key, self.seeds[current.key[0]] + current.key[1])
-            )
-
-        def run(key: Key, call: Call) -> None:
-            current.key = key
-            outputs[key] = call(block)
-            hidden = first(outputs[key])
-            if not torch.isfinite(torch.stack(hidden.aminmax())).all():
-                raise SourceError(
-                    f"the output of {self.prefix[:-1]} holds NaN or Inf for sample {key[0]}; the checkpoint or the"
-                    f" compute dtype {self.model.dtype} is at fault"
-                )
-
-        observers = {group: observer(group) for group in groups}
-        hooks = [watch(each) for each in observers.values()]
-        try:
-            in_parallel(run, calls.items(), self.model.device)
-        finally:
-            for hook in hooks:
-                hook.remove()
+            observers[group] = Observer(name, channels, 0, self.model.device, self.rounding.needs_moments)
+        watched = [(self.model.linear(each.name), each) for each in observers.values()]
+        outputs = observe(lambda call: call(block), watched, calls, self.rows, self.prefix[:-1], self.model.device)
         self.ranks.join(list(observers.values()))
         return outputs, {group: each.stats() for group, each in observers.items()}
 
@@ -176,6 +165,9 @@ class BlockQuantizer:
         with self._timed("smooth"):
             order = sorted((group for group in groups if group.source), key=lambda group: ORDER.index(group.kind))
             chain, smoothed, solutions = chains(order), dict(stats), {}
+            heads = self.tower.heads(self.plan.config)
+            sizes = {group: channel_sizes(group, self.prefix, heads, linears, norms, stats) for group in order}
+            self.priors = {group: Prior(size, self.doubt) for group, size in sizes.items()}
             for group in (group for group in order if self.ranks.owns(chain[group])):
                 solutions[group] = self._solve(group, linears, norms, stats[group])
                 smoothed[group] = self._fold(group, linears, norms, stats[group], solutions[group])
@@ -201,6 +193,7 @@ class BlockQuantizer:
             and all(consumer.bias is not None for consumer in consumers),
             act_method=self.config.act_method,
             scheme=SCHEMES[self.plan.words[self.prefix + group.linears[0]]],
+            prior=self.priors[group],
         )
         return METHODS[self.config.anti_method].load()(problem, self.config.alpha)
 
@@ -212,8 +205,10 @@ class BlockQuantizer:
         return spread_heads(share_heads(per_column, *heads), *heads)
 
     def _fold(self, group: Group, linears: dict, norms: dict, stats: Stats, solution: Smoothing) -> Stats:
-        """The statistics of the smoothed input."""
+        """The statistics of the smoothed input; those that there were of one that is left as it is."""
         scale, shift = solution.scale, solution.shift
+        if scale is None:
+            return stats
         consumers = [linears[self.prefix + name] for name in group.linears]
         if group.kind == "norm":
             scale, shift = norms[group.source_in(self.prefix)].absorb(scale, shift)
@@ -229,7 +224,7 @@ class BlockQuantizer:
             # Without a bias there is nothing to take a shift up with; a method gives none then, and what rounding the
             # norm's own bias left is lost, as it is in any export of that norm.
             consumer.scale_columns(scale, shift if consumer.bias is not None else None)
-        return stats.smoothed(scale, shift)
+        return self.priors[group].widened(stats).smoothed(scale, shift)
 
     def _round(
         self, groups: list[Group], linears: dict[str, FoldedLinear], stats: dict[Group, Stats]

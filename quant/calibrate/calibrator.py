@@ -29,7 +29,8 @@ from ..export.writer import ExportWriter
 from ..families import family_of
 from ..families.family import Tower
 from ..files.checkpoint import Checkpoint
-from ..inputs.samples import CalibrationSet, prepare
+from ..inputs.calibration_set import CalibrationSet
+from ..inputs.samples import prepare
 from ..model.device import compute_dtype, export_dtype, pick_device
 from ..model.paused import Key, Passed, Walk
 from ..model.streamed import StreamedModel
@@ -38,6 +39,8 @@ from .block import BlockQuantizer
 from .disk import Disk
 from .launch import stop_asked
 from .memory import on_cpu, out_of_memory_named
+from .observe import refuse_unseen, rows_and_doubt
+from .own_text import OwnText, writer_of
 from .ranks import NoMemory, Ranks
 from .record import block_entry, block_line, write_records
 from .work import Work
@@ -46,9 +49,9 @@ from .work import Work
 class Calibrator:
     """Quantizes a checkpoint block after block.
 
-    model: directory of the float checkpoint; cfg: the choices; calib_data: a folder of images, a JSONL of {"image",
-    "prompt"}, a list of prepared model inputs, or None for the photographs shipped here. Choices and checkpoint are
-    checked here, from headers alone; raises UsageError or QuantError.
+    model: directory of the float checkpoint; cfg: the choices; calib_data: what inputs/sources.py reads, a list of
+    prepared model inputs, which is taken as it is, or None for the photographs shipped here. Choices and checkpoint
+    are checked here, from headers alone; raises UsageError or QuantError.
     """
 
     def __init__(self, model: str | Path, cfg: QuantConfig, calib_data=None, reporter: Reporter = SILENT):
@@ -62,17 +65,21 @@ class Calibrator:
         self.compute_dtype = compute_dtype(self.checkpoint.dtype, self.device)
         self.export_dtype = export_dtype(self.checkpoint.dtype, cfg.dtype, self.family.dtype)
         self._samples: CalibrationSet | None = None
+        self.own_text: OwnText | None = None
         self.blocks: list[dict] = []
         self.seconds = 0.0
         self._work: Work | None = None
         self._own: dict[int, dict[str, Tensor]] | None = None
         self.ranks = Ranks()
 
-    def prepare(self) -> None:
-        """Read and encode the calibration samples, if that has not been done, and say what is to be said of them."""
+    def prepare(self, work: Work | None = None, finished: Path | None = None) -> None:
+        """Read and encode the samples, once. work: keeps what the model itself writes for them; finished: an export
+        that has it.
+        """
         if self._samples is None:
-            shared = self.ranks.size > 1
-            self._samples = prepare(self.calib_data, self.checkpoint, self.family, self.config, shared)
+            shared, write = self.ranks.size > 1, writer_of(self, work, finished)
+            what = self.calib_data, self.checkpoint, self.family, self.config, shared
+            self._samples = prepare(*what, write=write, apart=self.config.engine == "native" and self.ranks.rank == 0)
             for notice in self._samples.notices:
                 self.reporter.line(notice)
 
@@ -93,7 +100,7 @@ class Calibrator:
 
         Raises QuantError; KeyboardInterrupt, after a commit, when the work is asked to stop.
         """
-        self.prepare()
+        self.prepare(work)
         self._discard()
         self._work = work = work or Work(make_work_directory(directory))
         try:
@@ -132,7 +139,8 @@ class Calibrator:
                 place.taps = {tap: value.to(model.device) for tap, value in place.taps.items()}
         if done == used:
             return {key: Passed(place.hidden, place.taps) for key, place in (kept or {}).items()}
-        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, self.samples.keys, self.ranks)
+        rows, doubt = rows_and_doubt(self.samples, tower, self.family, config, self.config)
+        quantizer = BlockQuantizer(model, self.plan, self.config, self.export_dtype, rows, doubt, self.ranks)
         walk = Walk(model, tower, samples, passed, done, kept)
         with walk, self.reporter.progress(f"{tower.name} tower", used) as advance:
             for index in range(done, used):
@@ -172,38 +180,27 @@ class Calibrator:
         """The model to walk through, with what a resumed job knows of it. Raises UsageError when a tower is to be
         quantized that no sample enters, or when ranks were given different things.
         """
-        self._refuse_unseen_towers()
+        refuse_unseen(self.samples, self.plan)
         self.ranks.check_same(work.state.identity)
         if work.committed:
-            self.reporter.line(f"resumed  {self._progress(work)} blocks are done")
-        trusted = self.config.trust_remote_code
-        model = StreamedModel(self.checkpoint, self.family, self.compute_dtype, self.device, trusted)
+            blocks = {tower.name: tower.used(self.checkpoint.config) for tower in self.family.towers}
+            self.reporter.line(f"resumed  {work.progress(blocks)} blocks are done")
+        trusted, dtype = self.config.trust_remote_code, self.compute_dtype
+        model = StreamedModel(self.checkpoint, self.family, dtype, self.device, trusted)
         model.answers_tuple.update(work.state.answers_tuple)
         return model
 
-    def _progress(self, work: Work) -> str:
-        """ "2 of 32 vision and 0 of 28 language" """
-        done, config = work.state.done, self.checkpoint.config
-        counts = [f"{done.get(tower.name, 0)} of {tower.used(config)} {tower.name}" for tower in self.family.towers]
-        return " and ".join(counts)
-
     def own_samples(self) -> dict[int, dict[str, Tensor]]:
-        """Sample number -> the model's inputs, batch [1, ...], of this rank's samples, pixels included."""
+        """Sample number -> the model's inputs, batch [1, ...], of this rank's samples, pixels included; behind the last
+        of them those that are held out, on the first rank.
+        """
         if self._own is None:
             config, towers = self.checkpoint.config, self.family.towers
             costs = [sum(tower.tokens(config, inputs) for tower in towers) for inputs in self.samples.inputs]
             self._own = {number: self.samples.whole(number) for number in self.ranks.share(costs)}
+            if self.ranks.rank == 0:
+                self._own |= dict(enumerate(self.samples.held_out, len(costs)))
         return self._own
-
-    def _refuse_unseen_towers(self) -> None:
-        """Raises UsageError when a tower is to be quantized that no sample enters."""
-        for tower in self.family.towers:
-            int8 = sum(name.startswith(tower.prefix) for name in self.plan.int8_names)
-            if int8 and not any(tower.tokens(self.checkpoint.config, inputs) for inputs in self.samples.inputs):
-                raise UsageError(
-                    f"none of the {len(self.samples.inputs)} samples enters the {tower.name} tower, {int8} linears of"
-                    " which are to become int8: add images, or keep it float (--vision float)"
-                )
 
     def _card(self, err: NoMemory) -> str:
         return f"{self.device} of rank {err.rank}" if self.ranks.size > 1 else self.device

@@ -38,12 +38,15 @@ def job(
         yield None
     elif ranks.rank > 0:
         ranks.barrier()  # until the first has the work directory
-        yield Work(work_directory(directory), keeps=True)
+        work = Work(work_directory(directory), keeps=True)
+        calibrator.prepare(work)
+        yield work
         ranks.barrier()  # until it has saved the result
     else:
         check_output(directory, calibrator.checkpoint.dir)
         with working(directory, resume) as work:
             ranks.barrier()
+            calibrator.prepare(work)
             yield work
             ranks.barrier()
 
@@ -69,7 +72,7 @@ def _finished(calibrator: Calibrator, target: Path, format_: str | None) -> bool
     made = read_json(target / RUN_LOG).get("identity") if (target / RUN_LOG).is_file() else None
     if not isinstance(made, dict):  # not there, or nothing that a job of this version wrote
         return False
-    calibrator.prepare()
+    calibrator.prepare(finished=target)
     before, now = dict(made), identity(calibrator)
     if format_:
         before["format"], now["format"] = formats.name_in(target), format_
@@ -84,7 +87,7 @@ def _finished(calibrator: Calibrator, target: Path, format_: str | None) -> bool
 @contextmanager
 def working(output: Path, resume: bool) -> Iterator[Work]:
     """The Work of the job that writes `output`, locked. At the end it is removed, but for a job that failed with blocks
-    committed.
+    committed, or with text that the model wrote.
 
     Raises UsageError when another job has it, or when it holds an unfinished one and `resume` is not set.
     """
@@ -95,7 +98,7 @@ def working(output: Path, resume: bool) -> Iterator[Work]:
             raise UsageError(f"{work}; to start anew, remove that directory")
         try:
             if not work.committed:
-                _clear(directory)
+                _clear(directory, {"lock", "text"} if resume else {"lock"})
             with _gentle_interrupt(work):
                 yield work
             work.remove()
@@ -103,20 +106,22 @@ def working(output: Path, resume: bool) -> Iterator[Work]:
             work.remove()
             raise
         except UsageError:
+            if not work.committed:
+                work.remove()
             raise
         except QuantError as err:
-            raise type(err)(f"{err}; {work}" if work.committed else str(err)) from None
+            raise type(err)(f"{err}; {work}" if work.worth_keeping else str(err)) from None
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {work}" if work.committed else "") from None
+            raise KeyboardInterrupt(f"interrupted; {work}" if work.worth_keeping else "") from None
         finally:
-            if not work.committed:
+            if not work.worth_keeping:
                 work.remove()
 
 
 def _remove_uncommitted(output: Path) -> None:
     """What is left of a job whose first rank was ended before it had committed anything, and so could not tidy up."""
     directory = work_directory(output)
-    if directory.exists() and not (directory / "state").exists():
+    if directory.exists() and not any((directory / name).exists() for name in ("state", "text")):
         with _locked(directory, output):
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -158,13 +163,15 @@ def _take(handle: int, file: Path, output: Path) -> None:
         os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
 
 
-def _clear(directory: Path) -> None:
-    """What a job left that was killed before its first commit. Raises QuantError when the disk refuses."""
+def _clear(directory: Path, keep: set[str]) -> None:
+    """What a job left that was killed before its first commit, but for the files to keep. Raises QuantError when the
+    disk refuses.
+    """
     try:
         for path in directory.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != "lock":
+            elif path.name not in keep:
                 path.unlink()
         (directory / "hidden").mkdir(mode=0o700)
     except OSError as err:

@@ -6,7 +6,6 @@ On a card samples go through a block one at a time, so there is no smaller batch
 computed in the same dtype, by other kernels: the result is as good, and may differ from the device's in the last bit.
 """
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..base.errors import QuantError
 from ..families.family import Tower
-from ..model.device import is_out_of_memory
+from ..model.device import free_cache, is_out_of_memory
 from ..model.paused import Call, Key
 from ..model.streamed import StreamedModel
 from .block import BlockResult
@@ -43,9 +42,7 @@ def on_cpu(
     """
     device = model.device
     model.clear(tensors)
-    gc.collect()
-    if device.type != "cpu":
-        getattr(torch, device.type).empty_cache()
+    free_cache(device.type)
     model.device = torch.device("cpu")
     try:
         model.set_all(tensors)

@@ -3,6 +3,7 @@ files that go with an export.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from ..arithmetic.product import product_on
 from ..arithmetic.stats import Stats
+from ..base.config import TEXT_FILE
 from ..base.output import FILE_MODE, replace_file
 from ..export.recipe import RECIPE, RUN_LOG, recipe
 from ..files.config_json import write_json
@@ -19,7 +21,8 @@ from ..model.device import peak_memory, peak_on_card
 @dataclass
 class GroupRange:
     """A group's input before and after smoothing: its range [lo, hi], and the largest |x| of its median channel, of the
-    channel that 1 % exceed, and of its largest. The last two far above the first are outlier channels.
+    channel that 1 % exceed, and of its largest. The last two far above the first are outlier channels. outside: share
+    of the values of held-out samples, 0 to 1, that the int8 codes do not reach; None where there is no range, or none.
     """
 
     linears: list[str]
@@ -27,11 +30,14 @@ class GroupRange:
     after: tuple[float, float]
     channels_before: tuple[float, float, float]
     channels_after: tuple[float, float, float]
+    outside: float | None = None
 
 
-def group_range(linears: list[str], before: Stats, after: Stats) -> GroupRange:
-    """linears: names; before, after: the statistics of what they read, without and with smoothing."""
-    return GroupRange(linears, _extent(before), _extent(after), _channels(before), _channels(after))
+def group_range(linears: list[str], before: Stats, after: Stats, outside: float | None = None) -> GroupRange:
+    """linears: names; before, after: the statistics of what they read, without and with smoothing; outside: as in
+    GroupRange.
+    """
+    return GroupRange(linears, _extent(before), _extent(after), _channels(before), _channels(after), outside)
 
 
 def _extent(stats: Stats) -> tuple[float, float]:
@@ -51,6 +57,7 @@ def block_entry(name: str, result, seconds: float) -> dict:
         "int8": [linear.name for linear in result.linears],
         "snr_plain_db": result.snr_plain,
         "snr_db": result.snr,
+        "snr_held_out_db": result.snr_held_out,
         "ranges": [asdict(entry) for entry in result.ranges],
         "seconds": round(seconds, 3),
         "steps": {step: round(took, 3) for step, took in result.seconds.items()},
@@ -59,18 +66,18 @@ def block_entry(name: str, result, seconds: float) -> dict:
 
 def block_line(entry: dict, anti_method: str) -> str:
     """The same as a line for the terminal."""
-    change = f"{entry['snr_plain_db']:5.1f} -> {entry['snr_db']:5.1f} dB"
-    if anti_method == "none":
-        change = f"{entry['snr_db']:5.1f} dB"
+    name, seconds = f"{entry['block']:<34}", f"{entry['seconds']:6.2f} s"
     if not entry["int8"]:
-        change = "float"
-    return f"{entry['block']:<43} {len(entry['int8']):>2} int8  {change:<17} {entry['seconds']:7.2f} s"
+        return f"{name} {'float':<36} {seconds}"
+    change = "" if anti_method == "none" else f"{entry['snr_plain_db']:.1f} -> "
+    held = "" if math.isnan(entry["snr_held_out_db"]) else f"{entry['snr_held_out_db']:.1f} unseen"
+    return f"{name} {len(entry['int8']):>2} int8 {change + format(entry['snr_db'], '.1f'):>12} dB {held:>11} {seconds}"
 
 
 def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None:
-    """quant_recipe.json and quant_run.json of a Calibrator that has run. In the latter seconds are of wall time, memory
-    is in bytes, and a signal-to-noise ratio that was not measured is null. identity: what a finished job is known by
-    when it is asked for again.
+    """quant_recipe.json and quant_run.json of a Calibrator that has run, and what its model wrote for it. In the second
+    file seconds are of wall time, memory is in bytes, and a signal-to-noise ratio that was not measured is null.
+    identity: what a finished job is known by when it is asked for again.
     """
     write_json(directory / RECIPE, recipe(calibrator))
     log = {
@@ -80,8 +87,11 @@ def write_records(calibrator, directory: Path, identity: dict[str, str]) -> None
         "device": calibrator.device,
         "int8_product": product_on(calibrator.device).name if calibrator.config.engine == "native" else None,
         "identity": identity,
+        "tokens": calibrator.samples.counts() | {"different": calibrator.samples.different_words},
         "blocks": calibrator.blocks,
     }
     replace_file(directory / RUN_LOG, (json.dumps(log, indent=1).replace("NaN", "null") + "\n").encode())
+    if (text := calibrator.own_text) and not text.refused:
+        replace_file(directory / TEXT_FILE, text.lines)
     for name in (RECIPE, RUN_LOG):
         (directory / name).chmod(FILE_MODE)

@@ -1,5 +1,6 @@
 """The lines before and after a run: what will be done, what it will take, and what came of it."""
 
+import math
 from pathlib import Path
 
 from ..arithmetic.product import FAST, product_on
@@ -9,16 +10,22 @@ from ..families.family import Tower
 from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
+from .own_text import OwnText
+
+ENOUGH_WORDS = 600  # different tokens of text, below which the loss grows (docs/accuracy.md)
 
 
 def dry_run(calibrator: Calibrator) -> None:
     """--dry_run: print every decision, the groups that are smoothed, and what the run will take."""
     plan, say = calibrator.plan, calibrator.reporter.line
+    if calibrator.config.calib_text == "self":
+        calibrator.own_text = OwnText(refused="a dry run writes none")
     calibrator.prepare()
     say(
         f"{calibrator.family.name}, {size(calibrator.checkpoint.nbytes)}, on {calibrator.device};"
-        f" {len(calibrator.samples.keys)} samples"
+        f" {_samples(calibrator)}"
     )
+    say(f"tokens   {_tokens(calibrator)}")
     say()
     say(f"linears  {counts(plan)}")
     for line in decisions_table(plan):
@@ -71,9 +78,46 @@ def header(calibrator: Calibrator) -> None:
         f"dtype    {_name(calibrator.checkpoint.dtype)} in, {_name(calibrator.export_dtype)} out, computed in"
         f" {_name(calibrator.compute_dtype)}"
     )
-    say(f"samples  {len(calibrator.samples.keys)} images, sha256 {calibrator.samples.digest[:12]}")
+    say(f"samples  {_samples(calibrator)}, sha256 {calibrator.samples.digest[:12]}")
+    say(f"tokens   {_tokens(calibrator)}")
     say(f"linears  {counts(plan)}")
     say()
+
+
+def _samples(calibrator: Calibrator) -> str:
+    """ "13 with images, 40 of text" and what was left out."""
+    samples = calibrator.samples
+    texts = samples.texts
+    said = f"{len(samples.keys) - texts} with images" + (f", {texts} of text" if texts else "")
+    return said + (f", {samples.skipped} skipped" if samples.skipped else "")
+
+
+def _tokens(calibrator: Calibrator) -> str:
+    """How many tokens of each kind the language model sees."""
+    samples = calibrator.samples
+    seen, different = samples.counts(), samples.different_words
+    return (
+        f"{seen['image']} of images, {seen['prompt']} of prompts, {seen['answer']} of answers and text"
+        f" ({different} different)"
+    )
+
+
+def _coverage(calibrator: Calibrator) -> list[str]:
+    """How the blocks do on samples that were held out, and a warning where too little of the language was seen."""
+    measured = [entry for entry in calibrator.blocks if entry["int8"] and not math.isnan(entry["snr_held_out_db"])]
+    lines = []
+    if measured:
+        worst = min(measured, key=lambda entry: entry["snr_held_out_db"])
+        lines.append(f"unseen   at least {worst['snr_held_out_db']:.1f} dB: {worst['block']}")
+    groups = [(each["outside"] or 0.0, each["linears"][0]) for entry in measured for each in entry["ranges"]]
+    if groups:
+        share, name = max(groups)
+        lines.append(f"         {share:.2%} clipped at most: {name}")
+    different = calibrator.samples.different_words
+    if different < ENOUGH_WORDS and calibrator.config.engine == "native":
+        lines.append(f"warning  only {different} different tokens of text were seen; {ENOUGH_WORDS} cover a language")
+        lines.append("         better (docs/accuracy.md): --calib_text shipped")
+    return lines
 
 
 def counts(plan: Plan) -> str:
@@ -104,6 +148,10 @@ def summary(calibrator: Calibrator, target: Path) -> None:
     int8, total = estimate.multiply_adds(calibrator)
     written = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     say()
+    say(f"samples  {_samples(calibrator)}")
+    say(f"tokens   {_tokens(calibrator)}")
+    for line in _coverage(calibrator):
+        say(line)
     say(f"layers   {counts(plan)}; {int8 / total:.1%} of the multiply-adds in int8")
     product = product_on(calibrator.device)
     if product.name != FAST and calibrator.config.engine == "native":

@@ -2,6 +2,7 @@
 
     lock      held (flock) by the one job that works here; a kill releases it
     state     JSON: what the job depends on (identity) and how far it came
+    text      JSON: what the model wrote for its own calibration, and what that depends on
     export/   the weight files, laid out in full and filled block after block
     hidden/   TOWER-BLOCK.RANK.safetensors: by SAMPLE.PASS, what the block after it got, or the tower's output
               TOWER-BLOCK.RANK.tap.safetensors: the block's own output, where later code reads it (Tower.taps)
@@ -18,10 +19,11 @@ refused.
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -54,6 +56,7 @@ class Work:
 
     def __init__(self, directory: Path, keeps: bool = False):
         self.dir, self.keeps, self.export, self._hidden = directory, keeps, directory / "export", directory / "hidden"
+        self._text = directory / "text"
         self.state, self.stop = State(), False
         if keeps and (directory / "state").exists():
             self.state = _read_state(directory / "state")
@@ -63,6 +66,11 @@ class Work:
         """Whether at least one block is on the disk and can be gone on from."""
         return bool(self.state.done)
 
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a job that fails leaves something for the next."""
+        return self.committed or self.has_text
+
     def begin(self, identity: dict[str, str]) -> None:
         """Raises UsageError when what was committed belongs to another recipe, source or calibration set."""
         if not self.committed:
@@ -70,6 +78,28 @@ class Work:
             return
         if change := first_change(self.state.identity, identity):
             raise UsageError(f"--resume: {change}; go back to the first, or remove {self.dir} to start anew")
+
+    def keep_text(self, made_of: dict[str, str], text: dict) -> None:
+        """What the model wrote, and what that depends on, before the first block."""
+        if self.keeps:
+            replace_file(self._text, json.dumps({"made_of": made_of, "text": text}).encode())
+
+    def kept_text(self, made_of: dict[str, str]) -> dict | None:
+        """What keep_text got when it depends on the same; None where there is none. Raises UsageError when blocks were
+        committed with another.
+        """
+        if not self.has_text:
+            return None
+        kept = read_json(self._text)
+        change = first_change(kept.get("made_of", {}), made_of)
+        if change and self.committed:
+            raise UsageError(f"--resume: {change}; go back to the first, or remove {self.dir} to start anew")
+        return None if change else kept["text"]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether what the model wrote is on the disk."""
+        return self.keeps and self._text.is_file()
 
     def keep_hidden(
         self, tower: str, index: int, rank: int, hidden: dict[Key, Tensor], taps: dict[Key, Tensor]
@@ -141,6 +171,10 @@ class Work:
             replace_file(self.dir / "state", json.dumps(asdict(state)).encode())
         self.state = state
 
+    def progress(self, blocks: Mapping[Any, int]) -> str:
+        """ "2 of 32 vision and 0 of 28 language"; blocks: of each tower, by name."""
+        return " and ".join(f"{self.state.done.get(name, 0)} of {count} {name}" for name, count in blocks.items())
+
     def remove(self) -> None:
         """The state goes first: without it nothing else counts."""
         if self.dir.exists():
@@ -150,10 +184,9 @@ class Work:
         self.state = State()
 
     def __str__(self) -> str:
-        return (
-            f"{sum(self.state.done.values())} blocks are kept in {self.dir}: the same command with --resume goes on"
-            " from there"
-        )
+        blocks = sum(self.state.done.values())
+        what = f"{blocks} blocks are" if blocks else "the model's own text is"
+        return f"{what} kept in {self.dir}: the same command with --resume goes on from there"
 
 
 def first_change(before: dict[str, str], identity: dict[str, str]) -> str | None:

@@ -31,6 +31,8 @@ COMMANDS = {
 
 IMAGES_DEFAULT = f"default: {CALIB_IMAGES.name}/ of this repository"
 """For the help of flags that name calibration images."""
+IMAGES = 'folder of images; or .jsonl, .json, .tsv of {"image" or "images", "prompt", "answer"}'
+"""For the help of flags that name images."""
 WITH_LIMITS = ", ".join(family.name for family in FAMILIES.values() if family.processing.limits)
 """For the help of --min_pixels and --max_pixels: the families that have them."""
 

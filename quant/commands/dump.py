@@ -6,7 +6,7 @@ import argparse
 
 from ..base.config import QuantConfig
 from ..base.errors import UsageError
-from .cli import IMAGES_DEFAULT, WITH_LIMITS, boolean
+from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, boolean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--images",
         metavar="PATH",
-        help='folder of images, or .jsonl of {"image", "prompt"} ' + f"({IMAGES_DEFAULT})",
+        help=f"{IMAGES} ({IMAGES_DEFAULT})",
     )
     samples.add_argument(
         "--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)"

@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from ..base.choices import METHODS, ROUNDINGS, SCHEMES, lines
+from ..base.choices import CALIB_TEXT, METHODS, ROUNDINGS, SCHEMES, lines
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
 from ..families import FAMILIES, script_of
 from ..families.family import Family
-from .cli import IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean
+from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean
 from .export import add_format, chosen, verdict
 
 
@@ -31,7 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     paths.add_argument(
         "--calib_images",
         metavar="PATH",
-        help='folder of images, or .jsonl of {"image", "prompt"} ' + f"({IMAGES_DEFAULT})",
+        help=f"{IMAGES} ({IMAGES_DEFAULT})",
+    )
+    paths.add_argument(
+        "--calib_text",
+        metavar="WHAT",
+        help=(
+            f"text for the language model beside the images; {lines(CALIB_TEXT)}; or a FILE: .txt, or .jsonl of"
+            f' {{"text"}} or {{"prompt", "answer"}} (default: {default("calib_text")})'
+        ),
+    )
+    paths.add_argument(
+        "--calib_root",
+        metavar="DIR",
+        help="refuse images outside of DIR, also by way of links: for data that is not your own",
     )
     paths.add_argument(
         "--part_file_size",
@@ -114,6 +127,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=f"take N of the images, chosen by the seed (default: all, at most {MAX_SAMPLES})",
+    )
+    samples.add_argument(
+        "--text_tokens",
+        type=int,
+        metavar="N",
+        help=f"take at most N tokens of samples that are text alone (default: {default('text_tokens')})",
+    )
+    samples.add_argument(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="stop at the first sample that cannot be used; else it is named, left out and counted",
+    )
+    samples.add_argument(
+        "--token_mix",
+        type=float,
+        nargs=3,
+        metavar=("IMAGE", "PROMPT", "ANSWER"),
+        help="shares of the kinds of tokens by which the language model's choices are judged (default: "
+        + " ".join(f"{share:g}" for share in default("token_mix"))
+        + ")",
     )
     samples.add_argument(
         "--max_pixels",

@@ -7,10 +7,10 @@ import json
 import textwrap
 from pathlib import Path
 
-from ..base.config import QuantConfig
+from ..base.config import CALIB_IMAGES, HELD_OUT, QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..verify.verdict import CULPRITS, ENOUGH, THRESHOLDS, decibels
-from .cli import IMAGES_DEFAULT, WITH_LIMITS, boolean
+from .cli import IMAGES, WITH_LIMITS, boolean
 
 WIDTH = 80
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--images",
         metavar="PATH",
-        help='folder of images, or .jsonl of {"image", "prompt"} ' + f"({IMAGES_DEFAULT})",
+        help=f"{IMAGES} (default: {HELD_OUT.parent.name}/ of {CALIB_IMAGES.name}/, which calibration does not see)",
     )
     samples.add_argument(
         "--prompt", metavar="TEXT", help="asked of every image without a prompt of its own (default: the family's)"

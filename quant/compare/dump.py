@@ -148,7 +148,7 @@ def _samples(
             {key: torch.from_numpy(value) for key, value in earlier.inputs(number).items()}
             for number in range(len(earlier.names))
         ]
-    prepared = prepare(images, source, family, config)
+    prepared = prepare(images, source, family, config.model_copy(update={"calib_text": "none"}))
     for notice in prepared.notices:
         reporter.line(notice)
     return prepared.names, prepared.inputs

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..base.config import TEXT_FILE
 from ..base.errors import QuantError
 from ..export.recipe import RECIPE, RUN_LOG
 from .endpoint import Unanswered
@@ -81,7 +82,7 @@ def files_digest(directory: Path) -> str:
     """
     digest = hashlib.sha256()
     for file in sorted(directory.iterdir()):
-        if file.is_file() and file.name not in (RECIPE, RUN_LOG):
+        if file.is_file() and file.name not in (RECIPE, RUN_LOG, TEXT_FILE):
             state = file.stat()
             known = f"{state.st_size} {state.st_mtime_ns}".encode() if file.suffix in BULKY else file.read_bytes()
             digest.update(f"{file.name}\0".encode() + hashlib.sha256(known).digest())

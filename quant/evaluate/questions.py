@@ -15,13 +15,9 @@ A question's key is sha256(image bytes + NUL + prompt), as for calibration sampl
 content, whatever the file's name or order. Left out: several images to a question, parquet.
 """
 
-import ast
-import base64
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +25,9 @@ from typing import Any
 from PIL import Image
 
 from ..base.errors import QuantError, UsageError
-from ..inputs.images import decode_image, inside, parse_object, read_bytes
+from ..inputs.images import decode_image, inside, read_bytes
+from ..inputs.rows import image_of, listed, read_rows
+from ..inputs.sample import key_of
 
 TYPES = (  # OCRBench's; the first six are its "Text Recognition"
     "Regular Text Recognition",
@@ -44,7 +42,6 @@ TYPES = (  # OCRBench's; the first six are its "Text Recognition"
     "Handwritten Mathematical Expression Recognition",
 )
 MATH_DATASET, MATH_TYPE = "HME100k", TYPES[-1]  # how the JSON and the TSV mark handwritten math
-INDEX_LENGTH = 64  # a TSV's image this short is the index of another row
 
 
 @dataclass(frozen=True)
@@ -100,23 +97,25 @@ def load_questions(file: str | Path, image_folder: str | Path | None = None) -> 
     for what is of no use.
     """
     file = Path(file)
-    if file.suffix.lower() not in FORMATS:
+    if file.suffix.lower() not in FIELDS:
         raise UsageError(f"{file}: the data is a .json or .tsv of OCRBench, or a .jsonl of image, prompt and answers")
     folder = Path(image_folder) if image_folder else file.parent
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; --image_folder names the one that image paths start from")
-    try:
-        data = read_bytes(file).removeprefix(b"\xef\xbb\xbf")
-    except QuantError as error:
-        raise UsageError(str(error)) from None
-    rows, fields = FORMATS[file.suffix.lower()]
     questions = []
-    for line, row in rows(file, data):
-        where = f"{file}:{line}"
-        try:
-            questions.append(_checked(where, *fields(row, folder.resolve())))
-        except QuantError as error:
-            raise UsageError(f"{where}: " + str(error).removeprefix(f"{where}: ")) from None
+    try:
+        for line, row in read_rows(file):
+            where = f"{file}:{line}"
+            try:
+                if isinstance(row, QuantError):
+                    raise row
+                questions.append(_checked(where, *FIELDS[file.suffix.lower()](row, folder.resolve())))
+            except QuantError as error:
+                raise UsageError(f"{where}: " + str(error).removeprefix(f"{where}: ")) from None
+    except UsageError:
+        raise
+    except QuantError as error:  # the data file itself
+        raise UsageError(str(error)) from None
     if not questions:
         raise UsageError(f"{file}: holds no question")
     return QuestionSet(file, file.suffix.lower() != ".jsonl", tuple(questions))
@@ -126,64 +125,22 @@ def _checked(where: str, image: Path | bytes, prompt, answers, category: str | N
     """Check what all formats have in common; decodes the image."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise QuantError(f"the question must be text that is not empty, found {prompt!r}")
-    listed = [answers] if isinstance(answers, str) else answers
-    if not isinstance(listed, list | tuple) or not listed or not all(isinstance(answer, str) for answer in listed):
+    texts = [answers] if isinstance(answers, str) else answers
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(answer, str) for answer in texts):
         raise QuantError(f"the answers must be a text or a list of texts, found {answers!r}")
-    if not all(answer.strip() for answer in listed):
+    if not all(answer.strip() for answer in texts):
         raise QuantError(f"an answer is empty, which every prediction would contain: {answers!r}")
     data = image if isinstance(image, bytes) else read_bytes(image)
     decode_image(data, where if isinstance(image, bytes) else image)
-    try:
-        key = hashlib.sha256(data + b"\0" + prompt.encode()).hexdigest()
-    except UnicodeEncodeError:
-        raise QuantError("the question holds half a surrogate pair, which is no text") from None
-    return Question(key, where, image, prompt, tuple(listed), category, math)
+    return Question(key_of([data], prompt), where, image, prompt, tuple(texts), category, math)
 
 
-# ---- of each format: its rows, each with the line that it begins on; and a row's fields, as _checked takes them
+# ---- of each format: a row's fields, as _checked takes them
 
 Fields = tuple[Path | bytes, object, object, str | None, bool]
 
 
-def _decoded(file: Path, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{file}:{line}: not UTF-8") from None
-
-
-def _json_rows(file: Path, data: bytes) -> Iterator[tuple[int, object]]:
-    text, decoder = _decoded(file, data), json.JSONDecoder()
-    position = _after_blanks(text, 0)
-    if text[position : position + 1] != "[":
-        raise UsageError(f"{file}:1: a JSON array of OCRBench's items was expected")
-    position = _after_blanks(text, position + 1)
-    try:
-        while text[position : position + 1] != "]":
-            line = text.count("\n", 0, position) + 1
-            row, position = decoder.raw_decode(text, position)
-            yield line, row
-            position = _after_blanks(text, position)
-            if text[position : position + 1] == ",":
-                position = _after_blanks(text, position + 1)
-            elif text[position : position + 1] != "]":
-                raise json.JSONDecodeError("',' or ']' was expected", text, position)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UsageError(f"{file}:{line}: not JSON: nested too deep") from None
-
-
-def _after_blanks(text: str, position: int) -> int:
-    while text[position : position + 1].isspace():
-        position += 1
-    return position
-
-
-def _json_fields(row, folder: Path) -> Fields:
-    if not isinstance(row, dict):
-        raise QuantError(f"an object was expected, found {type(row).__name__}")
+def _json_fields(row: dict, folder: Path) -> Fields:
     _require(row, "dataset_name", "type", "question", "answers", "image_path")
     if not isinstance(row["image_path"], str):
         raise QuantError(f'"image_path" must be text, found {row["image_path"]!r}')
@@ -191,57 +148,12 @@ def _json_fields(row, folder: Path) -> Fields:
     return inside(folder, row["image_path"]), row["question"], row["answers"], _type(row["type"]), math
 
 
-def _tsv_rows(file: Path, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(2**31 - 1)  # an image is one field
-    reader = csv.reader(io.StringIO(_decoded(file, data), newline=""), delimiter="\t", strict=True)
-    rows: list[tuple[int, dict[str, str]]] = []
-    columns: list[str] = []
-    line = 1
-    try:
-        for cells in reader:
-            if not columns:
-                columns = cells
-                if missing := sorted({"index", "image", "question", "answer", "category"} - set(cells)):
-                    raise UsageError(
-                        f"{file}:{line}: column {missing[0]} is missing, there are {', '.join(cells)[:200]}"
-                    )
-            elif cells and len(cells) != len(columns):
-                raise UsageError(f"{file}:{line}: {len(cells)} fields, the first line has {len(columns)}")
-            elif cells:
-                rows.append((line, dict(zip(columns, cells))))
-            line = reader.line_num + 1  # a quoted field may span lines
-    except csv.Error as error:
-        raise UsageError(f"{file}:{line}: {error}") from None
-    images = {row["index"]: row["image"] for _, row in rows}
-    for line, row in rows:
-        if len(row["image"]) <= INDEX_LENGTH:
-            row = {**row, "image": images.get(row["image"], "")}
-        yield line, row
-
-
 def _tsv_fields(row: dict[str, str], folder: Path) -> Fields:
-    if len(row["image"]) <= INDEX_LENGTH:
-        raise QuantError("image is neither base64 of an image nor the index of a row that holds one")
-    try:
-        image = base64.b64decode(row["image"], validate=True)
-    except ValueError as error:
-        raise QuantError(f"image is not base64: {error}") from None
-    answers = row["answer"]
-    if answers.lstrip().startswith("["):
-        try:
-            answers = ast.literal_eval(answers.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise QuantError(f"answer is not a list of texts: {answers!r}") from None
-    category = _type(row["category"])
+    image, answers, category = image_of(row), listed(row["answer"]), _type(row["category"])
     return image, row["question"], answers, category, category == MATH_TYPE
 
 
-def _jsonl_rows(file: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
-    return ((number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip())
-
-
-def _jsonl_fields(line: bytes, folder: Path) -> Fields:
-    row = parse_object(line)
+def _jsonl_fields(row: dict, folder: Path) -> Fields:
     _require(row, "image", "prompt", "answers")
     if unknown := sorted(set(row) - {"image", "prompt", "answers", "category"}):
         raise QuantError(f'unknown key "{unknown[0]}": only image, prompt, answers and category are known')
@@ -263,8 +175,8 @@ def _type(category) -> str:
     return category
 
 
-FORMATS: dict[str, tuple[Callable[[Path, bytes], Iterator[tuple[int, Any]]], Callable[[Any, Path], Fields]]] = {
-    ".json": (_json_rows, _json_fields),
-    ".tsv": (_tsv_rows, _tsv_fields),
-    ".jsonl": (_jsonl_rows, _jsonl_fields),
+FIELDS: dict[str, Callable[[Any, Path], Fields]] = {
+    ".json": _json_fields,
+    ".tsv": _tsv_fields,
+    ".jsonl": _jsonl_fields,
 }

@@ -4,11 +4,12 @@ run measured.
 
 import json
 
-from ..base.config import ALPHA, QuantConfig
+from ..base.config import ALPHA, TEXT_FILE, QuantConfig
 from ..files.fingerprints import describe_all
 
 RECIPE, RUN_LOG = "quant_recipe.json", "quant_run.json"
 VERSION = "0.1.0"
+NOT_IDENTITY = ("dev_type", "strict", "calib_root")  # what they choose is in the device and the samples
 
 
 def recipe(calibrator) -> dict:
@@ -31,9 +32,27 @@ def recipe(calibrator) -> dict:
         "export_dtype": str(calibrator.export_dtype).removeprefix("torch."),
         "encoder": samples.encoder,
         "calibration_sha256": samples.digest,
-        "samples": [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)],
+        "tokens": samples.counts(),
+        "samples": [
+            {"name": name, "sha256": key, "image": samples.has_image(number)}
+            for number, (name, key) in enumerate(zip(samples.names, samples.keys))
+        ],
+        "own_text": _own_text(calibrator),
         "smoothed_groups": len(calibrator.plan.smoothed) if config.engine == "native" else None,
         "float": {decision.name: decision.why for decision in calibrator.plan.decisions.values() if not decision.int8},
+    }
+
+
+def _own_text(calibrator) -> dict | None:
+    """What the model wrote for its own calibration, or why it did not; None where it was not to."""
+    text = calibrator.own_text
+    if text is None or text.refused:
+        return text and {"refused": text.refused}
+    return {
+        "file": TEXT_FILE,
+        "passages": len(text.written.passages),
+        "answers": len(text.written.answers),
+        "tokens": text.written.tokens,
     }
 
 
@@ -48,11 +67,24 @@ def identity(calibrator) -> dict[str, str]:
     was.
     """
     made = recipe(calibrator)
-    choices = {name: value for name, value in made["config"].items() if name != "dev_type"}
-    rest = ("version", "torch", "transformers", "compute_dtype", "export_dtype", "encoder", "calibration_sha256")
+    choices = {name: value for name, value in made["config"].items() if name not in NOT_IDENTITY}
     return {
         **{name: json.dumps(value) for name, value in choices.items()},
-        **{name: json.dumps(made[name]) for name in rest},
+        **{name: json.dumps(made[name]) for name in ("export_dtype", "encoder", "calibration_sha256")},
+        **computed_by(calibrator),
+    }
+
+
+def computed_by(calibrator) -> dict[str, str]:
+    """Name -> value, as text, of what computes: versions, device, dtype, and the source's files."""
+    import torch
+    import transformers
+
+    return {
+        "version": json.dumps(VERSION),
+        "torch": json.dumps(torch.__version__),
+        "transformers": json.dumps(transformers.__version__),
+        "compute_dtype": json.dumps(str(calibrator.compute_dtype).removeprefix("torch.")),
         "device": calibrator.device,
         **describe_all(calibrator.checkpoint.files),
     }

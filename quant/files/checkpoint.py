@@ -28,6 +28,11 @@ class Source(Protocol):
     config: dict
     tensors: dict[str, TensorInfo]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are floats."""
+        ...
+
     def load(self, name: str) -> Tensor:
         """The tensor as it is stored, of any shape. Raises QuantError when there is none, or it cannot be read."""
         ...

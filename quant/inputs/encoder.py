@@ -1,15 +1,16 @@
-"""One image and one prompt, or a prompt alone -> a model's inputs, as the checkpoint's own files have it.
+"""Images, a prompt and an answer, or a passage of text -> a model's inputs, as the checkpoint's own files have it.
 
-    text   chat template(images, prompt)  ->  input_ids, attention_mask int64 [1,T]; where the model's class wants them,
-                                              mm_token_type_ids [1,T]
-    image  RGB  ->  pixel_values float32, as the family's processor makes them: [patches, 3*2*14*14] with
-                    image_grid_thw [1,3] where images keep their proportions, [1,3,H,W] where all get one size
+    text    chat template(images, prompt)  ->  input_ids, attention_mask int64 [1,T]; where the model's class wants
+                                               them, mm_token_type_ids [1,T]
+    images  RGB  ->  pixel_values float32, as the family's processor makes them: [patches, 3*2*14*14] with
+                     image_grid_thw [N,3] where images keep their proportions, [N,3,H,W] where all get one size
+    answer  its tokens behind those, where the server has what it generated
 
 templates.py turns the prompt into text, processor.py images and text into tensors; what is particular to a family is
-the `Processing` of its description. Left out: video, several images, several turns. transformers is imported when an
-Encoder is made.
+the `Processing` of its description. Left out: video, several turns. transformers is imported when an Encoder is made.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,20 @@ from ..base.errors import QuantError
 from ..families import family_of
 from ..files.config_json import read_json
 from . import processor_files
-from .images import Sample, reopen_image
+from .images import reopen_images
 from .processor import Processor
+from .sample import Sample
 from .templates import ChatTemplate
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")  # inputs with a number for each token, [1, T]
+
 
 class Encoder:
-    """The processor of the checkpoint in `directory`: `encoder(image, prompt)` gives the model's inputs.
+    """The processor of the checkpoint in `directory`: `encoder(images, prompt, answer)` gives the model's inputs.
 
     min_pixels, max_pixels: limits on the resized image's area instead of the checkpoint's own, where the family has
     limits.
@@ -64,31 +68,87 @@ class Encoder:
         self.image_token_id = self._processor.image_token_id
         self._chat = ChatTemplate(self.directory, self.tokenizer, self.family.processing)
 
-    def __call__(self, image: "Image.Image | None", prompt: str) -> dict[str, "torch.Tensor"]:
-        """RGB image, or None for a turn of text alone, and prompt -> model inputs, batch 1, as at the top of this file.
+    def __call__(
+        self,
+        images: "Image.Image | Sequence[Image.Image] | None",
+        prompt: str | None,
+        answer: str | Sequence[int] = "",
+    ) -> dict[str, "torch.Tensor"]:
+        """RGB images (one, several in the order in which they are shown, or None), prompt and answer -> model inputs,
+        batch 1, as at the top of this file. prompt None: `answer` is a passage of text, without a chat template.
 
-        Raises QuantError: the prompt contains an image placeholder, the processor refuses the image (many do when it is
-        over 200 times as wide as high) or would make it too large, or a template or tokenizer takes more than it may.
+        Raises QuantError: a text contains an image placeholder, a passage is empty or has images, the processor refuses
+        an image (many do when it is over 200 times as wide as high) or would make it too large, or a template or
+        tokenizer takes more than it may.
         """
-        images = [] if image is None else [image]
-        if used := [token for token in self.family.processing.reserved if token in prompt]:
-            raise QuantError(f"the prompt contains {used[0]}: leave it out, the image is put in by the chat template")
-        text = self._chat.render(prompt, len(images))
-        return self._processor(images, text, self._chat.adds_special_tokens(text))
+        shown = [] if images is None else list(images) if isinstance(images, Sequence) else [images]
+        for what, text in (("prompt", prompt), ("answer", answer)):
+            used = [token for token in self.family.processing.reserved if isinstance(text, str) and token in text]
+            if used:
+                raise QuantError(f"the {what} contains {used[0]}: leave it out, the image is put in by the template")
+        if prompt is None:
+            return self._passage(shown, answer)
+        text = self._chat.render(prompt, len(shown))
+        inputs = self._processor(shown, text, self._chat.adds_special_tokens(text))
+        return follow(inputs, self.answer_ids(answer))
+
+    def answer_ids(self, answer: str | Sequence[int]) -> list[int]:
+        """The tokens that follow the prompt: those given, or those of a text and the one that ends a turn.
+
+        Raises QuantError: an image placeholder among those given, or a tokenizer that takes more than it may.
+        """
+        if not isinstance(answer, str):
+            if self.image_token_id in answer:
+                raise QuantError(f"the answer's token ids hold {self.image_token_id}, an image's placeholder")
+            return [int(token) for token in answer]
+        if not answer:
+            return []
+        end = self.tokenizer.eos_token_id
+        return self._chat.tokens(answer, add_special_tokens=False) + ([] if end is None else [end])
+
+    def passage_ids(self, text: str | Sequence[int]) -> list[int]:
+        """The tokens of a passage, without those that the tokenizer puts in front."""
+        return self._chat.tokens(text, add_special_tokens=False) if isinstance(text, str) else [int(i) for i in text]
+
+    def _passage(self, images: list, text: str | Sequence[int]) -> dict[str, "torch.Tensor"]:
+        if images or not text:
+            raise QuantError("a passage (no prompt) is text alone: it must not be empty, and images need a prompt")
+        if isinstance(text, str):
+            self._chat.tokens(text, add_special_tokens=True)
+            return self._processor([], text, True)
+        front = self._chat.tokens("", add_special_tokens=True)  # such as <s>
+        blank = self._processor([], "x", False)  # for the names and dtypes of the inputs
+        return follow({name: tensor[:, :0] for name, tensor in blank.items()}, front + self.answer_ids(text))
+
+    def read(self, samples: Sequence[Sample]) -> None:
+        """Tokenize the texts of many samples at once, which takes a fraction of the time of one after the other."""
+        texts = [(sample.answer, sample.is_passage) for sample in samples if isinstance(sample.answer, str)]
+        self._chat.read((text, special) for text, special in texts if text)
 
     def encode_sample(self, sample: Sample) -> dict[str, "torch.Tensor"]:
-        """Open and encode a sample of images.load_samples: model inputs, batch [1, ...]. Raises QuantError, naming its
-        file, as __call__ does, and when the file has changed since.
+        """Open and encode a sample: model inputs, batch [1, ...]. Raises QuantError, naming its images or its name, as
+        __call__ does, and when a file has changed since.
         """
-        image = reopen_image(sample)
+        images = reopen_images(sample)
         try:
-            return self(image, sample.prompt)
+            return self(images, sample.prompt, sample.answer)
         except QuantError as error:
-            raise QuantError(f"{sample.image}: {error}") from error.__cause__
+            where = ", ".join(map(str, sample.images)) or sample.name
+            raise QuantError(f"{where}: {error}") from error.__cause__
+
+    def answer_start(self, sample: Sample, inputs: dict[str, "torch.Tensor"]) -> int:
+        """Where the sample's answer begins in input_ids [1, T]: T without one, 0 for a passage."""
+        if sample.is_passage:
+            return 0
+        return inputs["input_ids"].shape[1] - len(self.answer_ids(sample.answer))
 
     def decode(self, ids) -> str:
         """Token ids [T] -> text without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def raw(self, ids) -> str:
+        """Token ids [T] -> text as it stands, special tokens and all spaces included."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def describe(self) -> dict:
         """What the recipe records: what made the pixels and the text, and what config.json had to fill in."""
@@ -102,3 +162,21 @@ class Encoder:
         if self.limits:
             described["min_pixels"], described["max_pixels"] = self.limits
         return described
+
+
+def follow(inputs: dict[str, "torch.Tensor"], answer: "Sequence[int] | torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """The inputs of a sample, [1, ...], with an answer's token ids, [A], behind them: what a model would have generated
+    there, so that it is computed in one forward.
+    """
+    import torch
+
+    ids = torch.as_tensor(answer, dtype=torch.int64).reshape(1, -1)
+    longer = dict(inputs)
+    for name, fill in (
+        ("input_ids", ids),
+        ("attention_mask", torch.ones_like(ids)),
+        ("mm_token_type_ids", torch.zeros_like(ids)),
+    ):
+        if name in inputs:
+            longer[name] = torch.cat([inputs[name], fill.to(inputs[name].dtype)], 1)
+    return longer

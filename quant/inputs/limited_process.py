@@ -36,6 +36,8 @@ def run_with_limits(job: Callable[[], str], seconds: float | None = None) -> str
     raised.
     """
     seconds = SECONDS if seconds is None else seconds
+    # A tokenizer's threads are not in a fork, and without this word it says so on stderr in each.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         # Python 3.12's, of threads beside a fork: the child waits for none of them.

@@ -1,4 +1,5 @@
-"""Prompt -> the text of one turn of a chat, by the checkpoint's chat template or its family's documented format.
+"""Prompt -> the text of one turn of a chat, by the checkpoint's chat template or its family's documented format; and
+text -> tokens.
 
 A template is a program, in Jinja, that a stranger wrote. It runs, and the tokenizer first sees its text, in a child
 process with limits (limited_process.py); only then is the text used here.
@@ -6,6 +7,8 @@ process with limits (limited_process.py); only then is the text used here.
 Left out: several turns, system prompts of the user's own.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ..base.errors import QuantError, one_line
@@ -26,6 +29,7 @@ class ChatTemplate:
     def __init__(self, directory: Path, tokenizer, processing: Processing):
         self._directory, self._tokenizer, self._processing = directory, tokenizer, processing
         self._texts: dict[tuple, str] = {}
+        self._tokens: dict[tuple[str, bool], list[int]] = {}
         self._template, self.source = self._choose()
 
     def render(self, prompt: str, images: int) -> str:
@@ -42,6 +46,33 @@ class ChatTemplate:
         """Whether the tokenizer is to add what it puts before a text (<s>): a template may have written it itself."""
         bos = self._tokenizer.bos_token
         return not (bos and text.startswith(bos))
+
+    def tokens(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of a text as it stands, [T]. Raises QuantError when the tokenizer fails, or takes more than it
+        may.
+        """
+        key = text, add_special_tokens
+        if key not in self._tokens:
+            try:
+                self._read([key])
+            except (JobFailed, QuantError) as error:
+                raise QuantError(f"{self._directory}: tokenizer: {error}") from None
+        return list(self._tokens[key])
+
+    def read(self, texts: Iterable[tuple[str, bool]]) -> None:
+        """Many texts at once, each with whether special tokens are added: `tokens` then has them at hand. One that the
+        tokenizer fails on is left to `tokens`.
+        """
+        keys = [key for key in dict.fromkeys(texts) if key not in self._tokens]
+        with suppress(JobFailed, QuantError):
+            self._read(keys)
+
+    def _read(self, keys: list[tuple[str, bool]]) -> None:
+        run_with_limits(lambda: str(sum(len(self._ids(*key)) for key in keys)))
+        self._tokens |= {key: self._ids(*key) for key in keys}
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
 
     def _choose(self) -> tuple[str | None, str]:
         """-> (template, its source); None stands for the family's own format."""

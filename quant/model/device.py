@@ -1,7 +1,9 @@
 """Which device computes, in what dtype, and what memory that took. The one place that knows torch_npu."""
 
+import gc
 import os
 import resource
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -15,6 +17,7 @@ MISSING = {
     ),
     "cuda": "no CUDA device is usable: install a CUDA build of torch and look at nvidia-smi, or use --device_type cpu",
 }
+MEMINFO = Path("/proc/meminfo")
 
 
 def _backend(device: str) -> ModuleType:
@@ -70,6 +73,28 @@ def peak_on_card(device: str) -> int | None:
 def peak_memory() -> int:
     """Largest resident size of this process so far, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory(device: str) -> dict[int, int]:
+    """Number of a card -> bytes that are free on it: of every visible card, this process's own first; of the host, one
+    number. Empty where the system does not say.
+    """
+    if device != "cpu":
+        backend = _backend(device)
+        own = backend.current_device()
+        cards = sorted(range(backend.device_count()), key=lambda card: (card != own, card))
+        return {card: backend.mem_get_info(card)[0] for card in cards}
+    if not MEMINFO.is_file():
+        return {}
+    fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    return {0: int(fields["MemAvailable"].split()[0]) * 1024}
+
+
+def free_cache(device: str) -> None:
+    """Give back to the card what nobody uses any more."""
+    gc.collect()
+    if device != "cpu":
+        _backend(device).empty_cache()
 
 
 # -- several cards

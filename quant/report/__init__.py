@@ -2,14 +2,14 @@
 and no other file.
 
 facts.py     what is on disk -> Facts               markup.py    HTML that cannot be broken by what it quotes
-overview.py, proof.py, blocks.py  Facts -> sections  parts.py     what sections are put together from
+overview.py, proof.py, blocks.py, coverage.py  Facts -> sections; parts.py: what they are put together from
 plots.py     inline SVG
 style.css, script.js                                 put into the page
 """
 
 from pathlib import Path
 
-from . import blocks, overview, proof
+from . import blocks, coverage, overview, proof
 from .facts import Facts, gather
 from .markup import Markup, el
 
@@ -18,6 +18,7 @@ PARTS = (
     ("Verification", proof.verification),
     ("Accuracy", proof.accuracy),
     ("Error per block", blocks.errors),
+    ("Coverage", coverage.coverage),
     ("Activation ranges", blocks.ranges),
     ("Clipped activations", blocks.clipping),
     ("Every linear's decision", blocks.layers),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..base.config import CALIB_IMAGES
+from ..base.config import CALIB_IMAGES, TEXT_FILE
 from ..base.errors import QuantError, UsageError
 from ..evaluate.local_model import files_digest
 from ..export import reader
@@ -21,7 +21,9 @@ from ..export.recipe import RECIPE, RUN_LOG
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import read_json
-from ..inputs.images import load_samples, open_image
+from ..inputs.images import reopen_images
+from ..inputs.sources import load_samples
+from ..inputs.written import answered, is_written, read_written
 
 THUMBNAIL = (160, 120)  # pixels an image is made to fit
 MOST_THUMBNAILS = 128
@@ -130,7 +132,7 @@ def gather(directory: str | Path, verify: str | None, evaluation: str | None, im
         layers=_layers(export, recipe),
         verify=_result(verify, "verify", VERIFY_KEYS),
         evaluation=_result(evaluation, "evaluate", EVALUATION_KEYS),
-        thumbnails=_thumbnails(images, recipe, family),
+        thumbnails=_thumbnails(images, recipe, family, export.dir),
     )
 
 
@@ -177,17 +179,24 @@ def _float_linears(export: reader.Export, reasons: dict) -> list[str]:
     return [name for name in names if name not in set(export.linear_names) and "embed" not in name]
 
 
-def _thumbnails(images: str | None, recipe: dict, family: Family) -> dict[str, str]:
-    """Small JPEGs of the samples that are found, by content, in `images` or among the photographs shipped here."""
+def _thumbnails(images: str | None, recipe: dict, family: Family, directory: Path) -> dict[str, str]:
+    """Small JPEGs of the samples that are found, by content, in `images` or among the photographs shipped here, with
+    the answers that the model wrote for the export in `directory`.
+    """
     wanted = {sample["sha256"] for sample in recipe.get("samples", [])}
     source = Path(images or CALIB_IMAGES)
     if not wanted or not (images or source.is_dir()):
         return {}
     config = recipe.get("config", {})
     prompt = config.get("prompt") or family.prompt
-    samples, _ = load_samples(source, prompt if isinstance(prompt, str) else tuple(prompt), None, 0)
-    found = [sample for sample in samples if sample.key in wanted][:MOST_THUMBNAILS]
-    return {sample.key: _thumbnail(open_image(sample.image)) for sample in found}
+    alone = config.get("calib_text", "none") == "none"
+    prompts = prompt if isinstance(prompt, str) else tuple(prompt)
+    samples = load_samples(source, prompts, None, 0, pictures_only=alone).samples
+    for file in (directory / TEXT_FILE, Path(config.get("calib_text", ""))):
+        if is_written(file):
+            samples += read_written(file).put_into([answered(sample, "") for sample in samples])
+    found = [sample for sample in samples if sample.key in wanted and sample.images][:MOST_THUMBNAILS]
+    return {sample.key: _thumbnail(reopen_images(sample)[0]) for sample in found}
 
 
 def _thumbnail(image: Image.Image) -> str:

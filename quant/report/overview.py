@@ -62,7 +62,7 @@ def settings(facts: Facts) -> Markup:
         "Activation ranges": {1: "min-max", 2: "histogram", 3: "the better of min-max and histogram"}[
             config["act_method"]
         ],
-        "Calibration": f"{len(recipe['samples'])} samples, sha256 {recipe['calibration_sha256'][:16]}",
+        "Calibration": f"{len(recipe['samples'])} samples, sha256 {recipe['calibration_sha256'][:16]}{_tokens(recipe)}",
         "Arithmetic": (
             f"calibrated in {recipe['compute_dtype']}, exported for {recipe['export_dtype']}, on"
             f" {facts.run.get('device', NOT_RECORDED)}"
@@ -108,11 +108,18 @@ def timings(facts: Facts) -> Markup:
     return section("timings", "Timings", el("p", text), panels(figures))
 
 
+def _tokens(recipe: dict) -> str:
+    """How many tokens of each kind the language model saw, where that is recorded."""
+    seen = recipe.get("tokens")
+    return "; tokens: " + ", ".join(f"{count} {kind}" for kind, count in seen.items()) if seen else ""
+
+
 def images(facts: Facts) -> Markup:
     """The calibration images, as far as they are found."""
     samples = facts.recipe.get("samples", [])
     if not samples:
         return section("images", "Calibration images", hint("Not recorded: this directory holds no quant_recipe.json."))
+    every, samples = len(samples), [sample for sample in samples if sample.get("image", True)]
     items = []
     for sample in samples:
         thumbnail = facts.thumbnails.get(sample["sha256"])
@@ -124,4 +131,6 @@ def images(facts: Facts) -> Markup:
         if missing
         else None
     )
-    return section("images", "Calibration images", el("ul", items, class_="images"), note)
+    texts = every - len(samples)
+    beside = el("p", f"Beside them, {texts} samples of text alone.") if texts else None
+    return section("images", "Calibration images", el("ul", items, class_="images"), note, beside)

@@ -69,7 +69,8 @@ class Watch(Observer):
         self.values += args[0].numel()
         if self.covered is None or not isinstance(self.linear, StaticLinear):
             return
-        so_far = Stats(self.lo, self.hi, self.lo[None], self.count).smoothed(self.relation.column, self.relation.shift)
+        lo, hi = self.lo.amin(0), self.hi.amax(0)
+        so_far = Stats(lo, hi, lo[None], self.count).smoothed(self.relation.column, self.relation.shift)
         if so_far.lo.min() < self.covered[0] or so_far.hi.max() > self.covered[1]:
             x = (args[0].float() - (0 if self.relation.shift is None else self.relation.shift)) / self.relation.column
             codes = torch.round(x / self.linear.input_scale + self.linear.input_offset)

@@ -16,19 +16,16 @@ Left out: kernels that keep fewer bits of deq_scale than float32 has, quantized 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from ..base import transformers_api
 from ..base.errors import QuantError
 from ..export import reader
 from ..export.reader import Export
-from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
 from ..inputs.encoder import Encoder
-from ..model.device import compute_dtype, pick_device
-from ..model.streamed import StreamedModel
+from ..model.device import pick_device
+from ..model.whole import generate, whole_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +51,7 @@ def load(
     damaged one.
     """
     export = reader.read(directory)
-    streamed = _whole(export, set(export.linear_names), device, trust_remote_code)
+    streamed = whole_model(export, pick_device(device), trust_remote_code, absent=set(export.linear_names))
     for name in export.linear_names:
         parent, _, leaf = streamed.names[f"{name}.weight"].removesuffix(".weight").rpartition(".")
         setattr(streamed.model.get_submodule(parent), leaf, export.linear(name).to(streamed.device))
@@ -66,34 +63,12 @@ def load_float(
 ) -> "tuple[PreTrainedModel, Encoder]":
     """The float checkpoint -> (model, Encoder), by the same way and in the same arithmetic as load()."""
     checkpoint = Checkpoint(directory)
-    streamed = _whole(checkpoint, set(), device, trust_remote_code)
+    streamed = whole_model(checkpoint, pick_device(device), trust_remote_code)
     return streamed.model, Encoder(checkpoint.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
-
-
-def _whole(source: Checkpoint | Export, int8_names: set[str], device: str, trust_remote_code: bool) -> StreamedModel:
-    """The model with every float tensor in its place; the int8 linears' places stay empty."""
-    device = pick_device(device)
-    family = family_of(source.config, source.dir)
-    streamed = StreamedModel(source, family, compute_dtype(source.dtype, device), device, trust_remote_code)
-    for tensor in streamed.names:
-        if tensor.rpartition(".")[0] not in int8_names:
-            streamed.set(tensor, source.load(tensor))
-    streamed.tie_head()
-    # generate() hands the head a slice of one position, with strides for which torch would copy the whole head to
-    # multiply with it.
-    streamed.model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: (args[0].clone(memory_format=torch.contiguous_format),)
-    )
-    if settings := transformers_api.greedy_generation(source.dir):
-        streamed.model.generation_config = settings
-    return streamed
 
 
 def greedy(model: Any, inputs: dict[str, Tensor], tokens: int) -> Tensor:
     """The next `tokens` greedy tokens after one sample's inputs, int64 [<= tokens]; fewer where the model ends its
     answer. model: of load() or load_float(), whose settings are greedy.
     """
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    with torch.inference_mode():
-        answer = model.generate(**inputs, max_new_tokens=tokens)
-    return answer[0, inputs["input_ids"].shape[1] :].cpu()
+    return generate(model, inputs, max_new_tokens=tokens)[0]

@@ -7,7 +7,7 @@
                    is bad, too (three_models.py)
     the reading    the export is bad, the rounded model is good, and nothing above explains it
 
-Measured on given images: errors per block and per linear, the Kullback-Leibler divergence of the next token's
+Measured on given inputs: errors per block and per linear, the Kullback-Leibler divergence of the next token's
 distribution
     KL = sum_v p_v (log p_v - log p'_v), p of the float model, mean over the positions after the image,
 and whether both models rank the same token first, at these positions (teacher-forced) and in answers that each model
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.product import product_on
-from ..base.config import QuantConfig
-from ..base.console import SILENT, Reporter, size
+from ..base.config import HELD_OUT, QuantConfig
+from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..export import reader
 from ..export.reader import Export
@@ -33,9 +33,11 @@ from ..export.recipe import VERSION
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
-from ..inputs.encoder import Encoder
-from ..inputs.samples import CalibrationSet, prepare
-from ..model.device import compute_dtype, pick_device
+from ..inputs.calibration_set import CalibrationSet
+from ..inputs.encoder import Encoder, follow
+from ..inputs.samples import prepare
+from ..model.device import pick_device
+from ..model.whole import room_for
 from . import runtime
 from .folding import check_block
 from .tensors import Damage, check_config, check_format, check_outside, check_side_files
@@ -62,10 +64,10 @@ def verify(
     """The report that docs/verify.md describes ("The JSON"), on an export and the float checkpoint it was made from.
 
     config: prompt, num_samples, max_pixels, seed, dev_type, trust_remote_code are used; images: as Calibrator's
-    calib_data. thresholds: in place of some of verdict.THRESHOLDS. tokens: how many each model writes itself, 0 for
-    none. on_block: called with every block's record as it is done. Raises UsageError, QuantError: a directory that is
-    no checkpoint or no export, of another model, whose config.json has another number of blocks than its weights, or
-    that cannot be run.
+    calib_data, None for HELD_OUT, which calibration does not see. thresholds: in place of some of verdict.THRESHOLDS.
+    tokens: how many each model writes itself, 0 for none. on_block: called with every block's record as it is done.
+    Raises UsageError, QuantError: a directory that is no checkpoint or no export, of another model, whose config.json
+    has another number of blocks than its weights, or that cannot be run.
     """
     start = time.perf_counter()
     limits = {name: value for name, (value, _) in THRESHOLDS.items()} | (thresholds or {})
@@ -105,15 +107,18 @@ def verify(
     if damage:  # no server could run it as it is: report all the damage there is, and stop
         damage += check_values(checkpoint, export, family, {entry.tensor for entry in damage})
         return conclude(report, damage + settings, start)
-    samples = prepare(images, checkpoint, family, config)
+    # What is given, and nothing beside it: text that calibration saw would say nothing.
+    own = config.model_copy(update={"calib_text": "none"})
+    samples = prepare(images or HELD_OUT, checkpoint, family, own)
     report["notices"] += samples.notices
     report["samples"] = [{"name": name, "sha256": key} for name, key in zip(samples.names, samples.keys)]
     room = room_for(checkpoint, device) if tokens else None
+    questions = [samples.asked(number) for number in range(min(IMAGES, len(samples.inputs)))]
     answers = (
-        [] if not tokens or room else free_run(runtime.load_float, checkpoint.dir, samples, tokens, device, config)
+        [] if not tokens or room else free_run(runtime.load_float, checkpoint.dir, questions, tokens, device, config)
     )
     inputs = [
-        follow(sample, answers[number]) if number < len(answers) else sample
+        follow(sample, answers[number]) if number < len(answers) and samples.unanswered(number) else sample
         for number, sample in enumerate(samples.inputs)
     ]
     models = ThreeModels(checkpoint, export, family, device, inputs, config.trust_remote_code)
@@ -125,7 +130,7 @@ def verify(
                 advance()
     report["logits"] = compare_logits(models, inputs)
     if answers:
-        theirs = free_run(runtime.load, export.dir, samples, tokens, device, config)
+        theirs = free_run(runtime.load, export.dir, questions, tokens, device, config)
         report["free_running"] = compare_answers(
             samples, answers, theirs, Encoder(checkpoint.dir, trust_remote_code=config.trust_remote_code)
         )
@@ -161,39 +166,15 @@ def check_values(checkpoint: Checkpoint, export: Export, family: Family, known: 
 # -- answers that the models write themselves
 
 
-def room_for(checkpoint: Checkpoint, device: str) -> str | None:
-    """Why the whole models are not loaded, one after the other; None when there is memory for it."""
-    if device != "cpu" or not Path("/proc/meminfo").is_file():
-        return None
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    # The float model is the larger of the two; what stays float in the export is held in the same dtype.
-    needed = 1.2 * checkpoint.nbytes * compute_dtype(checkpoint.dtype, device).itemsize / checkpoint.dtype.itemsize
-    return f"the whole model takes {size(needed)}, {size(free)} are available" if needed > free else None
-
-
 def free_run(
-    load, directory: Path, samples: CalibrationSet, tokens: int, device: str, config: QuantConfig
+    load, directory: Path, questions: list[dict[str, Tensor]], tokens: int, device: str, config: QuantConfig
 ) -> list[Tensor]:
-    """The greedy answers to the first IMAGES samples, by the whole model: token ids, int64 [<= tokens] each.
+    """The greedy answers to samples, [1, ...], by the whole model: token ids, int64 [<= tokens] each.
 
     load: runtime.load or load_float.
     """
     model, _ = load(directory, device, trust_remote_code=config.trust_remote_code)
-    return [runtime.greedy(model, inputs, tokens) for inputs in samples.inputs[:IMAGES]]
-
-
-def follow(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
-    """The inputs of a sample, [1, ...], with an answer, int64 [A], behind them: what teacher-forcing runs on."""
-    longer = dict(inputs)
-    for name, fill in (
-        ("input_ids", answer),
-        ("attention_mask", torch.ones_like(answer)),
-        ("mm_token_type_ids", torch.zeros_like(answer)),
-    ):
-        if name in inputs:
-            longer[name] = torch.cat([inputs[name], fill[None].to(inputs[name].dtype)], 1)
-    return longer
+    return [runtime.greedy(model, inputs, tokens) for inputs in questions]
 
 
 def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Tensor], encoder: Encoder) -> dict:

@@ -13,7 +13,7 @@ from quant.arithmetic.schemes import StaticLinear
 from quant.export import reader
 from quant.files.checkpoint import Checkpoint
 
-CONFIG = {"anti_method": "none", "act_method": 1, "dtype": "float32", "dev_type": "cpu"}
+CONFIG = {"anti_method": "none", "act_method": 1, "dtype": "float32", "dev_type": "cpu", "calib_text": "none"}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """--engine msmodelslim from the command line: the library's numbers, untouched, in our layouts."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_tells_that_m2_looks_at_one_sample(place, capsys):
     tiny.make(place / "source", "llava", dtype="float16")
     assert quantize("--anti_method", "m2", "--log_file", str(place / "log")) == 0
     told = capsys.readouterr().out
-    assert "from the first of the 2 samples alone" in told
+    assert re.search(r"from the first of the \d+ samples alone", told)
     assert "msmodelslim's m2 changed" in told
     assert "Calibration end!" in (place / "log").read_text()
 

@@ -20,7 +20,7 @@ from quant.families import family_of
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.samples import prepare
 
-CONFIG = {"anti_method": "m2", "act_method": 1, "dtype": "float32", "dev_type": "cpu"}
+CONFIG = {"anti_method": "m2", "act_method": 1, "dtype": "float32", "dev_type": "cpu", "calib_text": "none"}
 SEEDS = range(3)  # models
 CALIBRATION, HELD_OUT = 4, 4  # images
 
