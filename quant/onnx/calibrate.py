@@ -1,20 +1,17 @@
 """What calibration images show of the inputs of layers, and what follows from it: ranges, and biases that make up for
-the mean error of rounding.
+the mean error of rounding the weights.
 
-A range is what was seen; measure.py clips some of them. Clips that are chosen by the error of the one layer, as
-arithmetic/ranges.py does for linears, are not taken here: text is a small part of a picture, and a clip that is right
-for most of it takes off what tells text from paper (docs/ppocr.md has the figures).
+A range is what was seen. Clips are not taken: text is a small part of a picture, and a clip that is right for most of
+it takes off what tells text from paper (docs/ppocr.md has the figures).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from onnx import ModelProto, numpy_helper
 
-from ..arithmetic.int8 import EPS, WEIGHT_MAX, fake_quantize_input, input_scale_offset
-from ..arithmetic.ranges import minmax_range
-from ..arithmetic.stats import ROWS, Stats
+from ..arithmetic.int8 import EPS, WEIGHT_MAX
 from ..base.errors import QuantError
 from .graph import Layer
 from .qdq import Ranges
@@ -23,33 +20,33 @@ from .sessions import Session
 Feeds = dict[str, np.ndarray]
 
 
-def observe(model: ModelProto, layers: Sequence[Layer], samples: Sequence[Feeds]) -> dict[str, Stats]:
-    """Tensor -> its statistics over the samples, of which each gives as many rows; rows are drawn by the sample's
-    number. Raises QuantError where an input holds NaN or Inf.
-    """
+@dataclass(frozen=True)
+class Seen:
+    """A tensor over all images and places. lo, hi, mean: float32 [C]."""
+
+    lo: np.ndarray
+    hi: np.ndarray
+    mean: np.ndarray
+
+
+def observe(model: ModelProto, layers: Sequence[Layer], samples: Sequence[Feeds]) -> dict[str, Seen]:
+    """Tensor -> what was seen of it. Raises QuantError where an input holds NaN or Inf."""
     first = {layer.input: layer for layer in reversed(layers)}
     session = Session(model, "the float model", list(first))
-    each = -(-ROWS // len(samples))
-    seen: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {name: [] for name in first}
-    for number, feeds in enumerate(samples):
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {name: [] for name in first}
+    for feeds in samples:
         for name, value in zip(session.wanted, session.run(feeds)):
             columns = _columns(first[name], value)
             lo, hi = columns.min(1), columns.max(1)
             if not np.isfinite(lo + hi).all():
                 raise QuantError(f"the input of {first[name].name} holds NaN or Inf; the model itself is at fault")
-            places = np.random.default_rng(number).integers(0, columns.shape[1], each)
-            seen[name].append((lo, hi, columns[:, places].T, columns.shape[1]))
-    return {name: _joined(parts) for name, parts in seen.items()}
+            parts[name].append((lo, hi, columns.sum(1, dtype=np.float64), columns.shape[1]))
+    return {name: _joined(each) for name, each in parts.items()}
 
 
-def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Stats:
-    los, his, rows, counts = zip(*parts)
-    return Stats(
-        torch.from_numpy(np.min(los, 0)),
-        torch.from_numpy(np.max(his, 0)),
-        torch.from_numpy(np.concatenate(rows)),
-        sum(counts),
-    )
+def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Seen:
+    los, his, sums, counts = zip(*parts)
+    return Seen(np.min(los, 0), np.max(his, 0), (np.sum(sums, 0) / sum(counts)).astype(np.float32))
 
 
 def _columns(layer: Layer, value: np.ndarray) -> np.ndarray:
@@ -59,22 +56,20 @@ def _columns(layer: Layer, value: np.ndarray) -> np.ndarray:
     return value.reshape(-1, value.shape[-1]).T
 
 
-def ranges(model: ModelProto, layers: Sequence[Layer], stats: dict[str, Stats]) -> Ranges:
+def ranges(model: ModelProto, layers: Sequence[Layer], seen: Mapping[str, Seen]) -> Ranges:
     """Of every layer's input, what was seen; of every weight with one scale, its largest magnitude."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    inputs = {name: _pair(*minmax_range(seen)) for name, seen in stats.items()}
     single = {layer.weight for layer in layers if not layer.per_channel}
-    return Ranges(inputs, {name: float(np.abs(weights[name]).max()) for name in single})
+    return Ranges(
+        {name: (float(each.lo.min()), float(each.hi.max())) for name, each in seen.items()},
+        {name: float(np.abs(weights[name]).max()) for name in single},
+    )
 
 
-def _pair(lo: torch.Tensor, hi: torch.Tensor) -> tuple[float, float]:
-    return float(lo), float(hi)
-
-
-def corrected(model: ModelProto, layers: Sequence[Layer], chosen: Ranges, stats: dict[str, Stats]) -> ModelProto:
-    """A copy of the float model whose biases make up for the mean error of rounding (Nagel et al., arXiv 1906.04721,
-    section 4.2): b_o -= sum_c (sum_k Q(W)_ock E[q(x_c)] - sum_k W_ock E[x_c]), the padding of borders left out of
-    account. The new biases have names of their own. Layers without a bias, and those in loops, stay as they are.
+def corrected(model: ModelProto, layers: Sequence[Layer], chosen: Ranges, seen: Mapping[str, Seen]) -> ModelProto:
+    """A copy of the float model whose biases make up for the mean error of rounding the weights (Nagel et al.,
+    arXiv 1906.04721, section 4.2): b_o -= sum_ck (Q(W)_ock - W_ock) E[x_c], the padding of borders left out of account.
+    The new biases have names of their own. Layers without a bias, and those in loops, stay as they are.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -84,11 +79,7 @@ def corrected(model: ModelProto, layers: Sequence[Layer], chosen: Ranges, stats:
         if layer.bias not in tensors or layer.loop:
             continue
         weight, bias = (numpy_helper.to_array(tensors[name]) for name in (layer.weight, layer.bias))
-        x = stats[layer.input].rows
-        lo, hi = (torch.tensor(value) for value in chosen.inputs[layer.input])
-        rounded = fake_quantize_input(x, *input_scale_offset(lo, hi))
-        error = _mean_output(layer, _rounded(layer, weight, chosen), rounded.mean(0).numpy())
-        error -= _mean_output(layer, weight, x.mean(0).numpy())
+        error = _mean_output(layer, _rounded(layer, weight, chosen) - weight, seen[layer.input].mean)
         name = f"{layer.name}/bias"
         result.graph.initializer.append(numpy_helper.from_array((bias - error).astype(np.float32), name))
         nodes[layer.name].input[2] = name
@@ -106,7 +97,7 @@ def _rounded(layer: Layer, weight: np.ndarray, chosen: Ranges) -> np.ndarray:
 
 
 def _mean_output(layer: Layer, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """sum_c sum_k W_ock mean_c, [O]."""
+    """sum_ck W_ock mean_c, [O]."""
     if layer.op == "Conv":
         taps = weight.reshape(*weight.shape[:2], -1).sum(2)  # [O, I / groups]
         parts = mean.reshape(layer.groups, -1)

@@ -14,24 +14,23 @@ what was done is a list of small whole numbers.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from ..arithmetic.stats import Stats
+from .calibrate import Seen
 from .graph import Layer
 
 Exponents = Mapping[str, Sequence[int]]
 MOST = 6  # powers of two in both directions: beyond, a channel is as good as dead
 
 
-def exponents(model: ModelProto, layers: Sequence[Layer], stats: Mapping[str, Stats]) -> dict[str, list[int]]:
+def exponents(model: ModelProto, layers: Sequence[Layer], stats: Mapping[str, Seen]) -> dict[str, list[int]]:
     """Tensor -> log2 of s_c for every channel, for the tensors where it can be done and changes anything."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     found = {}
     for layer in layers:
         if not _takes(model, layer, layers):
             continue
-        seen = np.maximum(np.abs(stats[layer.input].lo.numpy()), np.abs(stats[layer.input].hi.numpy()))
+        seen = np.maximum(np.abs(stats[layer.input].lo), np.abs(stats[layer.input].hi))
         strength = _largest(layer, weights[layer.weight])
         alive = (seen > 0) & (strength > 0)
         if not alive.any():
@@ -60,12 +59,13 @@ def equalized(model: ModelProto, layers: Sequence[Layer], chosen: Exponents) -> 
     return result
 
 
-def divided(stats: Mapping[str, Stats], chosen: Exponents) -> dict[str, Stats]:
-    """The statistics of the tensors as they are then, float32 [C]."""
-    return {
-        name: seen.smoothed(torch.exp2(torch.tensor(chosen[name], dtype=torch.float32))) if name in chosen else seen
-        for name, seen in stats.items()
-    }
+def divided(stats: Mapping[str, Seen], chosen: Exponents) -> dict[str, Seen]:
+    """What would be seen of the tensors then, float32 [C]."""
+    result = dict(stats)
+    for name, powers in chosen.items():
+        scale = np.exp2(np.array(powers, np.float32))
+        result[name] = Seen(stats[name].lo / scale, stats[name].hi / scale, stats[name].mean / scale)
+    return result
 
 
 def _by_channel(layer: Layer) -> bool:

@@ -31,7 +31,7 @@ from .scores import Reader, signature_of
 from .tasks import task_of
 
 CALIBRATION, SHARE = 48, 0.4  # images that ranges are taken from: at most so many, and at most this part of all
-TRIED = 2  # images that every layer is tried alone on, the smallest
+MOST_TRIED, TRIED_SIZE = 8, 2_500_000  # images that every layer is tried alone on: so many, or elements of inputs
 PAYS = 0.8  # equalizing an input must bring its layer's damage down to this part
 LEAST = 8  # images altogether: fewer leave nothing to hold out
 
@@ -93,7 +93,8 @@ class Work:
         self.fitting, self.held_out = split(read_items(images, self.reader.task.name), options)
         feeds = [self.reader.feeds(item) for item in self.fitting]
         self.stats = observe(self.float, self.layers, feeds)
-        self.small = sorted(feeds, key=lambda each: sum(value.size for value in each.values()))[:TRIED]
+        count = TRIED_SIZE * len(feeds) // sum(value.size for each in feeds for value in each.values())
+        self.tried = feeds[: max(2, min(MOST_TRIED, count))]
         self.costs = multiply_adds(self.float, feeds[0])
         self.damages: dict[str, float] = {}
         self.turns: list[dict] = []
@@ -119,10 +120,8 @@ class Work:
         self._equalize()
         model, layers = self.float, self.layers
         seen = ranges(model, layers, self.stats)
-        trials = Trials(model, self.small)
-        floats = choose.first_choice(choose.ranking(layers, self.damages, self.costs), self.damages, self.costs)
-        seen, self.damages = trials.fit([each for each in layers if each not in floats], seen, self.damages, self.stats)
         order = choose.ranking(layers, self.damages, self.costs)
+        floats = choose.first_choice(order, self.damages, self.costs)
         full = quantized(corrected(model, layers, seen, self.stats), layers, seen)
 
         def drop(floats: list[Layer]) -> float:
@@ -158,7 +157,7 @@ class Work:
         """Of layers one by one, with the biases that they will have."""
         seen = ranges(model, self.layers, stats)
         full = quantized(corrected(model, self.layers, seen, stats), self.layers, seen)
-        trials = Trials(model, self.small)
+        trials = Trials(model, self.tried)
         return {layer.name: trials.damage(full, layer) for layer in layers}
 
     def _drop(self, model: ModelProto) -> float:

@@ -6,7 +6,6 @@ as uncorrelated, so that the damage of many is the sum of theirs. The model's en
 softmax there, in which one character that is about to change would outweigh all the others. Where the model ends in a
 loop that writes answers word by word, the error of layers before it is taken at what the loop reads.
 
-A range is chosen by the same error: of the layers with the most damage, each is tried with its range clipped.
 """
 
 from collections.abc import Sequence
@@ -14,15 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..arithmetic.ranges import CLIPS
-from ..arithmetic.stats import Stats
-from .calibrate import corrected
 from .graph import WEIGHTED, Layer, loops
-from .qdq import Ranges, only, quantized
+from .qdq import only
 from .sessions import Session
 
 Feeds = dict[str, np.ndarray]
-FITTED, TRIED_CLIPS = 6, CLIPS[2:9:3]  # layers whose range is searched; clips of it that are tried
 
 
 def multiply_adds(model: ModelProto, feeds: Feeds) -> dict[str, int]:
@@ -71,25 +66,6 @@ class Trials:
     def _run(self, model: ModelProto, names: list[str]) -> list[list[np.ndarray]]:
         session = Session(model, "a trial of the model", names)
         return [session.run(feeds) for feeds in self.samples]
-
-    def fit(
-        self, layers: Sequence[Layer], ranges: Ranges, damages: dict[str, float], stats: dict[str, Stats]
-    ) -> tuple[Ranges, dict[str, float]]:
-        """(ranges with clips that bring the damage of their layers down, the damages then), for the FITTED layers with
-        the most damage, of those that alone read their input.
-        """
-        inputs, damages = dict(ranges.inputs), dict(damages)
-        readers = [layer.input for layer in layers]
-        worst = sorted((layer for layer in layers if readers.count(layer.input) == 1), key=lambda it: -damages[it.name])
-        for clip in TRIED_CLIPS:
-            seen = {name: (lo * clip, hi * clip) for name, (lo, hi) in ranges.inputs.items()}
-            clipped = Ranges(seen, ranges.weights)
-            full = quantized(corrected(self.model, worst[:FITTED], clipped, stats), worst[:FITTED], clipped)
-            for layer in worst[:FITTED]:
-                found = self.damage(full, layer)
-                if found < damages[layer.name]:
-                    damages[layer.name], inputs[layer.input] = found, seen[layer.input]
-        return Ranges(inputs, ranges.weights), damages
 
 
 def ends(model: ModelProto) -> list[str]:

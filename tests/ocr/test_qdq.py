@@ -41,8 +41,8 @@ def test_ranges_are_what_was_seen():
     session = Session(made, "m", [layers[1].input])
     seen = np.concatenate([session.run(each)[0] for each in feeds])
     assert ranges.inputs[layers[1].input] == (seen.min(), seen.max())
-    np.testing.assert_array_equal(stats[layers[1].input].hi.numpy(), seen.max((0, 2, 3)))
-    assert stats[layers[0].input].count == 4 * 32 * 32
+    np.testing.assert_array_equal(stats[layers[1].input].hi, seen.max((0, 2, 3)))
+    np.testing.assert_allclose(stats[layers[1].input].mean, seen.mean((0, 2, 3)), atol=1e-5)
 
 
 def test_the_int8_graph_is_the_formula():
@@ -104,15 +104,19 @@ def test_only_some_layers_is_what_quantizing_them_alone_makes(make, shape):
         assert sorted(graph.operators(one)) == sorted(graph.operators(other))
 
 
-def test_biases_make_up_for_the_mean_error():
-    made, layers, stats, ranges, feeds = prepared(count=8)
-    ranges = qdq.Ranges(dict(ranges.inputs) | {"x": (-1.0, 1.5)}, ranges.weights)  # a clip that shifts the mean
-    first = layers[:1]
-    output = ["c0"] if any("c0" in node.output for node in made.graph.node) else [made.graph.node[0].output[0]]
-    mean = lambda it: np.mean([Session(it, "m", output).run(each)[0].mean((0, 2, 3)) for each in feeds], 0)
+def test_biases_make_up_for_the_mean_error_of_the_weights():
+    """On an input that is far from 0, a rounded weight shifts the mean of the output."""
+    made = graph.prepare(classifier(), None, "m.onnx")
+    feeds = [{"x": normal(20 + number, 1, 3, 32, 32) + 5} for number in range(4)]
+    layers = graph.layers(made)
+    stats = calibrate.observe(made, layers, feeds)
+    ranges, first = calibrate.ranges(made, layers, stats), layers[:1]
+    output = [next(node.output[0] for node in made.graph.node if node.name == first[0].name)]
+    middle = np.s_[:, :, 2:-2, 2:-2]  # the borders are padded with 0
+    mean = lambda it: np.mean([Session(it, "m", output).run(each)[0][middle].mean((0, 2, 3)) for each in feeds], 0)
     plain = mean(qdq.quantized(made, first, ranges)) - mean(made)
     mended = mean(qdq.quantized(calibrate.corrected(made, first, ranges, stats), first, ranges)) - mean(made)
-    assert np.abs(mended).mean() < 0.6 * np.abs(plain).mean()
+    assert np.abs(mended).mean() < 0.3 * np.abs(plain).mean()
 
 
 def test_an_input_that_is_not_finite():
@@ -137,7 +141,7 @@ def test_multiply_adds_are_counted():
 
 
 def test_damage_is_the_error_of_one_layer():
-    made, layers, stats, ranges, feeds = prepared()
+    made, layers, _, ranges, feeds = prepared()
     trials = measure.Trials(made, feeds[:2])
     assert trials.late == ["logits"] or trials.late == measure.ends(made)
     full = qdq.quantized(made, layers, ranges)
@@ -145,9 +149,6 @@ def test_damage_is_the_error_of_one_layer():
     assert all(0 < each < 0.05 for each in found)
     whole = measure.relative(trials._run(made, trials.late), trials._run(full, trials.late))
     assert 0.2 * sum(found) < whole < 5 * sum(found)
-    fitted, better = trials.fit(layers, ranges, dict(zip((layer.name for layer in layers), found)), stats)
-    assert all(better[layer.name] <= each for layer, each in zip(layers, found))
-    assert set(fitted.inputs) == set(ranges.inputs)
 
 
 LAYERS = [graph.Layer(name, "Conv", name, name, "", (1, 1, 1, 1)) for name in "abcd"]
