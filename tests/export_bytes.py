@@ -34,7 +34,7 @@ for source in SOURCES:
     for method in ("m2", "m4", "none"):
         JOBS[f"{source} {method}"] = (source, ["--anti_method", method])
 for source in LANGUAGE:
-    everything = ["--anti_method", "m2", "--disable_names", f"{LANGUAGE[source]}.0.self_attn.o_proj"]
+    everything = ["--anti_method", "m2", "--disable_names_only", f"{LANGUAGE[source]}.0.self_attn.o_proj"]
     JOBS[f"{source} m2 down_proj int8"] = (source, everything)
     JOBS[f"{source} m4 act 2"] = (source, ["--anti_method", "m4", "--act_method", "2"])
     JOBS[f"{source} m2 act 3"] = (source, ["--anti_method", "m2", "--act_method", "3"])

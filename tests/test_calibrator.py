@@ -162,9 +162,9 @@ def test_source_is_never_touched(tmp_path):
     assert before == (digest(source), {path.name: path.stat().st_mtime_ns for path in source.iterdir()})
 
 
-def test_disable_names_replace_the_recipe(tmp_path):
+def test_disable_names_only_replaces_the_recipe(tmp_path):
     source, images = tiny.make(tmp_path / "src", "qwen2_vl"), tiny.make_images(tmp_path / "images", 2)
-    calibrator = export(source, tmp_path / "out", images, anti_method="m4", disable_names=("model.layers.1.*",))
+    calibrator = export(source, tmp_path / "out", images, anti_method="m4", disable_names_only=("model.layers.1.*",))
     int8 = set(reader.read(tmp_path / "out").linear_names)
     assert "model.layers.0.mlp.down_proj" in int8 and not any(name.startswith("model.layers.1.") for name in int8)
     assert "lm_head" not in int8 and "visual.blocks.0.mlp.fc2" not in int8
@@ -186,7 +186,7 @@ def test_a_float_source_of_a_fold_is_exported_folded(tmp_path, monkeypatch):
         tmp_path / "out",
         images,
         anti_method="m4",
-        disable_names=("model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"),
+        disable_names_only=("model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"),
     )
     name = "model.layers.0.mlp.up_proj.weight"
     before, after = (

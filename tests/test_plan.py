@@ -6,7 +6,10 @@ import pytest
 import tiny
 
 from quant import QuantConfig
+from quant.base.errors import UsageError
 from quant.calibrate.summary import decisions_table
+from quant.commands.names import patterns
+from quant.commands.target import server
 from quant.export.plan import make_plan
 from quant.families.llava import LLAVA
 from quant.families.qwen2vl import QWEN2_VL
@@ -52,3 +55,56 @@ def test_a_block_that_config_does_not_count_is_said_to_be_one(tmp_path):
     plan = make_plan(checkpoint, QWEN2_VL, QuantConfig(anti_method="none"))
     why = plan.decisions["model.layers.1.self_attn.q_proj"].why
     assert why == "in a block beyond the 1 that config.json counts"
+
+
+DOWN, FC2 = "model.layers.0.mlp.down_proj", "visual.blocks.0.mlp.fc2"
+
+
+@pytest.mark.parametrize(
+    "choices,down,fc2",
+    [
+        ({}, None, None),
+        ({"profile": "mindie"}, None, None),
+        ({"profile": "vllm-ascend"}, "W8A8_DYNAMIC", "W8A8_DYNAMIC"),
+        ({"profile": "vllm-ascend", "vision": "float"}, "W8A8_DYNAMIC", None),
+        ({"profile": "vllm-ascend", "disable_names": ("*.down_proj",)}, None, "W8A8_DYNAMIC"),
+        ({"profile": "vllm-ascend", "disable_names_only": ()}, "W8A8", "W8A8_DYNAMIC"),
+        ({"dynamic_names": ("*.down_proj",)}, "W8A8_DYNAMIC", None),
+        ({"disable_names": ("*.q_proj", "*.k_proj", "*.v_proj")}, None, None),
+        ({"disable_names_only": ("*.q_proj", "*.k_proj", "*.v_proj")}, "W8A8", None),
+        ({"disable_names_only": ()}, "W8A8", None),
+    ],
+)
+def test_a_profile_says_what_is_float(tmp_path, choices, down, fc2):
+    """vLLM-Ascend reads a type per linear: all that it loads in int8 is int8. MindIE's kernels take fc2 in float."""
+    plan = make_plan(Checkpoint(tiny.make(tmp_path / "src", "qwen2_vl")), QWEN2_VL, QuantConfig(**choices))
+    assert (plan.decisions[DOWN].scheme, plan.decisions[FC2].scheme) == (down, fc2)
+    assert plan.decisions["model.layers.0.self_attn.o_proj"].scheme == "W8A8"
+    assert {name for name in plan.decisions if not plan.is_int8(name)} >= {"lm_head", "visual.merger.mlp.0"}
+
+
+def test_names_are_added_to_the_recipe_or_replace_it_not_both():
+    with pytest.raises(UsageError, match=r"disable_names=a b adds to the recipe and disable_names_only replaces it"):
+        QuantConfig(disable_names=("a", "b"), disable_names_only=("c",))
+
+
+def test_a_file_of_names(tmp_path):
+    (tmp_path / "names").write_text("# the worst\n*.layers.2.mlp.*  # 24 dB\n\nvisual.*\n")
+    assert patterns("disable_names", ["a", f"@{tmp_path}/names", "b"]) == ("a", "*.layers.2.mlp.*", "visual.*", "b")
+    with pytest.raises(UsageError, match=r"--disable_names @.*/none: No such file or directory"):
+        patterns("disable_names", [f"@{tmp_path}/none"])
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"--dynamic_names @.*/bytes: is not text in UTF-8"):
+        patterns("dynamic_names", [f"@{tmp_path}/bytes"])
+
+
+def test_a_profile_is_for_its_server():
+    assert [server(profile, None) for profile in (None, "both", "mindie", "vllm-ascend")] == [
+        None,
+        None,
+        "mindie",
+        "vllm-ascend",
+    ]
+    assert server("both", "mindie") == "mindie" and server("vllm-ascend", "vllm-ascend") == "vllm-ascend"
+    with pytest.raises(UsageError, match="--profile vllm-ascend --target all: the profile is for vllm-ascend alone"):
+        server("vllm-ascend", "all")

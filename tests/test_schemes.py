@@ -350,7 +350,7 @@ def test_down_proj_is_better_dynamic_than_static(made, tmp_path):
     plain = ("--anti_method", "none", "--calib_text", "none")
     exact = runtime.load_float(source)[0]
     for name, flags in {
-        "static": ["--disable_names", "model.layers.0.self_attn.o_proj"],
+        "static": ["--disable_names_only", "model.layers.0.self_attn.o_proj"],
         "dynamic": ["--dynamic_names", "*down_proj"],
     }.items():
         assert quantize(made, "qwen2_vl", tmp_path / name, *flags, *plain) == 0

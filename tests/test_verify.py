@@ -280,10 +280,14 @@ def test_damage_is_found_and_named(made, tmp_path, name):
 INTACT = [
     ("qwen2_vl", "bfloat16", dict(anti_method="m4")),
     ("qwen2_vl", "float32", dict(anti_method="m2")),
-    ("qwen2_vl", "float16", dict(anti_method="m4", disable_names=(), act_method=3)),
-    ("qwen2_vl", "bfloat16", dict(anti_method="m2", disable_names=("*q_proj", "*k_proj", "*v_proj", "*.layers.0.*"))),
+    ("qwen2_vl", "float16", dict(anti_method="m4", disable_names_only=(), act_method=3)),
+    (
+        "qwen2_vl",
+        "bfloat16",
+        dict(anti_method="m2", disable_names_only=("*q_proj", "*k_proj", "*v_proj", "*.layers.0.*")),
+    ),
     ("llava", "float16", dict(anti_method="none")),
-    ("llava", "bfloat16", dict(anti_method="m4", disable_names=(), dtype="float16")),
+    ("llava", "bfloat16", dict(anti_method="m4", disable_names_only=(), dtype="float16")),
     ("qwen2_5_vl", "bfloat16", dict(anti_method="m4")),
 ]
 

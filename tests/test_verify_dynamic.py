@@ -12,7 +12,7 @@ from quant.verify.verify import verify
 
 KINDS = {
     "dynamic": {"scheme": "W8A8_DYNAMIC"},
-    "mixed": {"dynamic_names": ("*.mlp.down_proj",), "disable_names": ()},
+    "mixed": {"dynamic_names": ("*.mlp.down_proj",), "disable_names_only": ()},
 }
 DOWN = "model.layers.1.mlp.down_proj"
 
@@ -36,7 +36,7 @@ def made(tmp_path_factory, images):
             if kind == "mixed":
                 prefix = "language_model.model" if family == "llava" else "model"
                 choices["dynamic_names"] = (f"{prefix}.layers.*.mlp.down_proj",)
-                choices["disable_names"] = ("*vision*",) if family == "llava" else ("visual.blocks.*.mlp.fc2",)
+                choices["disable_names_only"] = ("*vision*",) if family == "llava" else ("visual.blocks.*.mlp.fc2",)
             Calibrator(source, QuantConfig(dev_type="cpu", **choices), images, quiet=True).run(root).save(out)
             done[family, kind] = source, out
         return done[family, kind]

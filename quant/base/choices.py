@@ -41,6 +41,13 @@ SCHEMES = {
 }
 """scheme -> what becomes of an int8 linear: a QuantizedLinear."""
 
+PROFILES = {
+    "both": Choice("one directory that MindIE and vLLM-Ascend load: static, what the recipes keep float is float"),
+    "mindie": Choice("the same, checked for MindIE alone, which takes one type for all int8 linears"),
+    "vllm-ascend": Choice("what the recipes keep float is W8A8_DYNAMIC; vLLM-Ascend reads a type for every linear"),
+}
+"""profile -> for which server a directory is made, where they differ in what they take."""
+
 ROUNDINGS = {
     "nearest": Choice("each weight to the nearest code", "arithmetic.rounding:Nearest"),
     "gptq": Choice("GPTQ: the error of a column is made up for by those after it; slower", "arithmetic.rounding:Gptq"),

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .choices import METHODS, ROUNDINGS, SCHEMES, known
+from .choices import METHODS, PROFILES, ROUNDINGS, SCHEMES, known
 from .errors import UsageError
 
 ALPHA = 0.9  # m4's default migration strength
@@ -64,10 +64,12 @@ class QuantConfig(BaseModel):
     """
     alpha: float | None = Field(default=None, gt=0, lt=1)
     """m4's migration strength; None means ALPHA. The other methods have none."""
-    disable_names: tuple[str, ...] | None = None
-    """Linears to keep float: names or glob patterns. None takes the family's recipe; what servers demand stays float in
-    any case.
-    """
+    profile: str = "both"
+    """For which server: one of choices.PROFILES."""
+    disable_names: tuple[str, ...] = ()
+    """Linears to keep float beside those of the family's recipe: names or glob patterns."""
+    disable_names_only: tuple[str, ...] | None = None
+    """The same in place of the recipe, as the vendor's flag; what servers demand stays float in any case."""
     scheme: str = "W8A8"
     """What int8 linears become: one of choices.SCHEMES."""
     dynamic_names: tuple[str, ...] = ()
@@ -133,7 +135,7 @@ class QuantConfig(BaseModel):
             )
         return bits
 
-    @field_validator("disable_names", "dynamic_names")
+    @field_validator("disable_names", "disable_names_only", "dynamic_names")
     @classmethod
     def _no_empty_pattern(cls, names, info):
         if names and not all(names):
@@ -147,10 +149,10 @@ class QuantConfig(BaseModel):
             raise ValueError(f"token_mix={mix}: shares of image, prompt and answer tokens, none below 0, not all 0")
         return mix
 
-    @field_validator("anti_method", "scheme", "w_method")
+    @field_validator("anti_method", "scheme", "w_method", "profile")
     @classmethod
     def _in_its_table(cls, name: str, info) -> str:
-        tables = {"anti_method": METHODS, "scheme": SCHEMES, "w_method": ROUNDINGS}
+        tables = {"anti_method": METHODS, "scheme": SCHEMES, "w_method": ROUNDINGS, "profile": PROFILES}
         return known(info.field_name, name, tables[info.field_name])
 
     @model_validator(mode="after")
@@ -158,6 +160,11 @@ class QuantConfig(BaseModel):
         if self.alpha is not None and self.anti_method != "m4":
             raise ValueError(
                 f"alpha={self.alpha} is m4's migration strength; anti_method is {self.anti_method}, which has none"
+            )
+        if self.disable_names and self.disable_names_only is not None:
+            raise ValueError(
+                f"disable_names={' '.join(self.disable_names)} adds to the recipe and disable_names_only replaces it;"
+                " leave one out"
             )
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("export", metavar="EXPORT", help="an exported directory, of this project or of msmodelslim")
     parser.add_argument(
-        "--target", choices=(*SERVERS, "all"), default="all", help="the server that is to load it (default: all)"
+        "--target",
+        choices=(*SERVERS, "all"),
+        help="the server that is to load it (default: that of the profile it was made with; without one, all)",
     )
     parser.add_argument(
         "--hardware", choices=("a2", "a3", "310p"), help="Atlas 800 A2 or A3, Atlas 300I Duo (default: A2 or A3)"
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when there is no error, whatever else was found; 1 when there is. Raises UsageError for flags that do not do,
     and QuantError for a directory that cannot be read.
     """
+    from ..export.recipe import profile_of
     from ..onnx.export import is_export
     from ..servers.rules import SERVERS, check_directory, open_directory
 
@@ -55,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--world_size {args.world_size}: at least 1")
     if args.model_path and not Path(args.model_path).is_dir():
         raise UsageError(f"--model_path {args.model_path}: no such directory")
-    servers = list(SERVERS) if args.target == "all" else [args.target]
     directory = Path(args.export)
+    target = args.target or profile_of(directory)
+    servers = [target] if target in SERVERS else list(SERVERS)
     if args.fix:
         from ..servers.rules.repair import repair
 

@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 
 from ..base import transformers_api
-from ..base.choices import CALIB_TEXT, METHODS, ROUNDINGS, SCHEMES, lines
+from ..base.choices import CALIB_TEXT, METHODS, PROFILES, ROUNDINGS, SCHEMES, lines
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..base.errors import UsageError
 from ..families import FAMILIES, script_of
 from ..families.family import Family
-from . import target
+from . import names, target
 from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, Guard, boolean, expanded
 from .export import add_format, chosen, verdict
 
@@ -87,16 +87,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scheme", choices=SCHEMES, help=f"of int8 linears; {lines(SCHEMES)} (default: {default('scheme')})"
     )
     method.add_argument(
+        "--profile",
+        choices=PROFILES,
+        help=f"the server that the directory is for; {lines(PROFILES)} (default: {default('profile')})",
+    )
+    method.add_argument(
         "--dynamic_names",
         nargs="+",
         metavar="PATTERN",
-        help="linears that are W8A8_DYNAMIC beside static ones, names or globs, down_proj of the family's list, too",
+        help=(
+            "linears that are W8A8_DYNAMIC beside static ones, down_proj of the family's list, too: names, globs, or"
+            " @FILE of one a line"
+        ),
     )
     method.add_argument(
         "--disable_names",
-        nargs="*",
+        nargs="+",
         metavar="PATTERN",
-        help="linears to keep float, names or globs, in place of the family's list; --dry_run shows what matches",
+        help="linears to keep float beside the family's list, given alike; --dry_run shows what matches",
+    )
+    method.add_argument(
+        "--disable_names_only", nargs="*", metavar="PATTERN", help="the same in place of the family's list"
     )
     method.add_argument(
         "--vision", choices=("int8", "float"), help="the vision tower (default: what the family's servers load)"
@@ -206,8 +217,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def quant_config(args: argparse.Namespace) -> QuantConfig:
     """The flags as a QuantConfig. Raises UsageError for what it refuses."""
-    names = (*QuantConfig.model_fields, "device_type")
-    choices = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    flags = (*QuantConfig.model_fields, "device_type")
+    choices = {flag: getattr(args, flag) for flag in flags if getattr(args, flag, None) is not None}
+    choices |= {flag: names.patterns(flag, choices[flag]) for flag in names.FLAGS if flag in choices}
     return QuantConfig(**{**PRESETS.get(args.preset, {}), **choices})
 
 
@@ -219,6 +231,7 @@ def run(args: argparse.Namespace, wanted: Family | None = None) -> int:
         raise UsageError(f"--world_size {args.world_size}: at least 1")
     if args.num_workers is not None and args.num_workers < 1:
         raise UsageError(f"--num_workers {args.num_workers}: at least 1; without it, one for each visible card")
+    args.target = target.server(args.profile, args.target)
     config, float_vision = target.for_world_size(quant_config(args), args)
     if not args.dry_run and not args.save_directory:
         raise UsageError("--save_directory is needed: it names where the result goes (--dry_run does without)")

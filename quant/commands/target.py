@@ -8,6 +8,19 @@ from ..families import family_of
 from .export import servers_of
 
 
+def server(profile: str | None, target: str | None) -> str | None:
+    """Whose rules the result is checked against: --target's, else the profile's, None for those of the format. Raises
+    UsageError where the profile is for one server and --target names another.
+    """
+    if profile in (None, "both"):
+        return target
+    if target not in (None, profile):
+        raise UsageError(
+            f"--profile {profile} --target {target}: the profile is for {profile} alone; leave --target out"
+        )
+    return profile
+
+
 def for_world_size(config: QuantConfig, args: argparse.Namespace) -> tuple[QuantConfig, str | None]:
     """The choices for --world_size NPUs, and what to say where the number makes one: the vision tower stays float where
     MindIE computes an int8 one wrongly on several. Raises UsageError for a number that a server cannot divide the model
@@ -22,7 +35,7 @@ def for_world_size(config: QuantConfig, args: argparse.Namespace) -> tuple[Quant
     described = Checkpoint(args.model_path).config
     family = family_of(described, args.model_path)
     save_type = "mindie" if args.mindie_format else args.save_type or "ascendV1"
-    dynamic = config.scheme == "W8A8_DYNAMIC" or config.dynamic_names
+    dynamic = config.scheme == "W8A8_DYNAMIC" or config.dynamic_names or config.profile == "vllm-ascend"
     servers = servers_of(args.target, save_type, args.act or ("dynamic" if dynamic else "static"))
     if "vllm-ascend" in servers and (parts := uneven(family, described, size)):
         raise UsageError(

@@ -91,14 +91,13 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
     if config.vision == "int8" and family.vision_int8_refused:
         raise UsageError(f"--vision int8: {family.vision_int8_refused}; use --vision float for {family.name}")
     vision = config.vision or family.vision
-    keep = (
-        dict(family.recipe_float)
-        if config.disable_names is None
-        else dict.fromkeys(config.disable_names, "asked for with --disable_names")
-    )
+    recipe = family.recipe_float if config.disable_names_only is None else {}
+    asked = dict.fromkeys(config.disable_names, "asked for with --disable_names")
+    asked |= dict.fromkeys(config.disable_names_only or (), "asked for with --disable_names_only")
     linears = list(_linears(checkpoint, family))
     names = [name for name, _, _ in linears]
-    _refuse_no_match("--disable_names", config.disable_names or (), names)
+    _refuse_no_match("--disable_names", config.disable_names, names)
+    _refuse_no_match("--disable_names_only", config.disable_names_only or (), names)
     _refuse_no_match("--dynamic_names", config.dynamic_names, names)
     decisions = {}
     for name, tower, index in linears:
@@ -107,6 +106,8 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
         scheme = None
         if pattern := match(family.must_float, name):
             why = family.must_float[pattern]
+        elif (pattern := match(family.mindie_float, name)) and config.profile != "vllm-ascend":
+            why = family.mindie_float[pattern]
         elif tower is None or index is None:
             why = _unlisted(name, family, checkpoint.config)
         elif tower.name == "vision" and vision == "float":
@@ -115,10 +116,13 @@ def make_plan(checkpoint: Checkpoint, family: Family, config: QuantConfig) -> Pl
             )
         elif index >= tower.used(checkpoint.config):
             why = "the output does not depend on this block"
-        elif (pattern := match(keep, name)) and not (dynamic and config.disable_names is None):
-            why = keep[pattern]
+        elif pattern := match(asked, name):
+            why = asked[pattern]
+        elif (pattern := match(recipe, name)) and not dynamic and config.profile != "vllm-ascend":
+            why = recipe[pattern]
         else:
-            scheme = why = "W8A8_DYNAMIC" if dynamic else config.scheme
+            per_token = dynamic or pattern or match(family.mindie_float, name)
+            scheme = why = "W8A8_DYNAMIC" if per_token else config.scheme
             if scheme != "W8A8_DYNAMIC" and (pattern := match(family.must_dynamic, name)):
                 scheme, why = "W8A8_DYNAMIC", f"W8A8_DYNAMIC: {family.must_dynamic[pattern]}"
         decisions[name] = Decision(name, (outputs, inputs), scheme, why)

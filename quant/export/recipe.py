@@ -73,6 +73,12 @@ def source_of(directory: Path) -> str | None:
     return read_json(file).get("source_sha256") if file.is_file() else None
 
 
+def profile_of(directory: Path) -> str | None:
+    """The profile that an export was made with; None where it is not recorded."""
+    file = Path(directory) / RECIPE
+    return read_json(file).get("config", {}).get("profile") if file.is_file() else None
+
+
 def _version(package: str) -> str:
     from importlib.metadata import version
 

@@ -183,7 +183,7 @@ class Family:
     must_float: dict[str, str]
     """Pattern of linears -> why every server wants them float. Not for the user to overrule."""
     recipe_float: dict[str, str]
-    """Pattern of linears -> why the published recipes keep them float. --disable_names replaces these."""
+    """Pattern of linears -> why the published recipes keep them float. --disable_names_only replaces these."""
     vision: Literal["int8", "float"]
     """The vision tower, unless the user says otherwise."""
     vision_int8_refused: str | None
@@ -214,6 +214,10 @@ class Family:
     """Linear of a vision block that MindIE, on several NPUs, uses transposed where it is int8; None: none."""
     prompt: str
     """Asked of a calibration image that brings no prompt of its own."""
+    mindie_float: dict[str, str] = field(default_factory=dict)
+    """Pattern of linears -> why MindIE wants them float, where vLLM-Ascend does not. Only a profile without MindIE has
+    them in int8.
+    """
     must_dynamic: dict[str, str] = field(default_factory=dict)
     """Pattern of linears -> why they are W8A8_DYNAMIC wherever they are int8. Not for the user to overrule."""
     old_rope: bool = True

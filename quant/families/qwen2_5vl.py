@@ -53,10 +53,8 @@ QWEN2_5_VL = Family(
     head="lm_head",
     holds=lambda config: outside(config, VISION.width(config), vision(config, "out_hidden_size", 3584), False),
     renames=(("visual.", "model.visual."), ("model.", "model.language_model."), ("lm_head.", "lm_head.")),
-    must_float={
-        "lm_head": "servers load the head in float",
-        "visual.blocks.*.mlp.down_proj": "MindIE's vision MLP hands down_proj a float input",
-    },
+    must_float={"lm_head": "servers load the head in float"},
+    mindie_float={"visual.blocks.*.mlp.down_proj": "MindIE's vision MLP hands down_proj a float input"},
     recipe_float={
         "model.layers.*.mlp.down_proj": "kept float by the published recipes (its input has the largest outliers)"
     },

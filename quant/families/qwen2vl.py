@@ -113,8 +113,8 @@ QWEN2_VL = Family(
     must_float={
         "lm_head": "servers load the head in float",
         "visual.merger.mlp.*": "servers load the merger in float",
-        "visual.blocks.*.mlp.fc2": "MindIE's vision kernel takes fc2 in float",
     },
+    mindie_float={"visual.blocks.*.mlp.fc2": "MindIE's vision kernel takes fc2 in float"},
     recipe_float={
         "model.layers.*.mlp.down_proj": "kept float by the published recipes (its input has the largest outliers)"
     },

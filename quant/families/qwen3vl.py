@@ -58,8 +58,8 @@ QWEN3_VL = Family(
         "lm_head": "servers load the head in float",
         "model.visual.merger.*": "servers load the mergers in float",
         "model.visual.deepstack_merger_list.*": "servers load the mergers in float",
-        "model.visual.blocks.*.mlp.linear_fc2": "MindIE's vision MLP hands linear_fc2 a float input",
     },
+    mindie_float={"model.visual.blocks.*.mlp.linear_fc2": "MindIE's vision MLP hands linear_fc2 a float input"},
     recipe_float={
         "model.language_model.layers.*.mlp.down_proj": (
             "kept float by the published recipes (its input has the largest outliers)"

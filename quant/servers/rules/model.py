@@ -149,8 +149,9 @@ def tensor_names(directory: Directory, target: Target) -> Iterator[Finding]:
 
 def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
     """The head in float for both servers, and what MindIE loads in float besides."""
+    float_ = directory.family.must_float | directory.family.mindie_float
     for name in directory.int8:
-        pattern = match(directory.family.must_float, name)
+        pattern = match(float_, name)
         if pattern is None:
             continue
         effects = {"mindie": "takes the codes for float values: wrong output without an error"}
@@ -162,7 +163,7 @@ def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
             effects["vllm-ascend"] = "NotImplementedError or wrong output: its head is float"
         yield Finding(
             directory.where(f"{name}.weight"),
-            f"is int8; {directory.family.must_float[pattern]}",
+            f"is int8; {float_[pattern]}",
             effects,
             f"quantize again; without --disable_names {name} stays float",
         )

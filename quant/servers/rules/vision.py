@@ -10,7 +10,11 @@ from .finding import NOT_MATCHED, Finding
 def vision_whole(directory: Directory, target: Target) -> Iterator[Finding]:
     """MindIE takes these linears in int8 in every vision block, or the whole tower in float."""
     vision, refused = directory.family.tower("vision"), directory.family.vision_int8_refused
-    int8 = [name for name in directory.vision_int8 if not match(directory.family.must_float, name)]
+    int8 = [
+        name
+        for name in directory.vision_int8
+        if not match(directory.family.must_float | directory.family.mindie_float, name)
+    ]
     if not int8:
         yield from _follows(directory)
         return
