@@ -20,6 +20,7 @@ from ..families import FAMILIES
 
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
+    "analyze": "what rounding each group of linears costs; which to move for a bound",
     "verify": "an export against its float model: damage, errors, whose fault",
     "evaluate": "scores of the float and the int8 model, or of two servers",
     "serve": "an OpenAI-compatible endpoint over an export or a float model",
@@ -35,7 +36,7 @@ COMMANDS = {
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
 
-COMPUTE = ("quantize", "verify", "serve", "dump", "sizes")
+COMPUTE = ("quantize", "analyze", "verify", "serve", "dump", "sizes")
 """The commands that always need torch and transformers; evaluate does without, against servers."""
 CONSOLE = "ascend-vlm-quant"
 """The console command that pip installs: the distribution's own name, which no other can have."""
