@@ -2,12 +2,12 @@
 
 import argparse
 import json
+import re
 
 import pytest
 import tiny
 
-from quant.commands.analyze import share
-from quant.commands.cli import main
+from quant.commands.cli import main, share
 from quant.export import reader
 
 
@@ -28,8 +28,8 @@ def test_a_bound_is_turned_into_files_that_quantize_takes(analysed, capsys):
     assert "all of them static" in said and "rank correlation of alone and in company" in said
     record = json.loads((root / "found" / "analysis.json").read_text())
     groups, chosen = record["groups"], record["chosen"]
-    assert len(groups) == 8 and record["kl"] > chosen["expected"] > 0 and chosen["reached"]
-    assert chosen["expected"] <= 0.002 and chosen["dynamic"] and not chosen["float"]
+    assert len(groups) == 8 and record["kl"] > 0 and chosen["reached"]
+    assert 0 < chosen["measured"] <= 0.002 and chosen["dynamics"] and not chosen["floats"]
     page = (root / "found" / "analysis.html").read_text()
     assert page.count("<svg") == 1 and "down_proj" in page and "http" not in page
     quantize = ["quantize", "--model_path", str(source), "--save_directory", str(root / "out"), *flags[:2]]
@@ -37,7 +37,7 @@ def test_a_bound_is_turned_into_files_that_quantize_takes(analysed, capsys):
     lists = ["--disable_names_only", files[0], "--dynamic_names", files[1], "--profile", "vllm-ascend"]
     assert main([*quantize, *lists, "--calib_text", "none"]) == 0
     words = reader.read(root / "out").words
-    assert {name for name, word in words.items() if word == "W8A8_DYNAMIC"} == set(chosen["dynamic"])
+    assert {name for name, word in words.items() if word == "W8A8_DYNAMIC"} == set(chosen["dynamics"])
     assert set(words) == {name for group in groups for name in group["linears"]}
 
 
@@ -56,3 +56,37 @@ def test_a_bound_is_a_share(word, value):
 def test_what_is_no_bound_is_refused(word):
     with pytest.raises(argparse.ArgumentTypeError, match="is no share such as 0.5% or 0.005"):
         share(word)
+
+
+def test_quantize_takes_the_bound_itself(analysed, tmp_path, capsys):
+    source, _, flags = analysed
+    images, place = flags[1], tmp_path / "out"
+    quantize = ["quantize", "--model_path", str(source), "--calib_images", images, "--device_type", "cpu"]
+    bound = ["--max_drop", "0.1%", "--max_drop_images", images, "--calib_text", "none"]
+    assert main([*quantize, *bound, "--save_directory", str(place)]) == 0
+    said = capsys.readouterr().out
+    moved, floats, loss = re.search(
+        r"bound +([\d.]+)% of the multiply-adds leave static int8: (\d+) float, 0 dynamic\n"
+        r" +perplexity \+([\d.]+)% on samples not chosen by, at most 0\.10%",
+        said,
+    ).groups()
+    words = reader.read(place).words
+    linears = 14  # of two blocks
+    assert len(words) == linears - int(floats) and set(words.values()) == {"W8A8"}
+    assert 0 < float(moved) < 100 and float(loss) <= 0.1
+
+
+@pytest.mark.parametrize(
+    "flags,said",
+    [
+        (["--disable_names", "*.q_proj"], "--disable_names with --max_drop: the bound chooses"),
+        (["--scheme", "W8A8_DYNAMIC"], "--scheme with --max_drop: the bound chooses"),
+        (["--dry_run"], "--dry_run with --max_drop: what leaves int8 is measured; use `python -m quant analyze`"),
+        (["--max_drop_images", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_does_not_go_with_a_bound(analysed, tmp_path, capsys, flags, said):
+    source, _, given = analysed
+    quantize = ["quantize", "--model_path", str(source), *given[:2], "--save_directory", str(tmp_path / "out")]
+    assert main([*quantize, "--max_drop", "1%", *flags]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -50,6 +50,15 @@ def log_probabilities(model, analysed) -> list[torch.Tensor]:
         ]
 
 
+def whole(analysed):
+    """The source's whole model, computing in what the export's does."""
+    streamed = whole_model(Checkpoint(analysed.source), "cpu", False)
+    if analysed.analysis.model.dtype != streamed.dtype:  # not the buffers, which keep their own
+        streamed.dtype = analysed.analysis.model.dtype
+        streamed.model.to(streamed.dtype)
+    return streamed
+
+
 def divergence(wanted, got) -> float:
     kl = torch.cat([(one.exp() * (one - other)).sum(-1).clamp(min=0) for one, other in zip(wanted, got)])
     return kl.double().mean().item()
@@ -60,12 +69,12 @@ def test_each_group_is_measured_as_in_a_whole_model_in_which_it_alone_is_rounded
     carried over as a difference, so that codes at a half may fall to the other side.
     """
     near = 0.02 if analysed.analysis.family.towers[0].taps(analysed.analysis.checkpoint.config) else 1e-4
-    streamed = whole_model(Checkpoint(analysed.source), "cpu", False)
+    streamed = whole(analysed)
     wanted = log_probabilities(streamed.model, analysed)
     rounded = {}
     for tower in analysed.family.towers:
         for index in range(tower.used(analysed.analysis.checkpoint.config)):
-            tensors, static, dynamic = analysed.analysis._load(tower, index)
+            tensors, static, dynamic = analysed.analysis.roundings.load(tower, index)
             rounded |= {name: (static[name], dynamic[name]) for name in static}
     assert len(rounded) == len(reader.read(analysed.export).linear_names)
     for group in analysed.found.groups:
@@ -80,10 +89,24 @@ def test_each_group_is_measured_as_in_a_whole_model_in_which_it_alone_is_rounded
 
 
 def test_all_together_are_the_export(analysed):
-    wanted = log_probabilities(runtime.load_float(analysed.source)[0], analysed)
+    wanted = log_probabilities(whole(analysed).model, analysed)
     got = log_probabilities(runtime.load(analysed.export)[0], analysed)
     assert divergence(wanted, got) == pytest.approx(analysed.found.kl, rel=0.1)  # folded norms are rounded to bfloat16
     assert sum(group.share for group in analysed.found.groups) == pytest.approx(1)
+
+
+def test_any_mixture_is_measured_as_its_groups_are(analysed):
+    """One group dynamic, all the others float: what the analysis says of it. And nothing named: the export."""
+    config, roundings = analysed.analysis.checkpoint.config, analysed.analysis.roundings
+    positions = [compared_positions(inputs, analysed.family, config) for inputs in analysed.inputs]
+    every = {name for group in analysed.found.groups for name in group.linears}
+    wanted = roundings.log_probabilities(analysed.inputs, positions, every, set())
+    for group in (analysed.found.groups[0], analysed.found.groups[-1]):
+        names = set(group.linears)
+        got = roundings.log_probabilities(analysed.inputs, positions, every - names, names)
+        assert divergence(wanted, got) == pytest.approx(group.dynamic, rel=0.02)
+    got = roundings.log_probabilities(analysed.inputs, positions, set(), set())
+    assert divergence(wanted, got) == pytest.approx(analysed.found.kl, rel=0.02)
 
 
 def costs(*rows) -> Sensitivity:
@@ -110,23 +133,23 @@ ROWS = (0.010, 0.001, 0.1), (0.008, 0.007, 0.5), (0.001, 0.002, 0.1), (0.006, 0.
 )
 def test_the_most_cost_for_each_multiply_add_leaves_first(bound, dynamic, float_, moved):
     chosen = select(costs(*ROWS), SimpleNamespace(vision_int8_whole=()), bound, dynamic)
-    assert (chosen.float, chosen.dynamic, chosen.reached) == (float_, [], True)
+    assert (chosen.floats, chosen.dynamics, chosen.reached) == (float_, [], True)
     assert chosen.moved == pytest.approx(moved) and chosen.expected <= bound
 
 
 def test_dynamic_comes_before_float():
     family = SimpleNamespace(vision_int8_whole=())
-    chosen = select(costs(*ROWS), family, 0.02, True)
-    assert (chosen.float, chosen.dynamic) == ([], ["0", "3"]) and chosen.expected == pytest.approx(0.02)
+    chosen = select(costs(*ROWS), family, 0.021, True)
+    assert (chosen.floats, chosen.dynamics) == ([], ["0", "3"]) and chosen.expected == pytest.approx(0.02)
     chosen = select(costs(*ROWS), family, 0.005, True)
-    assert (chosen.float, chosen.dynamic) == (["1"], ["0", "3"]), "2 would be worse dynamic than it is"
+    assert (chosen.floats, chosen.dynamics) == (["1"], ["0", "3"]), "2 would be worse dynamic than it is"
 
 
 def test_the_factor_is_what_was_measured():
     """All together cost twice what they do alone: twice as much has to leave."""
     family = SimpleNamespace(vision_int8_whole=())
-    assert select(costs(*ROWS), family, 0.02, False, factor=1.0).float == ["0"]
-    assert select(costs(*ROWS), family, 0.02, False).float == ["0", "3"]
+    assert select(costs(*ROWS), family, 0.02, False, factor=1.0).floats == ["0"]
+    assert select(costs(*ROWS), family, 0.02, False).floats == ["0", "3"]
 
 
 def test_a_vision_tower_that_is_taken_whole_moves_whole():
@@ -134,7 +157,7 @@ def test_a_vision_tower_that_is_taken_whole_moves_whole():
     for group in found.groups[:2]:
         group.tower = "vision"
     chosen = select(found, SimpleNamespace(vision_int8_whole=("attn.qkv",)), 0.02, False)
-    assert chosen.float == ["0", "1"] and chosen.moved == pytest.approx(0.6)
+    assert chosen.floats == ["0", "1"] and chosen.moved == pytest.approx(0.6)
 
 
 def test_rank_correlation():

@@ -2,18 +2,18 @@
 
 import argparse
 import json
+from math import expm1
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.choices import METHODS, PROFILES
 from ..base.config import HELD_OUT, QuantConfig
 from ..base.errors import UsageError
-from .cli import IMAGES, IMAGES_DEFAULT, boolean
-from .quantize import default
+from .cli import IMAGES, IMAGES_DEFAULT, boolean, share
+from .flags import default
 
 if TYPE_CHECKING:
     from ..base.console import Reporter
-    from ..families.family import Family
     from ..verify.selection import Selection
     from ..verify.sensitivity import Sensitivity
 
@@ -47,17 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print errors only")
 
 
-def share(word: str) -> float:
-    """ "0.5%" or "0.005" -> 0.005. Raises ArgumentTypeError for what is no share above 0."""
-    try:
-        value = float(word[:-1]) / 100 if word.endswith("%") else float(word)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is no share such as 0.5% or 0.005")
-    return value
-
-
 def run(args: argparse.Namespace) -> int:
     """0; 1 where the bound cannot be reached. Raises UsageError and QuantError as quantize and verify do."""
     names = ("profile", "anti_method", "vision", "max_pixels", "seed", "device_type", "trust_remote_code")
@@ -65,23 +54,16 @@ def run(args: argparse.Namespace) -> int:
 
     from ..base.console import Reporter
     from ..base.output import appearing, check_output
-    from ..families import family_of
-    from ..files.checkpoint import Checkpoint
-    from ..verify.selection import nats, select
 
     reporter = Reporter(args.quiet, args.log_file)
-    checkpoint = Checkpoint(args.model_path)
-    family = family_of(checkpoint.config, checkpoint.dir)
-    directory = check_output(args.save_directory, checkpoint.dir) if args.save_directory else None
-    found = measure(args.model_path, config, args.calib_images, args.images, args.num_samples, reporter)
-    chosen = None
-    if args.max_drop:
-        chosen = select(found, family, nats(args.max_drop), dynamic=config.profile == "vllm-ascend")
-    for line in table(found, family):
+    directory = check_output(args.save_directory, Path(args.model_path)) if args.save_directory else None
+    found, chosen = analyse(
+        args.model_path, config, args.calib_images, args.images, args.num_samples, args.max_drop, reporter
+    )
+    for line in table(found):
         reporter.line(line)
-    if chosen:
-        for line in outcome(chosen, args.max_drop):
-            reporter.line(line)
+    for line in outcome(chosen, args.max_drop) if chosen else ():
+        reporter.line(line)
     if directory:
         with appearing(directory) as target:
             write(target, found, chosen)
@@ -89,51 +71,56 @@ def run(args: argparse.Namespace) -> int:
     return 0 if chosen is None or chosen.reached else 1
 
 
-def measure(
+def analyse(
     source: str | Path,
     config: QuantConfig,
     calib_images: str | None,
     images: str | Path | None,
     num_samples: int | None,
+    bound: float | None,
     reporter: "Reporter",
-    part: slice = slice(None),
-) -> "Sensitivity":
-    """Everything in static W8A8 once, in a temporary directory, and the analysis of that. images: what to measure on,
-    None for what ships apart from calibration; part: which of these samples.
+) -> "tuple[Sensitivity, Selection | None]":
+    """Everything in static W8A8 once, in a temporary directory; what each group of it costs; and what to move so that
+    perplexity rises by no more than `bound`, a share. images: what to measure on, None for what ships apart from
+    calibration. With a bound, one half of these samples is for choosing, and the other for checking what was chosen.
     """
     import tempfile
 
     from ..calibrate.calibrator import Calibrator
     from ..export import reader
     from ..inputs.samples import prepare
+    from ..verify.selection import nats, settle
     from ..verify.sensitivity import Analysis
 
-    everything = config.model_copy(update={"disable_names": (), "disable_names_only": (), "dynamic_names": ()})
-    everything = everything.model_copy(update={"scheme": "W8A8", "profile": "both"})
-    calibrator = Calibrator(source, everything, calib_images, reporter)
+    static = {"scheme": "W8A8", "profile": "both", "disable_names": (), "disable_names_only": (), "dynamic_names": ()}
+    calibrator = Calibrator(source, config.model_copy(update=static), calib_images, reporter)
+    own = config.model_copy(update={"calib_text": "none", "num_samples": num_samples})
+    samples = prepare(images or HELD_OUT, calibrator.checkpoint, calibrator.family, own)
+    inputs = [samples.whole(number) for number in range(len(samples.keys))]
+    if bound and len(inputs) < 2:
+        raise UsageError(f"{images or HELD_OUT}: holds one sample; one to choose by and one to check are needed")
     with tempfile.TemporaryDirectory(prefix="quant-analysis-") as folder:
         calibrator.run(folder)
         calibrator.save(Path(folder) / "export")
         calibrator.close()
-        own = config.model_copy(update={"calib_text": "none", "num_samples": num_samples})
-        samples = prepare(images or HELD_OUT, calibrator.checkpoint, calibrator.family, own)
-        inputs = [samples.whole(number) for number in range(len(samples.keys))[part]]
-        if not inputs:
-            raise UsageError(f"{images or HELD_OUT}: {len(samples.keys)} samples are too few to choose by and to check")
         analysis = Analysis(
             calibrator.checkpoint,
             reader.read(Path(folder) / "export"),
             calibrator.family,
             calibrator.device,
-            inputs,
+            inputs[:: 2 if bound else 1],
             config.trust_remote_code,
         )
         blocks = sum(tower.used(calibrator.checkpoint.config) for tower in calibrator.family.towers)
         with reporter.progress("analysis", blocks) as advance:
-            return analysis.run(advance)
+            found = analysis.run(advance)
+        if not bound:
+            return found, None
+        dynamic = config.profile == "vllm-ascend"
+        return found, settle(found, analysis.roundings, inputs[1::2], nats(bound), dynamic)
 
 
-def table(found: "Sensitivity", family: "Family") -> list[str]:
+def table(found: "Sensitivity") -> list[str]:
     """The costliest groups, a line each, 80 columns."""
     from ..verify.selection import rank_correlation
 
@@ -164,11 +151,13 @@ def table(found: "Sensitivity", family: "Family") -> list[str]:
 
 
 def outcome(chosen: "Selection", bound: float) -> list[str]:
-    """What was chosen for the bound, a share."""
-    said = f"for at most {bound:.2%}: {chosen.moved:.1%} of the multiply-adds leave static int8"
-    counts = f"{len(chosen.float)} linears float, {len(chosen.dynamic)} W8A8_DYNAMIC"
-    reached = f"{1e3 * chosen.expected:.3f} millinats are expected"
-    return [said, f"{counts}; {reached}" + ("" if chosen.reached else ": the bound is NOT reached")]
+    """What was chosen for the bound, a share, and what it costs on the samples that it was not chosen by."""
+    limit = f"at most {bound:.2%}" if chosen.reached else f"{bound:.2%} is NOT reached"
+    return [
+        f"bound    {chosen.moved:.1%} of the multiply-adds leave static int8:"
+        f" {len(chosen.floats)} float, {len(chosen.dynamics)} dynamic",
+        f"         perplexity {expm1(chosen.measured):+.2%} on samples not chosen by, {limit}",
+    ]
 
 
 def write(directory: Path, found: "Sensitivity", chosen: "Selection | None") -> None:
@@ -182,6 +171,6 @@ def write(directory: Path, found: "Sensitivity", chosen: "Selection | None") -> 
         record["chosen"] = asdict(chosen)
         for kind in ("float", "dynamic"):
             lines = [f"# for --{'disable_names_only' if kind == 'float' else 'dynamic_names'} @{FILES[kind]}"]
-            (directory / FILES[kind]).write_text("\n".join([*lines, *getattr(chosen, kind)]) + "\n")
+            (directory / FILES[kind]).write_text("\n".join([*lines, *record["chosen"][f"{kind}s"]]) + "\n")
     (directory / FILES["all"]).write_text(json.dumps(record, indent=1) + "\n")
     (directory / FILES["plot"]).write_text(costs.page(found), encoding="utf-8")

@@ -55,6 +55,17 @@ def boolean(word: str) -> bool:
     return word.lower() in ("true", "1", "yes")
 
 
+def share(word: str) -> float:
+    """ "0.5%" or "0.005" -> 0.005. Raises ArgumentTypeError for what is no share above 0."""
+    try:
+        value = float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no share such as 0.5% or 0.005")
+    return value
+
+
 def expanded(args: argparse.Namespace) -> argparse.Namespace:
     """The same with ~ in paths replaced by the home directory: a shell leaves it in --save_directory=~/out."""
     for name, value in vars(args).items():

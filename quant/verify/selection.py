@@ -9,21 +9,30 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..families.family import Family
-from .sensitivity import GroupCost, Sensitivity
+from .roundings import Roundings
+from .sensitivity import GroupCost, Sensitivity, divergence
+from .verify import compared_positions
+
+TRIES = 5
+LEAST = 1.1  # by which a factor grows at least, so that every try moves something
 
 
 @dataclass
 class Selection:
-    """float, dynamic: names of linears, hub names; expected: KL, nats, by the formula above; moved: share of the
-    multiply-adds that left static int8; reached: whether the bound is.
+    """floats, dynamics: names of linears, hub names; expected: KL, nats, by the formula above; measured: KL on samples
+    that nothing was chosen by, NaN before; moved: share of the multiply-adds that left static int8; reached: whether
+    the bound is.
     """
 
-    float: list[str] = field(default_factory=list)
-    dynamic: list[str] = field(default_factory=list)
+    floats: list[str] = field(default_factory=list)
+    dynamics: list[str] = field(default_factory=list)
     expected: float = 0.0
     moved: float = 0.0
     reached: bool = True
+    measured: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,32 @@ def select(found: Sensitivity, family: Family, bound: float, dynamic: bool, fact
     return Selection(
         [name for item in together if state.get(item) == "float" for name in item.names],
         [name for item in together if state.get(item) == "dynamic" for name in item.names],
-        expected,
-        sum(item.share for item in state),
-        expected <= bound,
+        expected=expected,
+        moved=sum(item.share for item in state),
+        reached=expected <= bound,
     )
+
+
+def settle(
+    found: Sensitivity, roundings: Roundings, inputs: list[dict[str, Tensor]], bound: float, dynamic: bool
+) -> Selection:
+    """select(), and then what it chose, measured on `inputs`, samples that it was not chosen by; where that is above
+    `bound`, once more with the factor that it showed, TRIES times at most. `reached` is of the measured KL.
+    """
+    positions = [compared_positions(each, roundings.family, roundings.checkpoint.config) for each in inputs]
+    every = {name for group in found.groups for name in group.linears}
+    wanted = roundings.log_probabilities(inputs, positions, every, set())
+    factor = found.kl / (sum(group.static for group in found.groups) or 1.0)
+    for _ in range(TRIES):
+        chosen = select(found, roundings.family, bound, dynamic, factor)
+        got = roundings.log_probabilities(inputs, positions, set(chosen.floats), set(chosen.dynamics))
+        apart = sum(divergence(one, other) for one, other in zip(wanted, got))
+        chosen.measured = apart / sum(map(len, positions))
+        chosen.reached = chosen.measured <= bound
+        if chosen.reached or not chosen.expected:
+            break
+        factor *= max(chosen.measured / chosen.expected, LEAST)
+    return chosen
 
 
 def items(groups: Collection[GroupCost], family: Family) -> list[Item]:

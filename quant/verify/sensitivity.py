@@ -19,22 +19,16 @@ half a forward each. Behind a vision tower each is a sample of its own.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..arithmetic.schemes import DynamicLinear, QuantizedLinear
 from ..export.reader import Export
 from ..families.family import Family, Group, Tower
 from ..files.checkpoint import Checkpoint
-from ..model.device import compute_dtype
 from ..model.paused import Call, Key, Passed, Walk, first, logits_at
-from ..model.streamed import StreamedModel
-from .folding import check_block
-from .linear import Relation
-from .measure import RoundedLinear
+from .roundings import Roundings
 from .verify import compared_positions
 
 FLOAT, INT8 = -1, -2  # the models that the others branch off
@@ -63,24 +57,6 @@ class Sensitivity:
     groups: list[GroupCost] = field(default_factory=list)
     kl: float = 0.0
     positions: int = 0
-
-
-@dataclass
-class Folded:
-    """An export's int8 linear that folds and unfolds, so that it stands in the model that was not folded."""
-
-    linear: QuantizedLinear
-    relation: Relation
-
-    @property
-    def name(self) -> str:
-        """The linear's hub name."""
-        return self.linear.name
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., I] -> y [..., O] in x's dtype."""
-        shift = 0 if self.relation.shift is None else self.relation.shift
-        return (self.linear((x.float() - shift) / self.relation.column) / self.relation.row).to(x.dtype)
 
 
 Member = tuple[int, str]  # a group's place in Sensitivity.groups, and one of KINDS
@@ -121,10 +97,9 @@ class Analysis:
         inputs: list[dict[str, Tensor]],
         trust_remote_code: bool = False,
     ):
-        self.checkpoint, self.export, self.family, self.inputs = checkpoint, export, family, inputs
-        dtype = compute_dtype(checkpoint.dtype, device)
-        self.model = StreamedModel(checkpoint, family, dtype, device, trust_remote_code)
-        self.int8 = set(export.linear_names)
+        self.checkpoint, self.family, self.inputs = checkpoint, family, inputs
+        self.roundings = Roundings(checkpoint, export, family, device, trust_remote_code)
+        self.model = self.roundings.model
         self.found, self.branches = Sensitivity(), Branches(inputs)
         self.passed: dict[str, dict[Key, Passed]] = {}
         self.products: list[float] = []  # multiply-adds of each group
@@ -150,7 +125,7 @@ class Analysis:
         numbers = {number: name for name, number in self.branches.numbers.items()}
         with Walk(self.model, tower, self.branches.samples(), self.passed) as walk:
             for index in range(tower.used(config)):
-                tensors, rounded, dynamic = self._load(tower, index)
+                tensors, rounded, dynamic = self.roundings.load(tower, index)
                 if index == 0:
                     walk.enter()
                 block, outputs = self.model.block(tower, index), {}
@@ -194,36 +169,6 @@ class Analysis:
                     if number == parent[0]:
                         earlier[key[0], turn] = earlier[number, turn]
 
-    def _load(self, tower: Tower, index: int) -> tuple[dict, dict[str, Folded], dict[str, RoundedLinear]]:
-        """Put a block of the source into the model: its tensors, and the two roundings of each of its int8 linears."""
-        names, device = self.model.block_tensors(tower, index), self.model.device
-        source = {name: self.checkpoint.load(name).to(device) for name in names}
-        exported = {part: self.export.load(part).to(device) for name in names for part in self.export.parts(name)}
-        relations = check_block(self.checkpoint.config, tower, index, source, exported, self.int8).relations
-        self.model.set_all(source)
-        rounded = {
-            name: Folded(
-                self.export.scheme(name).read(
-                    name, exported.__getitem__, self.export.dtype, f"{name}.bias" in exported
-                ),
-                relation,
-            )
-            for name, relation in relations.items()
-            if name in self.int8
-        }
-        return source, rounded, {name: self._dynamic(name, relations[name]) for name in rounded}
-
-    def _dynamic(self, name: str, relation: Relation) -> RoundedLinear:
-        """The source's linear in W8A8_DYNAMIC, folded as the export is."""
-        stored, its_bias = self.model.weights(name)
-        weight, shift = stored.float(), torch.zeros_like(relation.column)
-        bias = None if its_bias is None else its_bias.float()
-        if relation.shift is not None:
-            shift, moved = relation.shift, weight @ relation.shift
-            bias = moved if bias is None else bias + moved
-        linear = DynamicLinear.quantize(name, weight * relation.column, bias, None, self.export.dtype)
-        return RoundedLinear(linear, relation.column, shift)
-
     def _branch(
         self, tower: Tower, index: int, block, calls: dict[Key, Call], rounded: dict, dynamic: dict
     ) -> Iterator[tuple[Key, Key, Tensor | tuple]]:
@@ -265,21 +210,23 @@ class Analysis:
         positions = [compared_positions(inputs, self.family, config) for inputs in self.inputs]
         self.found.positions = sum(len(keep) for keep in positions)
         sums: dict[Member, float] = defaultdict(float)
-        with ExitStack() as stack:
-            stack.enter_context(self.model.outside())
 
-            def log_probabilities(number: int, sample: int) -> Tensor:
-                inputs, keep = self.inputs[sample], positions[sample]
-                return logits_at(self.model, number, inputs, self.passed, keep)[0].float().log_softmax(-1)
+        def log_probabilities(number: int, sample: int) -> Tensor:
+            inputs, keep = self.inputs[sample], positions[sample]
+            return logits_at(self.model, number, inputs, self.passed, keep)[0].float().log_softmax(-1)
 
+        with self.model.outside():
             wanted = [log_probabilities(self.branches.number(FLOAT, "", sample), sample) for sample in samples]
             for (group, kind, sample), number in self.branches.numbers.items():
                 if group != FLOAT:
-                    got = log_probabilities(number, sample)
-                    apart = (wanted[sample].exp() * (wanted[sample] - got)).sum(-1).clamp(min=0)
-                    sums[group, kind] += apart.double().sum().item()
+                    sums[group, kind] += divergence(wanted[sample], log_probabilities(number, sample))
         means = {member: total / max(self.found.positions, 1) for member, total in sums.items()}
         self.found.kl = means[INT8, ""]
-        for number, group in enumerate(self.found.groups):
-            group.static, group.dynamic = means.get((number, "static"), 0.0), means.get((number, "dynamic"), 0.0)
-            group.company = self.found.kl - means.get((number, "company"), self.found.kl)
+        for number, cost in enumerate(self.found.groups):
+            cost.static, cost.dynamic = means[number, "static"], means[number, "dynamic"]
+            cost.company = self.found.kl - means[number, "company"]
+
+
+def divergence(wanted: Tensor, got: Tensor) -> float:
+    """sum_t sum_v p_tv (log p_tv - log p'_tv), nats, of log-probabilities [positions, vocabulary]."""
+    return (wanted.exp() * (wanted - got)).sum(-1).clamp(min=0).double().sum().item()
