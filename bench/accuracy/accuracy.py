@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from bench.accuracy import checkpoint, packages  # noqa: E402
-from bench.accuracy.measure import Passage, Score, compare, score  # noqa: E402
+from bench.accuracy.measure import Passage, Reference, Score, compare, score  # noqa: E402
 from bench.accuracy.passages import KINDS, passages  # noqa: E402
 from quant import QuantConfig  # noqa: E402
 from quant.base.config import CALIB_IMAGES  # noqa: E402
@@ -39,7 +39,7 @@ CALIBRATIONS = {  # name -> what it is
     "self": "the shipped photographs and text, written by the model itself",
     "like": "16 passages like the evaluation's",
 }
-METHODS = ("none", "m2", "m4")
+METHODS = ("none", "m2", "m4", "auto")
 VENDOR = ("vendor m2", "vendor m4")
 LIKE = 4, 400  # passages of each kind, tokens of each
 BOUNDS = {"kl": 0.012, "gain": 4.0}  # of the short form: KL by default, and how much less it is than plain rounding's
@@ -127,6 +127,8 @@ def table(chosen: argparse.Namespace, source: Path, texts: Path) -> dict[tuple[s
     """Measure and print row after row; kept in OUT/accuracy.json, too."""
     device = chosen.device_type or "cpu"
     float_model, encoder = runtime.load_float(source, device)
+    said = tempfile.TemporaryDirectory(dir=chosen.out)
+    reference = Reference(float_model, Path(said.name))
     sets = {
         kind: passages(encoder.tokenizer, texts, kind, chosen.passages, chosen.tokens, calibration=False)
         for kind in KINDS
@@ -144,7 +146,7 @@ def table(chosen: argparse.Namespace, source: Path, texts: Path) -> dict[tuple[s
                 )
                 model, _ = runtime.load(Path(folder) / "export", device)
                 rows: dict[str, list[Passage]] = {
-                    kind: compare(float_model, model, each) for kind, each in sets.items()
+                    kind: compare(reference, model, each) for kind, each in sets.items()
                 }
                 shutil.rmtree(Path(folder) / "export")
             whole = scores[name, method] = score([row for each in rows.values() for row in each])
@@ -159,6 +161,7 @@ def table(chosen: argparse.Namespace, source: Path, texts: Path) -> dict[tuple[s
             kept.append({"calibration": name, "method": method, "seconds": seconds, "all": asdict(whole)})
             kept[-1] |= {"kinds": {kind: asdict(each) for kind, each in kinds.items()}}
             (chosen.out / "accuracy.json").write_text(json.dumps(kept, indent=1) + "\n")
+    said.cleanup()
     return scores
 
 

@@ -1,10 +1,13 @@
 """What an export says of text, against the float model: perplexity, KL divergence, same token first."""
 
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
@@ -30,11 +33,26 @@ def log_probabilities(model, ids: list[int]) -> Tensor:
     return logits[0].float().log_softmax(-1)
 
 
-def compare(float_model, model, passages: Iterable[list[int]]) -> list[Passage]:
-    """Both models on the same passages, token ids each."""
+class Reference:
+    """What the float model says of passages, computed once: a file for each in `folder`, float32 [T, vocabulary]."""
+
+    def __init__(self, model, folder: Path):
+        self.model, self.folder = model, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, ids: list[int]) -> Tensor:
+        """As log_probabilities."""
+        file = self.folder / f"{hashlib.sha256(repr(ids).encode()).hexdigest()[:16]}.safetensors"
+        if not file.is_file():
+            save_file({"said": log_probabilities(self.model, ids).cpu()}, file)
+        return load_file(file)["said"].to(self.model.device)
+
+
+def compare(reference: Reference, model, passages: Iterable[list[int]]) -> list[Passage]:
+    """A model beside the float one on the same passages, token ids each."""
     rows = []
     for ids in passages:
-        wanted, got = log_probabilities(float_model, ids)[:-1], log_probabilities(model, ids)[:-1]
+        wanted, got = reference(ids)[:-1], log_probabilities(model, ids)[:-1]
         following = torch.tensor(ids[1:], device=wanted.device)[:, None]
         rows.append(
             Passage(
