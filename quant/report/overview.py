@@ -9,7 +9,6 @@ from .parts import NO_RUN, TOWERS, hint, panels, percent, section, tile
 from .plots import bar_panel
 from .proof import accuracy_tile, verify_tiles
 
-
 STATES = {"good": "shown", "bad": "fails", "open": "open"}
 
 
