@@ -49,7 +49,8 @@ def _notes(loading: Loading) -> list:
     if loading.refuses:
         return [[el("strong", loading.server), f": {loading.refuses}"]]
     told = [finding for finding in loading.findings if finding.level != "taste"]
-    told += list(dict.fromkeys(finding for found in loading.sizes.values() for finding in found[:1]))
+    by_size = [finding for found in loading.sizes.values() for finding in found]
+    told += {tuple(finding.effects.values()): finding for finding in reversed(by_size)}.values()
     return [
         [
             el("strong", loading.server),
