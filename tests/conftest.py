@@ -18,7 +18,15 @@ QuantConfig.model_fields["text_tokens"].default = 300
 QuantConfig.model_rebuild(force=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory):
+    """The folder of the caches below, which is also the one of what fixtures for many tests compute."""
+    folder = tmp_path_factory.mktemp("caches")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
+def cache(caches, monkeypatch):
     """The answers that `evaluate` keeps are not kept for the user, nor for another test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache" / uuid4().hex))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches / uuid4().hex))
