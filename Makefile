@@ -66,7 +66,7 @@ docs: .venv-docs/.made
 	rm -rf build/pages
 	mkdir -p build/pages
 	tar cf - *.md docs/*.md docs/*.png bench/NOTES.md calibImages/SOURCES.md examples/README.md | tar xf - -C build/pages
-	.venv-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 
 lint: .venv/.made
 	.venv/bin/ruff format --check .

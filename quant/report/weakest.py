@@ -48,7 +48,7 @@ def _row(facts: Facts, record: dict) -> list:
             None if export is None else 10 ** (-export / 20), "" if export is None else percent(10 ** (-export / 20))
         ),
         _cell(record["clipped_share"], percent(record["clipped_share"], 2)),
-        _cell(added, f"{added / 1e6:.2f} MB, {percent(added / facts.bytes_written)}"),
+        _cell(added, "" if added is None else f"{added / 1e6:.2f} MB, {percent(added / facts.bytes_written)}"),
     ]
 
 
@@ -57,13 +57,13 @@ def _cell(value: float | None, text: str) -> Markup:
     return el("span", text, data_value="-1e9" if value is None else f"{value:.6g}")
 
 
-def _added_bytes(facts: Facts, name: str) -> int:
-    """By how much the export grows where a linear is kept in 16 bits."""
-    parts = [
-        facts.export.tensors[part] for part in facts.export.parts(f"{name}.weight") if part in facts.export.tensors
-    ]
+def _added_bytes(facts: Facts, name: str) -> int | None:
+    """By how much the export grows where a linear is kept in 16 bits; None for one that it does not have."""
+    if f"{name}.weight" not in facts.export.tensors:
+        return None
+    parts = (facts.export.tensors.get(part) for part in facts.export.parts(f"{name}.weight"))
     outputs, inputs = facts.export.tensors[f"{name}.weight"].shape
-    return 2 * outputs * inputs - sum(info.nbytes for info in parts)
+    return 2 * outputs * inputs - sum(info.nbytes for info in parts if info)
 
 
 def _flags(facts: Facts, records: list[dict]) -> Markup | None:
