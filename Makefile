@@ -2,13 +2,14 @@
 # make test-compat   the same tests with transformers 4.57.6             make test-oracle   against the vendor's library
 # make demo-ocr   PP-OCR's detection, recognition, orientation and table models in int8, on their real weights
 # make test-ocr   the tests of that
+# make docs   the pages as a site, in build/site; a broken link is an error
 # make lint   layout, lint and types of the code, nothing is changed
 # make accuracy   a real language model's perplexity in int8, by calibration and method     make accuracy-short   a few rows, with bounds
 # make bench   time and memory against msmodelslim, llm-compressor and the machine's limits: 45 minutes     make bench-short   a cut-down version
 PYTHON ?= python3
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
 
-.PHONY: demo demo-ocr test test-ocr test-compat test-oracle lint accuracy accuracy-short bench bench-short clean
+.PHONY: demo demo-ocr test test-ocr test-compat test-oracle docs lint accuracy accuracy-short bench bench-short clean
 
 # An environment is made once for each version of its requirements; torch first, so that nothing else chooses its build.
 define environment
@@ -37,6 +38,12 @@ endef
 .venv-ocr/.made: requirements-ocr.txt requirements-dev.txt requirements.txt
 	$(call environment,.venv-ocr,-r requirements-ocr.txt)
 
+.venv-docs/.made: requirements-docs.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch .venv-docs/.made
+
 demo: .venv/.made
 	.venv/bin/python examples/demo.py
 
@@ -54,6 +61,12 @@ test-compat: .venv-compat/.made
 
 test-oracle: .venv-oracle/.made .venv/.made
 	QUANT_PYTHON=.venv/bin/python .venv-oracle/bin/python -m pytest -q tests/oracle
+
+docs: .venv-docs/.made
+	rm -rf build/pages
+	mkdir -p build/pages
+	tar cf - *.md docs/*.md docs/*.png bench/NOTES.md calibImages/SOURCES.md examples/README.md | tar xf - -C build/pages
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 
 lint: .venv/.made
 	.venv/bin/ruff format --check .
@@ -73,4 +86,4 @@ bench-short: .venv/.made .venv-oracle/.made .venv-llmc/.made
 	.venv/bin/python bench/bench.py --short
 
 clean:
-	rm -rf .venv .venv-compat .venv-oracle .venv-accuracy .venv-ocr .venv-llmc out
+	rm -rf .venv .venv-compat .venv-oracle .venv-accuracy .venv-ocr .venv-llmc .venv-docs build/pages build/site out

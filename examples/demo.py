@@ -144,6 +144,11 @@ def run(name: str, calibration: Path, questions: Path) -> dict[str, float]:
         OUT / f"{name}.verify.json",
         "--evaluation",
         OUT / f"{name}-m2.evaluation.json",
+        "--peers",
+        OUT / f"{name}-m4.evaluation.json",
+        OUT / f"{name}-none.evaluation.json",
+        "--images",
+        calibration,
         "--output",
         OUT / f"{name}.html",
     )

@@ -286,6 +286,7 @@ def test_side_files_and_modes(made):
     assert stat.S_IMODE(out.stat().st_mode) == 0o750
     assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o640}
     assert {path.name for path in out.iterdir()} - theirs == {
+        "README.md",
         "config.json",
         "quant_model_description.json",
         "quant_model_weight_w8a8.safetensors",

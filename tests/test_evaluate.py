@@ -3,6 +3,7 @@ the int8 runtime.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,16 @@ def test_two_servers(data, servers, capsys):
     requests = [len(server.requests) for server in servers]
     assert main(command(data, servers, "--max_drop", "10")) == 0  # known answers, another verdict
     assert [len(server.requests) for server in servers] == requests == [COUNT, COUNT]
+
+
+def test_answers_are_kept_in_the_users_cache(data, servers, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    words = ["evaluate", "--data", str(data), "--endpoint", servers[0].url]
+    assert main(words) == main(words) == 0 and len(servers[0].requests) == COUNT
+    assert list(Path.cwd().iterdir()) == []
+    log = Path(os.environ["XDG_CACHE_HOME"]) / "ascend-vlm-quant" / f"{data.stem}.results.jsonl"
+    assert log.is_file() and f"kept in {log}" in capsys.readouterr().out
 
 
 def test_trouble_is_told_and_nothing_is_lost(data, servers, capsys, monkeypatch):

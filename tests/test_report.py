@@ -2,10 +2,14 @@
 from.
 """
 
+import copy
+import functools
 import io
 import json
 import math
+import shlex
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from browser import Browser
@@ -20,8 +24,12 @@ from quant.evaluate.evaluate import Answers, summarize
 from quant.evaluate.questions import Question, QuestionSet
 from quant.export.reader import read
 from quant.files.fingerprints import model_digest
+from quant.report import decide
 from quant.report.axes import linear_axis, spread_axis
+from quant.report.loading import Loading
 from quant.report.markup import Markup, el
+from quant.servers.rules import Finding
+from quant.verify.verdict import THRESHOLDS
 
 LENIENT = ["--threshold", "kl=9", "top1=0", "clipped=0.05"]  # random weights answer at random
 HOSTILE = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
@@ -84,6 +92,11 @@ def folder(tmp_path_factory):
     ]
     summary = summarize(QuestionSet(root / "data.jsonl", False, questions), sides, rule="contains", max_drop=1, seed=0)
     (root / "evaluation.json").write_text(json.dumps(summary))
+    other = Answers("int8", {"arithmetic": "int8", "files": "another export"}, right, {}, 5.0, {})
+    summary = summarize(
+        QuestionSet(root / "data.jsonl", False, questions), [sides[0], other], rule="contains", max_drop=1, seed=0
+    )
+    (root / "m4.evaluation.json").write_text(json.dumps(summary))
     return root
 
 
@@ -91,6 +104,7 @@ def folder(tmp_path_factory):
 def report(folder):
     file = folder / "report.html"
     results = ["--verify", str(folder / "verify.json"), "--evaluation", str(folder / "evaluation.json")]
+    results += ["--peers", str(folder / "m4.evaluation.json")]
     assert (
         main(["report", str(folder / "out"), *results, "--images", str(folder / "images"), "--output", str(file)]) == 0
     )
@@ -129,7 +143,10 @@ def test_sections_and_their_links(desktop):
         "summary",
         "verification",
         "accuracy",
+        "peers",
         "answers",
+        "servers",
+        "weakest",
         "errors",
         "coverage",
         "ranges",
@@ -325,7 +342,8 @@ const ground = e => {
     if (c !== 'rgba(0, 0, 0, 0)') return c;
   }
 };
-const words = 'p, td, th, h1, h2, h3, strong, a, code, dt, dd, span, summary, svg text, figcaption';
+const words = 'p, td, th, li, b, button, small, h1, h2, h3, strong, a, code, dt, dd, span, summary, svg text,'
+  + ' figcaption';
 const worst = {};
 for (const e of document.querySelectorAll(words)) {
   const style = getComputedStyle(e), a = light(e instanceof SVGElement ? style.fill : style.color);
@@ -347,6 +365,190 @@ def test_text_stands_out_by_day_and_by_night(desktop, phone_at_night):
     assert min(grounds[0]) > 200 and max(grounds[1]) < 60
 
 
+# ---- the verdict
+
+
+def test_the_verdict_stands_first_and_says_why(desktop, phone_at_night):
+    for browser in (desktop, phone_at_night):
+        first = browser.run("return document.querySelector('.verdict p').textContent")
+        assert first == "Do not deploy: −5.00 points on 40 questions, more than the 1 allowed."
+        below = "return document.querySelector('.verdict').getBoundingClientRect().bottom"
+        assert browser.run(below) < browser.run("return document.querySelector('main').getBoundingClientRect().top")
+    rows = desktop.run(
+        "return [...document.querySelectorAll('.verdict li')].map(r => [...r.children].map(c => c.textContent))"
+    )
+    told = {about: (state, text) for state, about, text in rows}
+    assert told["Verification"][0] == "open" and "kl 9 in place of 0.02" in told["Verification"][1]
+    assert told["Accuracy"][0] == "fails" and told["Coverage"][0] == "open"
+    assert told["MindIE"] == (
+        "shown",
+        "MindIE takes it, right on 1 NPU; wrong without an error on 2, 4, 8 or 16 NPUs",
+    )
+    assert told["vLLM-Ascend"] == ("shown", "vLLM-Ascend takes it, right on 1 or 2 NPUs")
+    links = desktop.run("return [...document.querySelectorAll('.verdict a')].map(a => a.getAttribute('href'))")
+    assert all(desktop.run(f"return document.querySelectorAll({link!r}).length") == 1 for link in links)
+
+
+PROVEN = {
+    "verify": {
+        "passed": True,
+        "verdict": {"cause": None},
+        "thresholds": {name: limit for name, (limit, _) in THRESHOLDS.items()},
+        "logits": {"export": {"kl": 0.004}},
+    },
+    "evaluation": {
+        "passed": True,
+        "sides": [{"unanswered": []}, {"unanswered": []}],
+        "data": {"questions": 1000},
+        "difference": {"points": 0.1, "interval": [-0.4, 0.6], "max_drop": 1.0, "exceeded": False},
+    },
+    "run": {
+        "tokens": {"different": 700},
+        "blocks": [{"ranges": [{"outside": 0.001, "linears": ["q"]}, {"outside": None, "linears": ["o"]}]}],
+    },
+    "servers": [
+        Loading("MindIE", "", None, [], {1: [], 2: [Finding("", "", {"mindie": "wrong output without an error"}, "")]}),
+        Loading("vLLM-Ascend", "", "has none", [], {1: [], 2: []}),
+    ],
+    "doubts": [],
+}
+BROKEN_RULE = Finding("config.json", "no key", {"mindie": "KeyError"}, "write it", "error", "quantize-key")
+
+
+def changed(facts, path, value):
+    """The same facts with one value, at keys joined by dots, in the place of another."""
+    facts = copy.deepcopy(facts)
+    *way, last = path.split(".")
+    functools.reduce(lambda found, key: found[int(key) if key.isdigit() else key], way, facts)[last] = value
+    return facts
+
+
+@pytest.mark.parametrize(
+    "path, value, line",
+    [
+        ("doubts", [], "Deploy: MindIE with 1 NPU."),
+        ("doubts", ["v.json is of an unknown export."], "Not proven: v.json is of an unknown export."),
+        ("verify", None, "Not proven: not verified against its float model."),
+        ("verify.thresholds.top1", 0.5, "Not proven: verify passed with looser thresholds: top1 0.5 in place of 0.97."),
+        ("verify.thresholds.top1", 0.99, "Deploy: MindIE with 1 NPU."),
+        ("evaluation", None, "Not proven: accuracy not evaluated."),
+        ("evaluation.sides", [{"unanswered": []}], "Not proven: one model alone was evaluated, beside no other."),
+        ("evaluation.sides.1.unanswered", [{}, {}], "Do not deploy: 2 answers of the evaluation are missing."),
+        (
+            "evaluation.difference.interval",
+            [-1.3, 0.6],
+            "Not proven: +0.10 points on 1000 questions, but its interval reaches −1.30, beyond the 1 allowed: ask"
+            " more.",
+        ),
+        (
+            "evaluation.difference.exceeded",
+            True,
+            "Do not deploy: +0.10 points on 1000 questions, more than the 1 allowed.",
+        ),
+        ("run.tokens", None, "Not proven: what calibration covered is not recorded."),
+        ("run.tokens.different", 12, "Not proven: calibration saw 12 different tokens of text, fewer than 600."),
+        (
+            "run.blocks",
+            [{"ranges": [{"outside": 0.2, "linears": ["o"]}]}],
+            "Not proven: 20.0\u00a0% of what o reads of held-out samples is clipped.",
+        ),
+        (
+            "servers",
+            [Loading("MindIE", "", None, [BROKEN_RULE], {1: []}), Loading("vLLM-Ascend", "", "has none", [], {1: []})],
+            "Do not deploy: MindIE breaks on it: quantize-key; vLLM-Ascend has no loader for it.",
+        ),
+        (
+            "servers",
+            [Loading("MindIE", "", None, [BROKEN_RULE], {1: []}), Loading("vLLM-Ascend", "", None, [], {1: [], 2: []})],
+            "Deploy: vLLM-Ascend with 1 or 2 NPUs.",
+        ),
+    ],
+)
+def test_one_thing_decides(path, value, line):
+    assert decide(SimpleNamespace(**changed(PROVEN, path, value))).line == line
+
+
+def test_a_failure_outweighs_what_is_open():
+    facts = changed(changed(PROVEN, "verify.passed", False), "run.tokens", None)
+    facts["verify"]["verdict"] = {"cause": "export"}
+    assert decide(SimpleNamespace(**facts)).line == "Do not deploy: verify failed: the export is damaged."
+
+
+def test_the_command_prints_the_verdict(folder, tmp_path, capsys):
+    assert main(["report", str(folder / "out"), "--output", str(tmp_path / "r.html")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("Not proven: not verified") and max(map(len, lines[1:])) <= 80
+
+
+def test_the_servers_and_their_numbers_of_cards(desktop):
+    rows = desktop.run(
+        "return [...document.querySelectorAll('.servers tbody tr')].map(r => [...r.cells].slice(1).map(c =>"
+        " c.textContent))"
+    )
+    assert [row[1:] for row in rows] == [["right", *["silently wrong"] * 4], ["right", "right", "no", "no", "no"]]
+    notes = texts(desktop, "#servers li")
+    assert any("attn.proj of the vision tower transposed" in note and "--vision float" in note for note in notes)
+
+
+def test_the_weakest_linears_are_sorted_and_copied(folder, desktop):
+    result = json.loads((folder / "verify.json").read_text())
+    linears = {entry["linear"]: entry for block in result["blocks"] for entry in block["linears"]}
+    names = "#weakest tbody code"
+    shown = texts(desktop, names)
+    assert shown == sorted(linears, key=lambda name: linears[name]["export"]["snr_db"]) and len(shown) == 24
+    click = "document.querySelectorAll('#weakest th button')[{}].click()"
+    desktop.run(click.format(5))
+    shares = [linears[name]["clipped_share"] for name in texts(desktop, names)]
+    assert shares == sorted(shares) and shares[0] < shares[-1]
+    desktop.run(click.format(5))
+    assert [linears[name]["clipped_share"] for name in texts(desktop, names)] == sorted(
+        (entry["clipped_share"] for entry in linears.values()), reverse=True
+    )
+    assert desktop.run("return [...document.querySelectorAll('#weakest th')].map(h => h.ariaSort)")[5] == "descending"
+    desktop.run("navigator.clipboard.writeText = async text => { window.copied = text }")
+    desktop.run("document.querySelector('[data-copy=\"#weakest-linears\"]').click()")
+    copied = [line.split("\t") for line in desktop.run("return window.copied").splitlines()]
+    assert [row[0] for row in copied] == ["Linear", *texts(desktop, names)] and {len(row) for row in copied} == {7}
+    desktop.run(click.format(0))
+    assert texts(desktop, names) == sorted(linears)
+
+
+def test_what_float_would_add_is_what_it_adds(folder, desktop, tmp_path):
+    """The flags that are copied are taken by `quantize`, and the export grows by what the table says."""
+    desktop.run("navigator.clipboard.writeText = async text => { window.copied = text }")
+    desktop.run("document.querySelector('[data-copy=\"#weakest-flags\"]').click()")
+    flags = shlex.split(desktop.run("return window.copied"))
+    before = read(folder / "out")
+    paths = ["--model_path", folder / "src", "--calib_images", folder / "images", "--save_directory", tmp_path / "out"]
+    common = ["--anti_method", "m2", "--device_type", "cpu", "--calib_text", "none", "--quiet"]
+    assert main(["quantize", *map(str, paths), *common, *flags]) == 0
+    after = read(tmp_path / "out")
+    gone = set(before.linear_names) - set(after.linear_names)
+    assert len(gone) >= 3 and set(after.linear_names) < set(before.linear_names)
+    nbytes = lambda export, name: sum(export.tensors[part].nbytes for part in export.parts(f"{name}.weight"))
+    grown = {name: after.tensors[f"{name}.weight"].nbytes - nbytes(before, name) for name in gone}
+    cells = desktop.run(
+        "return [...document.querySelectorAll('#weakest tbody tr')].map(r => [r.cells[0].textContent,"
+        " +r.cells[6].firstChild.dataset.value])"
+    )
+    assert {name: value for name, value in cells if name in gone} == grown
+
+
+def test_others_stand_beside(folder, desktop, tmp_path, capsys):
+    rows = desktop.run(
+        "return [...document.querySelectorAll('.peers tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    assert rows[0] == ["Right answers", "float", "int8, this export", "m4", "of"]
+    assert rows[3] == ["Right", "39", "37", "40", "40"] and rows[5][2:4] == ["−5.00", "+2.50"]
+    other = json.loads((folder / "m4.evaluation.json").read_text())
+    other["data"]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    words = ["--evaluation", str(folder / "evaluation.json"), "--peers", str(tmp_path / "other.json")]
+    assert main(["report", str(folder / "out"), *words, "--output", str(tmp_path / "r.html")]) == 2
+    assert "other.json: is of other questions (0000000000000000) than" in capsys.readouterr().err
+    assert main(["report", str(folder / "out"), *words[2:], "--output", str(tmp_path / "r.html")]) == 2
+
+
 # ---- without some of it
 
 
@@ -356,7 +558,7 @@ def test_the_directory_is_left_as_it_is_and_missing_parts_are_told(folder, tmp_p
     assert main(["report", str(folder / "out"), "--output", str(tmp_path / "r.html")]) == 0
     assert model_digest(folder / "out") == before and sorted(path.name for path in (folder / "out").iterdir()) == names
     text = (tmp_path / "r.html").read_text()
-    assert "Not evaluated." in text and text.count("Not verified") == 3 and "3 of 3 were not found" in text
+    assert "Not evaluated." in text and text.count("Not verified") == 4 and "3 of 3 were not found" in text
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
@@ -448,7 +650,7 @@ def test_a_damaged_export_is_said_to_be_one(folder, tmp_path):
         and "Write it again." in text
         and "x.deq_scale: is &lt;wrong&gt;" in text
     )
-    assert 'class="tile bad"' in text and text.count("Verify found damage and ran no block.") == 2
+    assert 'class="tile bad"' in text and text.count("Verify found damage and ran no block.") == 3
 
 
 @pytest.mark.parametrize(

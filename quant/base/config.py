@@ -26,6 +26,7 @@ TEXT_FILE = "calibration_text.jsonl"  # in an export: what the model wrote for i
 # Pictures, prompts, answers and passages that share nothing with those to calibrate with: what `verify` measures on.
 HELD_OUT = CALIB_IMAGES / "heldout" / "heldout.jsonl"
 TEXT_TOKENS = 3200  # at most so many tokens of passages, a fifth of what a 7B computes for 30 photographs
+ENOUGH_WORDS = 600  # different tokens of text, below which the loss grows (docs/accuracy.md)
 MAX_SAMPLES = 128  # how many samples a run takes from a larger set unless it is told
 # What an exported directory depends on only through its packaging: not part of the fingerprint.
 PACKAGING = {"dev_type", "part_file_size", "strict", "calib_root"}

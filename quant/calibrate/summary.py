@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..arithmetic.product import FAST, product_on
+from ..base.config import ENOUGH_WORDS
 from ..base.console import duration, size
 from ..export.plan import Plan
 from ..families.family import Group, Tower
@@ -13,8 +14,6 @@ from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
 from .own_text import OwnText
-
-ENOUGH_WORDS = 600  # different tokens of text, below which the loss grows (docs/accuracy.md)
 
 
 def dry_run(calibrator: Calibrator) -> None:

@@ -32,7 +32,7 @@ COMMANDS = {
     "sizes": "tokens and sequence length for images of a given size",
     "embed-tokens": "the embedding table as a file, for split deployments",
     "report": "one HTML page on an export, to be read offline",
-    "onnx": "a float ONNX model of the PP-OCR line -> int8, within a point of float",
+    "onnx": "a float ONNX model of the PP-OCR line -> int8",
     "fetch-coco": "download 30 CC BY photographs of COCO for calibration",
 }
 

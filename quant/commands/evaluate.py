@@ -4,10 +4,11 @@ answers.
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError, UsageError
-from .cli import WITH_LIMITS, boolean
+from .cli import CONSOLE, WITH_LIMITS, boolean
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import Model
@@ -85,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--results",
         metavar="FILE",
-        help="log of all answers; run again with it to go on (default: DATA's name with .results.jsonl, here)",
+        help="log of all answers; run again with it to go on (default: DATA's name with .results.jsonl, in the user's"
+        " cache, ~/.cache/ascend-vlm-quant)",
     )
     job.add_argument(
         "--json", metavar="FILE", help="write scores, flips and difference to FILE, for `python -m quant report`"
@@ -130,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
     reporter = Reporter(args.quiet, args.log_file)
     data = load_questions(args.data, args.image_folder).some(args.num_samples, args.seed)
     models = _models(args)
-    results = Results(args.results or f"{Path(args.data).stem}.results.jsonl")
+    results = Results(args.results or answers_log(args.data))
+    reporter.line(f"answers    kept in {results.file}; the same command again goes on from there")
     sides = []
     try:
         while models:
@@ -149,6 +152,14 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise QuantError(f"--json {args.json}: {error.strerror}") from None
     return 0 if summary["passed"] else 1
+
+
+def answers_log(data: str) -> str:
+    """Where answers to the questions of the file `data` are kept unless --results says it: in the user's cache, since
+    nobody looks for a new file in the folder that a command happens to run in.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(cache, CONSOLE, f"{os.path.splitext(os.path.basename(data))[0]}.results.jsonl")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,15 +1,18 @@
 """python -m quant report: one HTML file that shows what was quantized, how, how well, and on what; it needs no network
 and no other file.
 
-facts.py     what is on disk -> Facts               markup.py    HTML that cannot be broken by what it quotes
-overview.py, proof.py, answers.py, blocks.py, coverage.py  Facts -> sections; parts.py: what they are put together from
+facts.py     what is on disk -> Facts; loading.py: the servers' rules, markup.py: HTML that what it quotes cannot break
+decision.py  Facts -> the first line: deploy, do not deploy, not proven; and why
+overview.py, proof.py, peers.py, answers.py, serving.py, weakest.py, blocks.py, coverage.py  Facts -> sections;
+             parts.py: what they are put together from
 plots.py     inline SVG
 style.css, script.js                                 put into the page
 """
 
 from pathlib import Path
 
-from . import answers, blocks, coverage, overview, proof
+from . import answers, blocks, coverage, overview, peers, proof, serving, weakest
+from .decision import decide
 from .facts import Facts, gather
 from .markup import Markup, el
 
@@ -17,7 +20,10 @@ PARTS = (
     ("Summary", overview.summary),
     ("Verification", proof.verification),
     ("Accuracy", proof.accuracy),
+    ("Beside others", peers.peers),
     ("Answers", answers.answers),
+    ("Servers", serving.servers),
+    ("Weakest linears", weakest.weakest),
     ("Error per block", blocks.errors),
     ("Coverage", coverage.coverage),
     ("Activation ranges", blocks.ranges),
@@ -49,10 +55,11 @@ def page(facts: Facts) -> str:
         "header",
         el("h1", title),
         el("p", el("code", facts.export.dir.resolve())),
+        overview.verdict(decide(facts)),
         el("nav", [el("a", label, href=f"#{name}") for (label, _), name in zip(PARTS, names)]),
     )
     body = el("body", top, el("main", parts), el("footer", "Hover over a plot for its numbers."), el("script", script))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
-__all__ = ["Facts", "gather", "page"]
+__all__ = ["Facts", "decide", "gather", "page"]

@@ -80,7 +80,7 @@ def _built_up(facts: Facts) -> list[Markup]:
 
 def _linears_alone(facts: Facts) -> list[Markup]:
     """From verify: which linear is the weak one."""
-    records = _linear_records(facts)
+    records = linear_records(facts)
     if not records:
         return []
     weak = lambda record: min(max((BEST_DB - (record["export"]["snr_db"] or 0)) / (BEST_DB - WORST_DB), 0.06), 1.0)
@@ -102,7 +102,7 @@ def decibels(value: float | None) -> str:
 
 def clipping(facts: Facts) -> Markup:
     """Which linears' input is clipped, by verify's images."""
-    records = _linear_records(facts)
+    records = linear_records(facts)
     if facts.verify is None:
         return section("clipping", "Clipped activations", undone("Not verified.", NO_VERIFY, "--verify verify.json"))
     if not records:
@@ -129,7 +129,7 @@ def clipping(facts: Facts) -> Markup:
     )
 
 
-def _linear_records(facts: Facts) -> list[dict]:
+def linear_records(facts: Facts) -> list[dict]:
     """verify's records of the linears, each with its block's tower and index."""
     blocks = facts.verify["blocks"] if facts.verify else []
     return [

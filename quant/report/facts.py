@@ -6,6 +6,7 @@ tell is left out, and the report says so.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..files.fingerprints import model_digest
 from ..inputs.images import reopen_images, thumbnail
 from ..inputs.sources import load_samples
 from ..inputs.written import answered, is_written, read_written
+from .loading import Loading, loadings
 
 MOST_THUMBNAILS = 128
 NOT_RECORDED = "not recorded"
@@ -58,6 +60,7 @@ class Facts:
 
     identity: model_digest of the export; doubts: what is not known to be of this export, or of its float model; recipe,
     run: quant_recipe.json and quant_run.json, empty where there is none; verify, evaluation: what these commands wrote;
+    peers: name -> evaluation of another export on the same questions; servers: what each would make of the export;
     thumbnails: sample key -> data: URL.
     """
 
@@ -70,6 +73,8 @@ class Facts:
     layers: list[Layer]
     verify: dict | None
     evaluation: dict | None
+    peers: dict[str, dict]
+    servers: list[Loading]
     thumbnails: dict[str, str]
 
     def blocks(self, tower: str) -> list[dict]:
@@ -115,12 +120,18 @@ VERIFY_KEYS = ("passed", "verdict", "findings", "thresholds", "blocks", "logits"
 EVALUATION_KEYS = ("data", "sides", "passed")
 
 
-def gather(directory: str | Path, verify: str | None, evaluation: str | None, images: str | None) -> Facts:
+def gather(
+    directory: str | Path,
+    verify: str | None,
+    evaluation: str | None,
+    images: str | None,
+    peers: Sequence[str] = (),
+) -> Facts:
     """Read everything. directory: the export; verify, evaluation: the JSON files that these commands wrote; images:
-    where the calibration images are, None for those shipped here.
+    where the calibration images are, None for those shipped here; peers: evaluations of other exports, to show beside.
 
-    Raises UsageError for a directory that is no export, for a file that is not there, and for one that was measured on
-    another export; QuantError for a record that cannot be read.
+    Raises UsageError for a directory that is no export, for a file that is not there, for one that was measured on
+    another export, and for a peer that answered other questions; QuantError for a record that cannot be read.
     """
     export = reader.read(directory)
     family = family_of(export.config, export.dir)
@@ -139,6 +150,8 @@ def gather(directory: str | Path, verify: str | None, evaluation: str | None, im
         layers=_layers(export, recipe),
         verify=verified,
         evaluation=evaluated,
+        peers=_peers(peers, evaluation, evaluated),
+        servers=loadings(export.dir),
         thumbnails=_thumbnails(images, recipe, family, export.dir),
     )
 
@@ -154,6 +167,25 @@ def _result(file: str | None, command: str, keys: tuple[str, ...]) -> dict | Non
             f"{file}: has no {missing[0]}; `python -m quant {command} --json FILE` writes what is expected here"
         )
     return result
+
+
+def _peers(files: Sequence[str], own: str | None, evaluated: dict | None) -> dict[str, dict]:
+    """Evaluations of other exports, by their files' names. Raises UsageError for one that is not of the same questions,
+    or of another float model.
+    """
+    peers: dict[str, dict] = {}
+    for file in files:
+        result = _result(file, "evaluate", EVALUATION_KEYS)
+        if evaluated is None or result is None:
+            raise UsageError(f"--peers {file}: there is nothing to stand beside; --evaluation FILE names this export's")
+        if [side["name"] for side in result["sides"]] != ["float", "int8"]:
+            raise UsageError(f"--peers {file}: is not of a float model and its export")
+        for what, key, inner in (("questions", "data", "sha256"), ("float model", "identity", "float")):
+            one, other = (str(each.get(key, {}).get(inner, "not recorded")) for each in (evaluated, result))
+            if one != other:
+                raise UsageError(f"--peers {file}: is of other {what} ({other[:16]}) than {own} ({one[:16]})")
+        peers[Path(file).name.removesuffix(".json").removesuffix(".evaluation")] = result
+    return peers
 
 
 def _doubts(directory: Path, identity: str, command: str, file: str | None, result: dict | None) -> list[str]:

@@ -2,11 +2,29 @@
 
 from ..base.console import duration, size
 from .axes import finite
+from .decision import Decision
 from .facts import NOT_RECORDED, Facts
 from .markup import Markup, el
 from .parts import NO_RUN, TOWERS, hint, panels, percent, section, tile
 from .plots import bar_panel
 from .proof import accuracy_tile, verify_tiles
+
+STATES = {"good": "shown", "bad": "fails", "open": "open"}
+
+
+def verdict(decision: Decision) -> Markup:
+    """The first line, and what it rests on."""
+    head, _, rest = decision.line.partition(":")
+    rows = [
+        el(
+            "li",
+            el("b", STATES[reason.state], class_=f"mark-{reason.state}"),
+            el("a", reason.about, href=f"#{reason.place}"),
+            el("span", reason.text),
+        )
+        for reason in decision.reasons
+    ]
+    return el("div", el("p", el("strong", f"{head}:"), rest), el("ul", rows), class_=f"verdict {decision.state}")
 
 
 def summary(facts: Facts) -> Markup:
@@ -122,14 +140,20 @@ def images(facts: Facts) -> Markup:
     if not samples:
         return section("images", "Calibration images", hint("Not recorded: this directory holds no quant_recipe.json."))
     every, samples = len(samples), [sample for sample in samples if sample.get("image", True)]
-    items = []
+    items, missing = [], []
     for sample in samples:
         thumbnail = facts.thumbnails.get(sample["sha256"])
-        picture = el("img", src=thumbnail, alt="") if thumbnail else el("div", "not at hand", class_="absent")
-        items.append(el("li", picture, el("span", sample["name"]), el("code", sample["sha256"][:12])))
-    missing = len(samples) - sum(sample["sha256"] in facts.thumbnails for sample in samples)
+        told = [el("span", sample["name"]), el("code", sample["sha256"][:12])]
+        if thumbnail:
+            items.append(el("li", el("img", src=thumbnail, alt=""), told))
+        else:
+            missing.append(el("li", told))
     note = (
-        hint(f"{missing} of {len(samples)} were not found; ", el("code", "--images PATH"), " names where they are.")
+        el(
+            "details",
+            el("summary", f"{len(missing)} of {len(samples)} were not found; --images PATH names where they are"),
+            el("ul", missing, class_="names"),
+        )
         if missing
         else None
     )

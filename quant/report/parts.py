@@ -39,7 +39,7 @@ def legend(*entries: tuple[str, str]) -> Markup:
 
 
 def table(head: list[str], rows: list[list], numeric: Collection[int] = (), **attributes) -> Markup:
-    """numeric: the columns whose cells are numbers, set to the right."""
+    """numeric: the columns whose cells are numbers, set to the right; class_="sortable" has the page's script sort."""
     cells = lambda row, tag: [el(tag, cell, class_="number" if i in numeric else None) for i, cell in enumerate(row)]
     body = el("tbody", [el("tr", cells(row, "td")) for row in rows])
     return el("div", el("table", el("thead", el("tr", cells(head, "th"))), body, **attributes), class_="wide")
