@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quant import Calibrator, QuantConfig
+from quant.arithmetic import smoothing
 from quant.base.errors import UsageError
 from quant.export import reader
 from quant.export.plan import make_plan
@@ -149,13 +150,15 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("family", [family for family in ("qwen3_vl_moe", "qwen3_5_moe") if family in tiny.known()])
-def test_never_all_experts_in_float32(tmp_path, family):
+def test_never_all_experts_in_float32(tmp_path, monkeypatch, family):
+    """Linears with more outputs than a scale is tried on, as those of real sizes are."""
+    monkeypatch.setattr(smoothing, "OUTPUTS", 8)
     source, images = tiny.make(tmp_path / "src", family), tiny.make_images(tmp_path / "images", 1)
     config = QuantConfig(anti_method="m2", calib_text="none", dev_type="cpu")
     alive = Alive({(80, 192), (192, 80)}, {(8, 160, 192), (8, 192, 160), (8, 192, 80), (8, 80, 192)})
     with alive:
         Calibrator(source, config, str(images), quiet=True).run(tmp_path).save(tmp_path / "out")
-    assert 0 < alive.most <= 4, f"{alive.most} matrices in float32 at once; a block has 24"
+    assert 0 < alive.most < 8, f"{alive.most} matrices in float32 at once; a block has 24"
 
 
 def test_experts_are_dynamic_whatever_is_asked(tmp_path):

