@@ -151,7 +151,10 @@ def test_shards_do_not_matter(tmp_path):
             images,
             anti_method="m4",
         )
-    one, three = digest(tmp_path / "out1"), digest(tmp_path / "out3")
+    told = ("README.md", "quant_recipe.json", "quant_run.json")  # which name the source by its files
+    assert digest(tmp_path / "out1", told) == digest(tmp_path / "out3", told)
+    one, three = (json.loads((tmp_path / out / "quant_recipe.json").read_text()) for out in ("out1", "out3"))
+    assert one.pop("source_sha256") != three.pop("source_sha256")
     assert one == three
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import vllm_names
 from contracts.cases import CASES
 from exports import DESCRIPTION, WEIGHTS, Exports, copy, drop, edit_json, edit_tensors
 from safetensors.torch import save_file
 
 from quant.base.errors import QuantError
+from quant.export.formats import export
 from quant.servers.rules import RULES, check
 
 FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl", "qwen3_vl")
@@ -65,6 +67,15 @@ def test_good_shards_tied_heads_and_float_vision_have_no_findings(exports, tmp_p
             check(tmp_path / f"out-{vision}", world_size=2 if vision == "float" else 1, hardware="a2", source=source)
             == []
         )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vllm_finds_every_key(exports, tmp_path, family):
+    """By vLLM-Ascend's own renaming and look-up, of every kind of linear that it has."""
+    static = exports(family)
+    for act, word in (("static", "W8A8"), ("dynamic", "W8A8_DYNAMIC"), ("mix", "W8A8_MIX")):
+        out = static if act == "static" else export(static, tmp_path / act, "ascendV1", act)
+        assert set(vllm_names.assert_found(out).values()) == {"FLOAT", word}
 
 
 # -- one thing broken, one rule named

@@ -2,14 +2,17 @@
 no token reaches them, one type in a block.
 """
 
+import weakref
 from collections import Counter
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quant import Calibrator, QuantConfig
+from quant.arithmetic import smoothing
 from quant.base.errors import UsageError
 from quant.export import reader
 from quant.export.plan import make_plan
@@ -124,6 +127,38 @@ def test_an_expert_that_no_token_reaches_is_rounded_well(tmp_path, w_method):
     router = f"{BLOCK}.gate.weight"
     ratio = (export.load(router).float() / original.load(router).float())[:3].log2()
     assert torch.equal(ratio, ratio.round()) and ratio.any(), "powers of two, and not all one"
+
+
+class Alive(TorchDispatchMode):
+    """Counts what is alive in float32 of the shapes of an expert's linears; of all experts at once there is none."""
+
+    def __init__(self, single: set[tuple], fused: set[tuple]):
+        super().__init__()
+        self.single, self.fused, self.alive, self.most = single, fused, {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                shape = tuple(tensor.shape)
+                assert tensor.is_meta or shape not in self.fused, f"{function}: all experts of a block in float32"
+                if shape in self.single and not tensor.is_meta:
+                    key = id(tensor)
+                    self.alive[key] = weakref.ref(tensor, lambda _, key=key: self.alive.pop(key, None))
+        self.most = max(self.most, len(self.alive))
+        return made
+
+
+@pytest.mark.parametrize("family", [family for family in ("qwen3_vl_moe", "qwen3_5_moe") if family in tiny.known()])
+def test_never_all_experts_in_float32(tmp_path, monkeypatch, family):
+    """Linears with more outputs than a scale is tried on, as those of real sizes are."""
+    monkeypatch.setattr(smoothing, "OUTPUTS", 8)
+    source, images = tiny.make(tmp_path / "src", family), tiny.make_images(tmp_path / "images", 1)
+    config = QuantConfig(anti_method="m2", calib_text="none", dev_type="cpu")
+    alive = Alive({(80, 192), (192, 80)}, {(8, 160, 192), (8, 192, 160), (8, 192, 80), (8, 80, 192)})
+    with alive:
+        Calibrator(source, config, str(images), quiet=True).run(tmp_path).save(tmp_path / "out")
+    assert 0 < alive.most < 8, f"{alive.most} matrices in float32 at once; a block has 24"
 
 
 def test_experts_are_dynamic_whatever_is_asked(tmp_path):

@@ -1,7 +1,7 @@
 """What every family must show, one row of ROWS each: bit-equality with the whole model, names, methods and schemes,
 folding, servers, jobs that survive. A new family is a row.
 
-Left to the tests of their own: Qwen2-VL, Qwen2.5-VL and LLaVA, whose rows are those here for the servers' names.
+Left to the tests of their own: Qwen2-VL, Qwen2.5-VL and LLaVA.
 """
 
 import json
@@ -34,6 +34,7 @@ from quant.calibrate.launch import joined
 from quant.calibrate.work import work_directory
 from quant.commands.cli import main
 from quant.export import reader
+from quant.export.formats import export
 from quant.export.plan import make_plan
 from quant.families import FAMILIES, family_of
 from quant.families.internvl import INTERNVL
@@ -88,15 +89,17 @@ ROWS = (
         errors={"dynamic": {"vision-switch"}, "mixed": {"one-type"}, "other vision": {"vision-whole"}},
     ),
     Row("qwen3_5", ("qwen3_5-2b", "qwen3_5-27b"), "*linear_attn*", errors={"all": {"served"}}),
-    Row("qwen3_5_moe", ("qwen3_5-35b-a3b",), words={"W8A8", "W8A8_DYNAMIC"}, errors={"all": {"served"}}),
+    Row(
+        "qwen3_5_moe", ("qwen3_5-35b-a3b",), "*linear_attn*", words={"W8A8", "W8A8_DYNAMIC"}, errors={"all": {"served"}}
+    ),
 )
 ROWS = tuple(row for row in ROWS if hasattr(transformers, row.architecture))  # 4.57 has not all of them
 JOBS: dict[str, dict] = {
     "static": dict(anti_method="m2"),
-    "dynamic": dict(anti_method="m4", scheme="W8A8_DYNAMIC"),
-    "mixed": dict(anti_method="m4"),
-    "none": dict(anti_method="none"),
-    "other vision": dict(anti_method="m4"),
+    "dynamic": dict(anti_method="m4", scheme="W8A8_DYNAMIC", calib_text="none"),
+    "mixed": dict(anti_method="m4", calib_text="none"),
+    "none": dict(anti_method="none", calib_text="none"),
+    "other vision": dict(anti_method="m4", calib_text="none"),
 }
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.tiny)
 
@@ -132,12 +135,10 @@ def made(tmp_path_factory):
 # -- the model
 
 
-def two_images(source: Path) -> dict:
+def two_images(encoder: Encoder) -> dict:
     """A prompt about two images of different sizes, as the checkpoint's own processor makes it."""
-    encoder = Encoder(source)
     pictures = [Image.effect_noise(size, 90).convert("RGB") for size in ((96, 64), (64, 128))]
-    text = encoder._chat.render("Which is larger?", 2)
-    return encoder._processor(pictures, text, encoder._chat.adds_special_tokens(text))
+    return encoder(pictures, "Which is larger?")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -149,7 +150,8 @@ def test_streamed_equals_whole(tmp_path, made, row, dtype):
     checkpoint = Checkpoint(source)
     family = family_of(checkpoint.config, source)
     samples = prepare(made.images, checkpoint, family, QuantConfig(num_samples=2)).inputs
-    samples += [two_images(source)] * row.several + [Encoder(source)(None, "How are you?")]
+    encoder = Encoder(source)
+    samples += [two_images(encoder)] * row.several + [encoder(None, "How are you?")]
     model = StreamedModel(checkpoint, family, getattr(torch, dtype))
     again = {"vision": 1, "language": 1} if dtype == "bfloat16" else None  # taken up inside each tower
     assert_equal_to_the_whole(model, source, model.dtype, samples, cut=again)
@@ -164,6 +166,15 @@ def test_names_of_the_tiny_size(made, row):
     assert sorted(model.names.values()) == sorted(name for name, _ in model.model.named_parameters())
 
 
+PARAMETERS = {
+    "qwen3vl-2b": 2_127_532_032,
+    "qwen3vl-4b": 4_437_815_808,
+    "qwen3vl-8b": 8_767_123_696,
+    "qwen3vl-32b": 33_357_390_064,
+    "qwen3_5-27b": 27_781_427_952,
+    "qwen3_5-35b-a3b": 35_951_822_704,
+}
+"""Of the published checkpoints, drafter and all: half the total_size of their index. Of the others it was not found."""
 PUBLISHED = [(row, size) for row in ROWS for size in row.published]
 
 
@@ -171,7 +182,9 @@ PUBLISHED = [(row, size) for row in ROWS for size in row.published]
 def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
     """On the meta device: names are a bijection, shapes agree, and no linear is without a decision and a reason."""
     config = hub_config.SIZES[size].config
-    checkpoint = headers_only(tmp_path, config, hub_tensors.tensors(config))
+    tensors = hub_tensors.tensors(config)
+    assert sum(tensor.size for tensor in tensors) == PARAMETERS.get(size, sum(tensor.size for tensor in tensors))
+    checkpoint = headers_only(tmp_path, config, tensors)
     family = family_of(config, tmp_path)
     model = StreamedModel(checkpoint, family, torch.bfloat16)
     ignored = {name for name in checkpoint.tensors if name.startswith("mtp.")}
@@ -234,7 +247,9 @@ def test_a_job_is_right_and_the_servers_take_it(made, row, name):
     assert not any("vllm-ascend" in finding.effects for finding in errors)
     # One image and four tokens: what is asked is whether the tensors are right, tower by tower.
     report = verify(out, source, QuantConfig(dev_type="cpu", num_samples=1), str(made.images), tokens=0)
-    assert report["findings"] == [] and report["passed"], report["verdict"]
+    assert report["findings"] == []
+    # Of outlier channels that nothing was done about W8A8 alone may cost more than the thresholds allow.
+    assert report["passed"] or name == "none" and report["verdict"]["cause"] == "quantization", report["verdict"]
     words = set(reader.read(out).words.values())
     assert words == {"static": row.words, "dynamic": {"W8A8_DYNAMIC"}}.get(name, words)
     assert name != "mixed" or words == {"W8A8", "W8A8_DYNAMIC"}
@@ -252,6 +267,32 @@ def test_read_back_by_the_runtime(made, row):
     assert len(runtime.greedy(model, inputs, 3)) == 3
 
 
+HYBRID = pytest.mark.parametrize("row", [row for row in ROWS if "3_5" in row.tiny], ids=lambda row: row.tiny)
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic", "mixed"])
+@HYBRID
+def test_the_drafter_is_copied_bit_for_bit_and_described(made, row, name):
+    source, out = Checkpoint(made.source(row)), made.job(row, name)
+    made_of, said = reader.read(out), json.loads((out / "quant_model_description.json").read_text())
+    drafter = [name for name in source.tensors if name.startswith("mtp.")]
+    assert drafter and {name for name in made_of.tensors if name.startswith("mtp.")} == set(drafter)
+    for name in drafter:
+        before, after = source.load(name), made_of.load(name)
+        assert before.dtype == after.dtype and torch.equal(before.view(torch.int16), after.view(torch.int16)), name
+        assert said[name] == "FLOAT"
+
+
+@HYBRID
+def test_linear_attention_is_float_by_recipe_and_dynamic_by_option(made, row):
+    for job, wanted in (("static", "FLOAT"), ("dynamic", "FLOAT"), ("mixed", "W8A8_DYNAMIC")):
+        said = json.loads((made.job(row, job) / "quant_model_description.json").read_text())
+        found = {name.split("linear_attn.")[1]: word for name, word in said.items() if ".linear_attn." in name}
+        parts = ("in_proj_qkv", "in_proj_z", "out_proj")
+        assert {found[f"{part}.weight"] for part in parts} == {wanted}, job
+        assert {found["in_proj_a.weight"], found["in_proj_b.weight"], found["conv1d.weight"]} == {"FLOAT"}
+
+
 # -- servers
 
 
@@ -261,33 +302,15 @@ EXPORTS = [(row, name) for row in ROWS for name in JOBS]
 @pytest.mark.parametrize("row,name", EXPORTS, ids=[f"{row.tiny}-{name}" for row, name in EXPORTS])
 def test_vllm_finds_every_key(made, row, name):
     """Every module that vLLM-Ascend builds finds its key, and is built for the type that the tensors are of."""
-    out = made.job(row, name)
-    config, said = (json.loads((out / file).read_text()) for file in ("config.json", "quant_model_description.json"))
-    kind = config["model_type"]
-    description, packed = vllm_names.renamed(said, vllm_names.MAPPERS[kind]), vllm_names.PACKED[kind]
-    found = {
-        module: vllm_names.kind_of(module, description, packed, module.endswith(".experts"))
-        for module in vllm_names.asked(config)
-    }
-    int8 = {vllm_names.renamed({key: word}, vllm_names.MAPPERS[kind]).popitem()[0] for key, word in said.items()
-            if word != "FLOAT" and key.endswith(".weight")}  # fmt: skip
-    asked = {module for module, word in found.items() if word != "FLOAT"}
-    parts = {part for module in asked for part in _parts(module, packed)}
-    assert int8 == {key for key in int8 if any(key.startswith(f"{part}.") for part in parts)}, (
-        "int8 that nobody asks for"
-    )
-    if "mtp_num_hidden_layers" in config.get("text_config", {}):
-        drafter = vllm_names.renamed(said, vllm_names.DRAFTER)
-        assert {vllm_names.kind_of(module, drafter, packed) for module in vllm_names.asked_by_drafter(config)} == {
-            "FLOAT"
-        }
+    found = vllm_names.assert_found(made.job(row, name))
+    assert {word for word in found.values() if word != "FLOAT"} == set(reader.read(made.job(row, name)).words.values())
 
 
-def _parts(module: str, packed: dict[str, list[str]]) -> list[str]:
-    last = module.rsplit(".", 1)[-1]
-    if last == "experts":
-        return [module]
-    return [module.replace(last, part) for part in packed.get(last, [last])]
+@pytest.mark.parametrize("row", [row for row in ROWS if row.words == {"W8A8"}], ids=lambda row: row.tiny)
+def test_vllm_finds_every_key_of_a_mix(tmp_path, made, row):
+    """W8A8_MIX is made of a finished export, of one without experts."""
+    found = vllm_names.assert_found(export(made.job(row, "static"), tmp_path / "mix", "ascendV1", "mix"))
+    assert set(found.values()) == {"FLOAT", "W8A8_MIX"}
 
 
 @rows
@@ -360,7 +383,8 @@ def test_the_commands_take_it(tmp_path, made, row, capsys):
     (tmp_path / image.name).write_bytes(image.read_bytes())
     question = {"image": image.name, "prompt": "What is this?", "answers": "no"}
     data.write_text(json.dumps(question) + "\n")
-    words = ["--data", str(data), "--json", str(tmp_path / "e.json"), "--max_new_tokens", "2"]
+    words = ["--data", str(data), "--results", str(tmp_path / "answers.jsonl"), "--json", str(tmp_path / "e.json")]
+    words += ["--max_new_tokens", "2"]
     assert main(["evaluate", "--model_path", str(source), "--quantized", str(out), *words]) in (0, 1)
     assert (tmp_path / "e.json").stat().st_size
     assert (
@@ -369,3 +393,6 @@ def test_the_commands_take_it(tmp_path, made, row, capsys):
     assert FAMILIES[row.architecture].name in (tmp_path / "r.html").read_text()
     assert main(["handoff", str(out), "--server", "vllm-ascend", "--out", str(tmp_path / "handoff")]) == 0
     assert any((tmp_path / "handoff").iterdir())
+    refused = "served" in row.errors.get("all", ())
+    assert main(["handoff", str(out), "--server", "mindie", "--out", str(tmp_path / "mindie")]) == refused
+    assert (tmp_path / "mindie" / "config.json").exists() != refused

@@ -7,7 +7,9 @@ is_layer_skipped_ascend, quant_prefix_mapper, packed_modules_model_mapping), and
 quant_config).
 """
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 QKV, GATE_UP = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}, {"gate_up_proj": ["gate_proj", "up_proj"]}
 EXPERTS = {"experts": ["experts.0.gate_proj", "experts.0.up_proj", "experts.0.down_proj"]}
@@ -89,6 +91,31 @@ def kind_of(module: str, description: dict[str, str], packed: dict[str, list[str
         layer = "moe" if moe else "linear"
         raise NotImplementedError(f"vLLM Ascend doesn't support quant_type={kind} for layer_type={layer}")
     return kind
+
+
+def assert_found(out: Path) -> dict[str, str]:
+    """Every module that is built of the export `out` finds its keys, and whatever is int8 there is built for its type;
+    the drafter, where there is one, is float. -> the type of each module.
+    """
+    config, said = (json.loads((out / file).read_text()) for file in ("config.json", "quant_model_description.json"))
+    mapper, packed = MAPPERS[config["model_type"]], PACKED[config["model_type"]]
+    description = renamed(said, mapper)
+    found = {module: kind_of(module, description, packed, module.endswith(".experts")) for module in asked(config)}
+    parts = {part for module, word in found.items() if word != "FLOAT" for part in parts_of(module, packed)}
+    int8 = {key: word for key, word in description.items() if word != "FLOAT" and key.endswith(".weight")}
+    assert int8, "nothing is int8"
+    lost = {key for key in int8 if not any(key.startswith(f"{part}.") for part in parts)}
+    assert not lost, f"int8 that nobody asks for: {sorted(lost)[:3]}"
+    if config.get("text_config", {}).get("mtp_num_hidden_layers"):
+        drafter = renamed(said, DRAFTER)
+        assert {kind_of(module, drafter, packed) for module in asked_by_drafter(config)} == {"FLOAT"}
+    return found
+
+
+def parts_of(module: str, packed: dict[str, list[str]]) -> list[str]:
+    """What a module is packed of; all experts' linears have its own name in front."""
+    last = module.rsplit(".", 1)[-1]
+    return [module] if last == "experts" else [module.replace(last, part) for part in packed.get(last, [last])]
 
 
 def asked(config: dict) -> Iterator[str]:

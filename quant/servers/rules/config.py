@@ -146,7 +146,9 @@ def torch_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def text_dtype(directory: Directory, target: Target) -> Iterator[Finding]:
-    """Of the newer, nested files MindIE takes the language model's own dtype."""
+    """Of the newer, nested files MindIE takes the language model's own dtype. (MindIE-LLM 8b4871a: Qwen3-VL's
+    text_config becomes a BaseConfig of its own, atb_llm.models.qwen3_vl.config_qwen3_vl.)
+    """
     family, text = directory.family, directory.config.get("text_config", {})
     if family.flat_config or family.mindie_config_alone or family.mindie_refuses:
         return

@@ -11,8 +11,8 @@ TRIED = (1, 2, 4, 8, 16)  # the sizes that a summary names
 
 
 def served(directory: Directory, target: Target) -> Iterator[Finding]:
-    """MindIE has a folder for each model_type that it serves (atb_llm/models), and a list of the sizes that it takes in
-    W8A8 (its README for the model).
+    """MindIE has a folder for each model_type that it serves, and a list of the sizes that it takes in W8A8.
+    (MindIE-LLM 8b4871a: atb_llm.models, models.internvl.router_internvl; the README of examples/models/qwen3_vl.)
     """
     family = directory.family
     if family.mindie_refuses:
@@ -53,7 +53,10 @@ def _static_and_experts(directory: Directory) -> bool:
 
 
 def one_type(directory: Directory, target: Target) -> Iterator[Finding]:
-    """vLLM-Ascend builds each linear by its own entry of the description, MindIE all of them for one type."""
+    """vLLM-Ascend builds each linear by its own entry of the description, MindIE all of them for one type, but for the
+    attention beside W8A8_DYNAMIC experts, which is static. (MindIE-LLM 8b4871a:
+    atb_llm.models.qwen3_vl_moe.modeling_qwen3_vl_moe_text; vllm-ascend 182b75ea: quantization.modelslim_config.)
+    """
     kinds: dict[str, list[str]] = {}
     for name in directory.int8:
         kinds.setdefault(directory.kind(name), []).append(name)
@@ -69,7 +72,9 @@ def one_type(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def hardware(directory: Directory, target: Target) -> Iterator[Finding]:
-    """MindIE runs all models on the Atlas 800 A2 and A3, not all of them (Qwen2-VL) on the Atlas 300I Duo."""
+    """MindIE runs all models on the Atlas 800 A2 and A3, not all of them (Qwen2-VL) on the Atlas 300I Duo. (MindIE-LLM
+    8b4871a: the README of each model.)
+    """
     if target.hardware == "310p" and not directory.family.mindie_310p:
         yield Finding(
             "--hardware 310p",

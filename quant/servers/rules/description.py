@@ -82,7 +82,9 @@ def description_keys(directory: Directory, target: Target) -> Iterator[Finding]:
 def description_entry(directory: Directory, target: Target) -> Iterator[Finding]:
     """An entry for the weight of every linear and embedding; for a tied head, too, which has no tensor of its own.
 
-    vLLM-Ascend asks for all of them, MindIE for those that it packs.
+    vLLM-Ascend asks for all of them, under the names of vLLM's modules; MindIE for those that it packs. (vllm-ascend
+    182b75ea: quantization.modelslim_config, get_linear_quant_type; MindIE-LLM 8b4871a:
+    atb_llm.utils.quantize.pack_type.)
     """
     if directory.description is None:
         return

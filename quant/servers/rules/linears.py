@@ -143,7 +143,8 @@ def packed_types(directory: Directory, target: Target) -> Iterator[Finding]:
 
 def expert_types(directory: Directory, target: Target) -> Iterator[Finding]:
     """The experts of a block are one layer: all of one type, which is float or W8A8_DYNAMIC; vLLM-Ascend asks for that
-    of the first, and has no static product for experts. (vllm-ascend 182b75ea: packed "experts", schemes of "moe".)
+    of the first, and has no static product for experts. (vllm-ascend 182b75ea: quantization.modelslim_config, packed
+    "experts"; the schemes registered for "moe".)
     """
     blocks: dict[str, dict[str, str]] = {}
     int8 = set(directory.int8)

@@ -148,7 +148,9 @@ def tensor_names(directory: Directory, target: Target) -> Iterator[Finding]:
 
 
 def kept_float(directory: Directory, target: Target) -> Iterator[Finding]:
-    """The head in float for both servers, and what MindIE loads in float besides."""
+    """The head in float for both servers, and what MindIE loads in float besides: of Qwen3-VL the mergers and
+    linear_fc2, whose input is not quantized there. (MindIE-LLM 8b4871a: atb_llm.models.qwen3_vl.modeling_qwen3_vl_vit.)
+    """
     float_ = directory.family.must_float | directory.family.mindie_float
     for name in directory.int8:
         pattern = match(float_, name)

@@ -1,4 +1,10 @@
-"""Rules on MindIE's vision towers, which are built by switches of their own."""
+"""Rules on MindIE's vision towers, which are built by switches of their own.
+
+Read in MindIE-LLM 8b4871a of April 2026, atb_llm.models. Qwen2-VL's: qwen2_vl.modeling_qwen2_vl_vit_atb. Qwen3-VL's:
+qwen3_vl.flash_causal_qwen3_vl hands `quantize` on to the vision tower; qwen3_vl.modeling_qwen3_vl_vit takes
+W8A8_DYNAMIC for W8A8, so beside dynamic experts the tower is static, and norm1 and norm2 of every block then emit int8
+with the input_scale of attn.qkv and mlp.linear_fc1. A tensor that is not there: atb_llm.utils.weights, get_filename.
+"""
 
 from collections.abc import Iterator
 
