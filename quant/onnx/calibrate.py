@@ -78,7 +78,8 @@ def corrected(model: ModelProto, layers: Sequence[Layer], chosen: Ranges, seen: 
     for layer in layers:
         if layer.bias not in tensors or layer.loop:
             continue
-        weight, bias = (numpy_helper.to_array(tensors[name]) for name in (layer.weight, layer.bias))
+        # Equalizing gives constants new names; the node knows them.
+        weight, bias = (numpy_helper.to_array(tensors[name]) for name in nodes[layer.name].input[1:3])
         error = _mean_output(layer, _rounded(layer, weight, chosen) - weight, seen[layer.input].mean)
         name = f"{layer.name}/bias"
         result.graph.initializer.append(numpy_helper.from_array((bias - error).astype(np.float32), name))

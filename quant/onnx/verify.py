@@ -10,7 +10,7 @@ errors   of every layer's output the signal-to-noise in dB, on the same images, 
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from ..base.errors import UsageError
 from . import graph
@@ -20,6 +20,7 @@ from .export import Export, read_export
 from .labels import read_items
 from .measure import relative
 from .paddle import converted
+from .qdq import CODES
 from .scores import Reader, signature_of
 from .sessions import Session
 from .tasks import TASKS
@@ -47,7 +48,7 @@ def verify(directory: Path, source: Path, images: str, count: int | None = None,
         raise UsageError(f"{source}: has no layer {missing[0]}; another onnxruntime prepared the export, export again")
     done = {layers[entry["name"]].input: entry["exponents"] for entry in export.record["layers"] if entry["exponents"]}
     model = equalized(model, list(layers.values()), done)
-    damage = damaged(export, model, int8, layers)
+    damage = damaged(export, model, int8)
     made = {node.name: node.output[0] for node in nodes(model)}
     outputs = [entry.name for entry in model.graph.output]
     names = [made[name] for name in layers] + outputs
@@ -95,7 +96,7 @@ def nodes(model: ModelProto) -> list:
     return [*model.graph.node, *(node for _, body in graph.loops(model) for node in body.node)]
 
 
-def damaged(export: Export, model: ModelProto, int8: ModelProto, layers: dict[str, graph.Layer]) -> list[str]:
+def damaged(export: Export, model: ModelProto, int8: ModelProto) -> list[str]:
     """A line for every int8 weight or range that is not what it should be, files that were changed first."""
     lines = []
     try:
@@ -105,7 +106,8 @@ def damaged(export: Export, model: ModelProto, int8: ModelProto, layers: dict[st
     floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     makers = {name: node for node in nodes(int8) for name in node.output}
-    there = {node.name: node for node in nodes(int8)}
+    there, before = ({node.name: node for node in nodes(it)} for it in (int8, model))
+    recorded = {entry["name"]: entry["range"] for entry in export.record["layers"]}
     for name in export.int8:
         node = there.get(name)
         back = makers.get(node.input[1]) if node is not None else None
@@ -119,7 +121,7 @@ def damaged(export: Export, model: ModelProto, int8: ModelProto, layers: dict[st
             if scale.ndim == 0 or scale.size == 1
             else scale.reshape([-1 if at == axis else 1 for at in range(codes.ndim)])
         )
-        weight = floats[layers[name].weight]
+        weight = floats[before[name].input[1]]  # equalizing gives constants new names
         if codes.shape != weight.shape:
             lines.append(f"{name}: the weight is {list(codes.shape)}, the float model's {list(weight.shape)}")
             continue
@@ -129,4 +131,16 @@ def damaged(export: Export, model: ModelProto, int8: ModelProto, layers: dict[st
             lines.append(
                 f"{name}: code {where} is {steps.reshape(-1)[where]:.3g} steps from the float weight, 0.5 is the most"
             )
+        lines += _other_range(name, makers.get(node.input[0]), stored, recorded[name])
     return lines
+
+
+def _other_range(name: str, back: NodeProto | None, stored: dict[str, np.ndarray], recorded: list[float]) -> list[str]:
+    """A line where the codes of an input do not span the recorded range, 0 included; none where they do."""
+    if back is None or back.op_type != "DequantizeLinear" or back.input[1] not in stored:
+        return [f"{name}: is recorded as int8, and its input is float"]
+    span = max(recorded[1], 0.0) - min(recorded[0], 0.0)
+    found = CODES * float(stored[back.input[1]])
+    if abs(found - span) <= 1e-4 * span + 1e-5:  # the record has six decimals
+        return []
+    return [f"{name}: the codes of the input span {found:.6g}, the recorded range {span:.6g}"]

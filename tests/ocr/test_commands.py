@@ -146,6 +146,18 @@ def test_verify_finds_a_damaged_weight(export, source, unseen, tmp_path, capsys)
     assert "code 3 is" in told and "small.amct.onnx answers otherwise" in told
 
 
+def test_verify_finds_a_changed_range(export, source, unseen, tmp_path, capsys):
+    def edit(made):
+        makers = {node.output[0]: node for node in made.graph.node}
+        first = next(node for node in made.graph.node if node.name == "first")
+        scale = next(it for it in made.graph.initializer if it.name == makers[first.input[0]].input[1])
+        scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(1.1), scale.name))
+
+    copy = broken(export, tmp_path, edit)
+    assert cli.main(["verify", str(copy), "--model_path", str(source), "--images", str(unseen)]) == 1
+    assert "first: the codes of the input span" in capsys.readouterr().out
+
+
 def test_verify_finds_a_changed_file(export, source, unseen, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(export, copy)

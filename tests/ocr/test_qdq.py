@@ -1,5 +1,7 @@
 """The int8 graph against formulas in numpy; ranges, corrections, costs, and the choice of layers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from graphs import classifier, looped, model, normal, transposed, value
 from onnx import helper, numpy_helper
 
 from quant.base.errors import QuantError
-from quant.onnx import calibrate, choose, equalize, graph, measure, qdq
+from quant.onnx import calibrate, choose, equalize, graph, measure, qdq, verify
 from quant.onnx.sessions import Session
 
 
@@ -240,3 +242,34 @@ def test_what_others_read_is_not_divided():
     assert next(layer.input for layer in layers if layer.name == "by_channel") not in equalize.exponents(
         made, layers, stats
     )
+
+
+def test_what_was_equalized_gets_biases_of_its_own():
+    """A correction is at most half a step of every weight times what its input is on average; "by_channel" was divided
+    and has constants of new names.
+    """
+    made, layers, stats, *_ = prepared(hard_swish, (1, 3, 8, 8))
+    done = equalize.exponents(made, layers, stats)
+    other, after = equalize.equalized(made, layers, done), equalize.divided(stats, done)
+    fixed = calibrate.corrected(other, layers, calibrate.ranges(other, layers, after), after)
+    constant = lambda it, name, place: weights(it)[next(n for n in it.graph.node if n.name == name).input[place]]
+    for layer in layers[:2]:
+        step = np.abs(constant(other, layer.name, 1)).max((1, 2, 3)) / 127
+        mean = np.abs(after[layer.input].mean)
+        most = step / 2 * (mean if layer.groups > 1 else mean.sum())
+        gap = np.abs(constant(fixed, layer.name, 2) - constant(other, layer.name, 2))
+        assert (gap <= most + 1e-6).all()
+
+
+def test_what_was_equalized_is_not_damaged():
+    made, layers, stats, *_ = prepared(hard_swish, (1, 3, 8, 8))
+    done = equalize.exponents(made, layers, stats)
+    other, after = equalize.equalized(made, layers, done), equalize.divided(stats, done)
+    ranges = calibrate.ranges(other, layers, after)
+    record = [{"name": layer.name, "range": ranges.inputs[layer.input]} for layer in layers]
+    export = SimpleNamespace(
+        int8=[layer.name for layer in layers], record={"layers": record}, refuse_changed=lambda: None
+    )
+    int8 = qdq.quantized(calibrate.corrected(other, layers, ranges, after), layers, ranges)
+    assert verify.damaged(export, other, int8) == []
+    assert [line.split(":")[0] for line in verify.damaged(export, made, int8)] == ["by_channel", "dense"]
