@@ -145,9 +145,7 @@ def table(chosen: argparse.Namespace, source: Path, texts: Path) -> dict[tuple[s
                     source, Path(folder) / "export", name, method, encoder.tokenizer, texts, chosen.device_type
                 )
                 model, _ = runtime.load(Path(folder) / "export", device)
-                rows: dict[str, list[Passage]] = {
-                    kind: compare(reference, model, each) for kind, each in sets.items()
-                }
+                rows: dict[str, list[Passage]] = {kind: compare(reference, model, each) for kind, each in sets.items()}
                 shutil.rmtree(Path(folder) / "export")
             whole = scores[name, method] = score([row for each in rows.values() for row in each])
             kinds = {kind: score(each) for kind, each in rows.items()}

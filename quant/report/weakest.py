@@ -67,15 +67,17 @@ def _added_bytes(facts: Facts, name: str) -> int | None:
 
 
 def _flags(facts: Facts, records: list[dict]) -> Markup | None:
-    """--disable_names for the worst of the language model, with all that servers want to be of one type."""
+    """The flag for the worst of the language model, with all that servers want to be of one type."""
     worst = [record for record in records if record["tower"] == "language"][:KEPT]
     if not worst:
         return None
-    chosen = facts.recipe.get("config", {}).get("disable_names")
-    names = list(facts.family.recipe_float if chosen is None else chosen)
+    config = facts.recipe.get("config", {})
+    instead = config.get("disable_names_only")
+    flag = "disable_names" if instead is None else "disable_names_only"  # which adds to the recipe, or replaces it
+    names = list(config.get(flag) or ())
     for record in worst:
         names += [name for name in together(facts, record["linear"]) if name not in names]
-    flags = f"--disable_names {shlex.join(names)}"
+    flags = f"--{flag} {shlex.join(names)}"
     return el(
         "p",
         f"To keep the {len(worst)} worst of the language model float, with those that read the same tensor, and with"
