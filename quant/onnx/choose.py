@@ -1,8 +1,8 @@
 """Which layers stay float. In falling order of damage per multiply-add, layers become float until what is left, the sum
 of the damages, is below ENOUGH, or the multiply-adds that are float reach BUDGET; passed over are a layer that does not
 fit into it, and one that does less than its share of ENOUGH. Then the bound decides: while int8 loses more than it may
-on the images that are held out, further layers follow in the same order, more at every turn. One image of those always
-may change: of fewer than a hundred, one alone is more than a point, and says nothing.
+on the images that are held out, further layers follow in the same order, more at every turn. Where an image is right or
+wrong, one of those may always change: of fewer than a hundred, one alone is more than a point, and says nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -33,6 +33,7 @@ from .tasks import task_of
 CALIBRATION, SHARE = 48, 0.4  # images that ranges are taken from: at most so many, and at most this part of all
 MOST_TRIED, TRIED_SIZE = 8, 2_500_000  # images that every layer is tried alone on: so many, or elements of inputs
 PAYS = 0.8  # equalizing an input must bring its layer's damage down to this part
+RIGHT_OR_WRONG = ("accuracy", "exact lines")  # scores in which one image is worth 100 / images
 LEAST = 8  # images altogether: fewer leave nothing to hold out
 
 
@@ -135,8 +136,11 @@ class Work:
         return model, floats, seen
 
     def allowed(self) -> float:
-        """Points that int8 may lose on the held-out images: --max_drop, or what one image of them is worth."""
-        return max(self.options.max_drop, 100 / len(self.held_out))
+        """Points that int8 may lose on the held-out images: --max_drop; or what one image of them is worth, where an
+        image is right or wrong.
+        """
+        counted = self.reader.task.metrics[0] in RIGHT_OR_WRONG
+        return max(self.options.max_drop, 100 / len(self.held_out) if counted else 0)
 
     def _equalize(self) -> None:
         """Every layer's damage, and equalized inputs for the layers whose damage that brings down."""
