@@ -23,6 +23,7 @@ from quant.commands.cli import main
 from quant.evaluate.evaluate import Answers, summarize
 from quant.evaluate.questions import Question, QuestionSet
 from quant.export.reader import read
+from quant.export.recipe import identities
 from quant.files.fingerprints import model_digest
 from quant.report import decide
 from quant.report.axes import linear_axis, spread_axis
@@ -97,14 +98,59 @@ def folder(tmp_path_factory):
         QuestionSet(root / "data.jsonl", False, questions), [sides[0], other], rule="contains", max_drop=1, seed=0
     )
     (root / "m4.evaluation.json").write_text(json.dumps(summary))
+    (root / "analysis.json").write_text(json.dumps(analysis(identities(None, source))))
     return root
+
+
+def analysis(identity: dict) -> dict:
+    """What `analyze` writes, with costs that were made up: block by block less, down_proj the most."""
+    attention, mlp = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")
+    shares = {attention: 0.2, ("self_attn.o_proj",): 0.1, mlp: 0.2, ("mlp.down_proj",): 0.5}
+    groups = [
+        {
+            "linears": [f"model.layers.{block}.{name}" for name in group],
+            "tower": "language",
+            "block": block,
+            "share": share / 3,
+            "static": share * 1e-3 / (block + 1),
+            "dynamic": share * 1e-4,
+            "company": share * 1e-3,
+        }
+        for block in range(3)
+        for group, share in shares.items()
+    ]
+    return {"groups": groups, "kl": 0.0034, "positions": 321, "identity": identity}
+
+
+def test_what_each_group_costs(desktop):
+    text = desktop.run("return document.querySelector('#costs').innerText")
+    assert "50.0\u00a0% W8A8, 50.0\u00a0% float" in text and "321 held-out" in text
+    rows = "#costs-groups tbody tr"
+    assert desktop.run(f"return document.querySelectorAll('{rows}').length") == 12
+    assert texts(desktop, f"{rows}:first-child td") == [
+        "1",
+        "model.layers.0.mlp.down_proj",
+        "float",
+        "16.7\u00a0%",
+        "0.5",
+        "0.05",
+        "0.5",
+    ]
+    assert texts(desktop, "#costs-flag") == ["--disable_names model.layers.0.mlp.down_proj"]
+    assert desktop.run("return document.querySelectorAll('#costs svg').length") == 1
+
+
+def test_costs_of_another_float_model_are_refused(folder, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps(analysis({"float": "0" * 64})))
+    assert main(["report", str(folder / "out"), "--analysis", str(tmp_path / "a.json")]) == 2
+    assert "is of another float model (0000000000000000) than this export was made from" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def report(folder):
     file = folder / "report.html"
     results = ["--verify", str(folder / "verify.json"), "--evaluation", str(folder / "evaluation.json")]
-    results += ["--peers", str(folder / "m4.evaluation.json")]
+    results += ["--peers", str(folder / "m4.evaluation.json"), "--analysis", str(folder / "analysis.json")]
     assert (
         main(["report", str(folder / "out"), *results, "--images", str(folder / "images"), "--output", str(file)]) == 0
     )

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         reporter.line(line)
     if directory:
         with appearing(directory) as target:
-            write(target, found, chosen)
+            write(target, Path(args.model_path), found, chosen)
         reporter.line(f"result   {directory}")
     return 0 if chosen is None or chosen.reached else 1
 
@@ -160,13 +160,14 @@ def outcome(chosen: "Selection", bound: float) -> list[str]:
     ]
 
 
-def write(directory: Path, found: "Sensitivity", chosen: "Selection | None") -> None:
-    """The files of FILES."""
+def write(directory: Path, source: Path, found: "Sensitivity", chosen: "Selection | None") -> None:
+    """The files of FILES. source: the float checkpoint."""
     from dataclasses import asdict
 
+    from ..export.recipe import identities
     from ..report import costs
 
-    record: dict = asdict(found)
+    record: dict = asdict(found) | {"identity": identities(None, source)}
     if chosen:
         record["chosen"] = asdict(chosen)
         for kind in ("float", "dynamic"):

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", metavar="FILE", help="what `verify OUT --json FILE` wrote")
     parser.add_argument("--evaluation", metavar="FILE", help="what `evaluate --quantized OUT --json FILE` wrote")
     parser.add_argument(
+        "--analysis", metavar="FILE", help="analysis.json that `analyze SRC --save_directory DIR` wrote into DIR"
+    )
+    parser.add_argument(
         "--peers",
         nargs="+",
         default=[],
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if is_export(args.directory):
         text = onnx_page.page(args.directory, args.verify, args.evaluation)
     else:
-        facts = gather(args.directory, args.verify, args.evaluation, args.images, args.peers)
+        facts = gather(args.directory, args.verify, args.evaluation, args.images, args.peers, args.analysis)
         text, line = page(facts), decide(facts).line
     output = Path(args.output)
     partial = output.with_name(f"{output.name}.partial")

@@ -3,15 +3,15 @@ and no other file.
 
 facts.py     what is on disk -> Facts; loading.py: the servers' rules, markup.py: HTML that what it quotes cannot break
 decision.py  Facts -> the first line: deploy, do not deploy, not proven; and why
-overview.py, proof.py, peers.py, answers.py, serving.py, weakest.py, blocks.py, coverage.py  Facts -> sections;
-             parts.py: what they are put together from
+overview.py, proof.py, peers.py, answers.py, serving.py, weakest.py, costs.py, blocks.py, coverage.py
+             Facts -> sections; parts.py: what they are put together from
 plots.py     inline SVG
 style.css, script.js                                 put into the page
 """
 
 from pathlib import Path
 
-from . import answers, blocks, coverage, overview, peers, proof, serving, weakest
+from . import answers, blocks, costs, coverage, overview, peers, proof, serving, weakest
 from .decision import decide
 from .facts import Facts, gather
 from .markup import Markup, el
@@ -24,6 +24,7 @@ PARTS = (
     ("Answers", answers.answers),
     ("Servers", serving.servers),
     ("Weakest linears", weakest.weakest),
+    ("Costs", costs.costs),
     ("Error per block", blocks.errors),
     ("Coverage", coverage.coverage),
     ("Activation ranges", blocks.ranges),

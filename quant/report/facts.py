@@ -22,6 +22,7 @@ from ..files.fingerprints import model_digest
 from ..inputs.images import reopen_images, thumbnail
 from ..inputs.sources import load_samples
 from ..inputs.written import answered, is_written, read_written
+from ..verify.sensitivity import GroupCost, Sensitivity
 from .loading import Loading, loadings
 
 MOST_THUMBNAILS = 128
@@ -59,9 +60,9 @@ class Facts:
     """All that a report shows.
 
     identity: model_digest of the export; doubts: what is not known to be of this export, or of its float model; recipe,
-    run: quant_recipe.json and quant_run.json, empty where there is none; verify, evaluation: what these commands wrote;
-    peers: name -> evaluation of another export on the same questions; servers: what each would make of the export;
-    thumbnails: sample key -> data: URL.
+    run: quant_recipe.json and quant_run.json, empty where there is none; verify, evaluation, analysis: what these
+    commands wrote; peers: name -> evaluation of another export on the same questions; servers: what each would make of
+    the export; thumbnails: sample key -> data: URL.
     """
 
     export: reader.Export
@@ -73,6 +74,7 @@ class Facts:
     layers: list[Layer]
     verify: dict | None
     evaluation: dict | None
+    analysis: Sensitivity | None
     peers: dict[str, dict]
     servers: list[Loading]
     thumbnails: dict[str, str]
@@ -126,9 +128,11 @@ def gather(
     evaluation: str | None,
     images: str | None,
     peers: Sequence[str] = (),
+    analysis: str | None = None,
 ) -> Facts:
     """Read everything. directory: the export; verify, evaluation: the JSON files that these commands wrote; images:
-    where the calibration images are, None for those shipped here; peers: evaluations of other exports, to show beside.
+    where the calibration images are, None for those shipped here; peers: evaluations of other exports, to show beside;
+    analysis: what `analyze` wrote.
 
     Raises UsageError for a directory that is no export, for a file that is not there, for one that was measured on
     another export, and for a peer that answered other questions; QuantError for a record that cannot be read.
@@ -150,6 +154,7 @@ def gather(
         layers=_layers(export, recipe),
         verify=verified,
         evaluation=evaluated,
+        analysis=_analysis(analysis, source_of(export.dir)),
         peers=_peers(peers, evaluation, evaluated),
         servers=loadings(export.dir),
         thumbnails=_thumbnails(images, recipe, family, export.dir),
@@ -167,6 +172,20 @@ def _result(file: str | None, command: str, keys: tuple[str, ...]) -> dict | Non
             f"{file}: has no {missing[0]}; `python -m quant {command} --json FILE` writes what is expected here"
         )
     return result
+
+
+def _analysis(file: str | None, source: str | None) -> Sensitivity | None:
+    """What `analyze` found. Raises UsageError for a float model that this export was not made from."""
+    found = _result(file, "analyze", ("groups", "kl", "positions", "identity"))
+    if found is None:
+        return None
+    if source and found["identity"].get("float", source) != source:
+        raise UsageError(
+            f"--analysis {file}: is of another float model ({found['identity']['float'][:16]}) than this export was"
+            f" made from ({source[:16]})"
+        )
+    groups = [GroupCost(**{**group, "linears": tuple(group["linears"])}) for group in found["groups"]]
+    return Sensitivity(groups, found["kl"], found["positions"])
 
 
 def _peers(files: Sequence[str], own: str | None, evaluated: dict | None) -> dict[str, dict]:

@@ -31,7 +31,12 @@ def weakest(facts: Facts) -> Markup:
     rows = [_row(facts, record) for record in records[:SHOWN]]
     body = table(head, rows, range(1, len(head)), class_="sortable", id="weakest-linears")
     return section(
-        "weakest", "Weakest linears", el("p", text), body, _copy("#weakest-linears", "Copy"), _flags(facts, records)
+        "weakest",
+        "Weakest linears",
+        el("p", text),
+        body,
+        copy_button("#weakest-linears", "Copy"),
+        _flags(facts, records),
     )
 
 
@@ -84,7 +89,7 @@ def _flags(facts: Facts, records: list[dict]) -> Markup | None:
         " what is float now, quantize again with ",
         el("code", flags, id="weakest-flags"),
         " ",
-        _copy("#weakest-flags", "Copy the flags"),
+        copy_button("#weakest-flags", "Copy the flags"),
     )
 
 
@@ -102,6 +107,6 @@ def together(facts: Facts, name: str) -> list[str]:
     return [name]
 
 
-def _copy(what: str, label: str) -> Markup:
-    """A button that the page's script shows and serves; what: CSS selector of a table or text."""
+def copy_button(what: str, label: str) -> Markup:
+    """A button that the page's script shows and serves; what: CSS selector of a table or text; label: on it."""
     return el("button", label, type="button", data_copy=what, hidden=True)
