@@ -26,8 +26,8 @@ def test_what_it_says_of_how_it_was_made(exports):
     assert f"| kept float | {len(recipe['float'])} linears |" in text and "Outlier Suppression+ (m2)" in text
     assert recipe["source_sha256"][:16] in text and recipe["fingerprint"][:16] in text
     blocks = [block for block in run["blocks"] if block["block"].startswith("model.layers.")]
-    least = min(blocks, key=lambda block: block["snr_db"])
-    assert f"| {least['snr_db']:.1f} | {least['block']} |" in text
+    least = min(blocks, key=lambda block: block["snr_held_out_db"])
+    assert f"| {least['snr_held_out_db']:.1f} | {least['block']} |" in text
     assert "MindIE on one NPU only" in text and "attn.proj" in text
 
 

@@ -101,8 +101,14 @@ def test_a_block_line_fits_the_terminal(tmp_path, family, width):
     calibrator = Calibrator(source, QuantConfig(), images, SimpleNamespace(width=width, line=print))
     for tower in calibrator.family.towers:
         entry = {"block": tower.block(1)[:-1], "int8": ["x"] * 12, "snr_plain_db": 12.34, "snr_db": 45.67}
+        entry["snr_held_out_db"] = 45.6
         line = block_line(entry | {"seconds": 1234.5}, calibrator)
-        assert len(line) <= width and "12.3 ->  45.7 dB" in line and line.split()[0].endswith(".1")
+        assert (
+            len(line) <= width
+            and "12.3 -> 45.7 dB" in line
+            and "45.6 unseen" in line
+            and line.split()[0].endswith(".1")
+        )
 
 
 def test_where_all_flips_are_listed_is_the_file_that_was_given():

@@ -26,6 +26,7 @@ from quant.calibrate.launch import joined
 from quant.calibrate.sampling import Writer
 from quant.calibrate.summary import dry_run
 from quant.calibrate.work import Work, work_directory
+from quant.export.card import CARD
 from quant.export.recipe import RECIPE
 from quant.inputs.encoder import Encoder
 from quant.report.facts import gather
@@ -54,8 +55,8 @@ def world(images, tmp_path_factory):
 
 
 def weights(out):
-    """What a server reads: all but the records of how it was made."""
-    return {name: value for name, value in digest(out).items() if name not in (RECIPE, TEXT_FILE)}
+    """What a server reads: all but the records of how it was made, and what the model card repeats of them."""
+    return {name: value for name, value in digest(out).items() if name not in (RECIPE, TEXT_FILE, CARD)}
 
 
 def rows(out):
@@ -162,7 +163,7 @@ def test_a_job_of_another_seed_writes_anew_until_a_block_is_committed(world, tmp
         run_job(world.calibrator(seed=1), out, resume=True)
 
     assert faults.in_a_fork(dies) == signal.SIGKILL
-    with pytest.raises(UsageError, match="--resume: seed was 1 and is 0; go back to the first, or remove"):
+    with pytest.raises(UsageError, match="--resume: --seed was 1 and is 0; go back to the first, or remove"):
         run_job(world.calibrator(), out, resume=True)
     run_job(world.calibrator(seed=1), out, resume=True)
     assert digest(out) != digest(world.reference)

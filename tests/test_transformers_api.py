@@ -214,7 +214,7 @@ def test_read_image_processor(checkpoints, architecture):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_expert_layout_and_holds_experts(turned):
+def test_expert_layout_test_holds_experts(turned):
     """expert_layout, its view and holds_experts, on a module as transformers 5 has it and one as 4.57 has it."""
     module = torch.nn.Module()
     first, second = torch.randn(3, 10, 8), torch.randn(3, 8, 5)

@@ -83,6 +83,8 @@ def analyse(
     """Everything in static W8A8 once, in a temporary directory; what each group of it costs; and what to move so that
     perplexity rises by no more than `bound`, a share. images: what to measure on, None for what ships apart from
     calibration. With a bound, one half of these samples is for choosing, and the other for checking what was chosen.
+
+    Raises UsageError for one sample where two are needed, and as Calibrator and prepare do.
     """
     import tempfile
 

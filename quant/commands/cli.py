@@ -20,7 +20,7 @@ from ..families import FAMILIES
 
 COMMANDS = {
     "quantize": "float checkpoint + images -> W8A8 directory",
-    "analyze": "what rounding each group of linears costs; which to move for a bound",
+    "analyze": "what int8 costs, group by group; what to move for a bound",
     "verify": "an export against its float model: damage, errors, whose fault",
     "evaluate": "scores of the float and the int8 model, or of two servers",
     "serve": "an OpenAI-compatible endpoint over an export or a float model",

@@ -82,8 +82,9 @@ def select(found: Sensitivity, family: Family, bound: float, dynamic: bool, fact
 def settle(
     found: Sensitivity, roundings: Roundings, inputs: list[dict[str, Tensor]], bound: float, dynamic: bool
 ) -> Selection:
-    """select(), and then what it chose, measured on `inputs`, samples that it was not chosen by; where that is above
-    `bound`, once more with the factor that it showed, TRIES times at most. `reached` is of the measured KL.
+    """select(), and then what it chose, measured on `inputs`, [1, ...] each, samples that it was not chosen by; where
+    that is above `bound`, once more with the factor that it showed, TRIES times at most. `reached` is of the measured
+    KL.
     """
     positions = [compared_positions(each, roundings.family, roundings.checkpoint.config) for each in inputs]
     every = {name for group in found.groups for name in group.linears}

@@ -79,7 +79,7 @@ class Branches:
         return self.numbers.setdefault((group, kind, sample), len(self.numbers))
 
     def samples(self) -> dict[int, dict[str, Tensor]]:
-        """Number -> the model's inputs, of all that there is so far."""
+        """Number -> the model's inputs, batch [1, ...], of all that there is so far."""
         return {number: self.inputs[sample] for (_, _, sample), number in self.numbers.items()}
 
 
