@@ -27,7 +27,7 @@ from test_qwen2_5vl import headers_only
 from test_ranks import in_ranks
 from torch import nn
 
-from bench import hub_config, hub_tensors
+from bench import hub_config, hub_files, hub_tensors
 from quant import Calibrator, QuantConfig
 from quant.base.errors import UsageError
 from quant.calibrate.launch import joined
@@ -45,6 +45,7 @@ from quant.inputs.sizes import Measure
 from quant.model.streamed import StreamedModel
 from quant.servers.rules import check
 from quant.verify import runtime
+from quant.verify.generation import greedy
 from quant.verify.verify import verify
 
 
@@ -216,6 +217,19 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
     assert expected == {name: info.shape for name, info in checkpoint.tensors.items()}
 
 
+@pytest.mark.skipif(not hasattr(transformers, "Qwen3VLMoeForConditionalGeneration"), reason="not in this transformers")
+def test_the_largest_is_planned_without_its_weights(tmp_path, made, capsys):
+    """235B by --dry_run, its 471 GB of weights a hole in a file."""
+    size = hub_config.SIZES["qwen3vl-235b-a22b"]
+    headers_only(tmp_path, size.config, hub_tensors.tensors(size.config))
+    hub_files.write(tmp_path, size)
+    words = ["--calib_text", "none", "--num_samples", "1", "--dry_run"]
+    assert main(["quantize", "--model_path", str(tmp_path), "--calib_images", str(made.images), *words]) == 0
+    told = capsys.readouterr().out
+    int8 = 94 * (4 + 3 * 128) + 27 * 3  # attention and experts of each block; qkv, proj and fc1 of the vision tower's
+    assert "Qwen3-VL-MoE" in told and f"{int8} int8" in told.replace(",", "")
+
+
 @rows
 def test_sizes_are_what_the_processor_makes(made, row):
     """`python -m quant sizes` against the inputs themselves: proportions kept, or tiles, or one size."""
@@ -264,7 +278,7 @@ def test_read_back_by_the_runtime(made, row):
     inputs = encoder(Image.open(sorted(made.images.iterdir())[0]).convert("RGB"), "What is this?")
     wanted, got = (each(**inputs).logits.float() for each in (whole, model))
     assert (got - wanted).norm() < 0.2 * wanted.norm()
-    assert len(runtime.greedy(model, inputs, 3)) == 3
+    assert len(greedy(model, inputs, 3)) == 3
 
 
 HYBRID = pytest.mark.parametrize("row", [row for row in ROWS if "3_5" in row.tiny], ids=lambda row: row.tiny)

@@ -214,21 +214,27 @@ def test_read_image_processor(checkpoints, architecture):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_expert_layout_test_holds_experts(turned):
-    """expert_layout, its view and holds_experts, on a module as transformers 5 has it and one as 4.57 has it."""
+def test_expert_layout(turned):
+    """And its view, on a module as transformers 5 has it and one as 4.57 has it."""
     module = torch.nn.Module()
     first, second = torch.randn(3, 10, 8), torch.randn(3, 8, 5)
     wanted = {"gate_proj": first[1, :5], "up_proj": first[1, 5:], "down_proj": second[1]}
     if turned:
         first, second = first.transpose(1, 2), second.transpose(1, 2)
-    assert not transformers_api.holds_experts(module)
     module.gate_up_proj, module.down_proj, module.hidden_dim = torch.nn.Parameter(first), torch.nn.Parameter(second), 8
-    assert transformers_api.holds_experts(module)
     layout = transformers_api.expert_layout(module)
     assert (layout.experts, layout.turned) == (3, turned)
     assert layout.parts == {part: tuple(value.shape) for part, value in wanted.items()}
     for part, value in wanted.items():
         assert torch.equal(layout.view(getattr(module, layout.tensor_of[part]), 1, part), value)
+
+
+@each_model
+def test_holds_experts(model):
+    """Those of a block, and nothing else in any model."""
+    found = [module for module in model.modules() if transformers_api.holds_experts(module)]
+    blocks = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    assert len(found) == (blocks if "Moe" in type(model).__name__ else 0)
 
 
 def test_routing_of_either_version():
