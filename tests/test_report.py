@@ -543,14 +543,12 @@ def test_the_weakest_linears_are_sorted_and_copied(folder, desktop):
     shown = texts(desktop, names)
     assert shown == sorted(linears, key=lambda name: linears[name]["export"]["snr_db"]) and len(shown) == 24
     click = "document.querySelectorAll('#weakest th button')[{}].click()"
-    desktop.run(click.format(5))
-    shares = [linears[name]["clipped_share"] for name in texts(desktop, names)]
-    assert shares == sorted(shares) and shares[0] < shares[-1]
-    desktop.run(click.format(5))
-    assert [linears[name]["clipped_share"] for name in texts(desktop, names)] == sorted(
-        (entry["clipped_share"] for entry in linears.values()), reverse=True
-    )
-    assert desktop.run("return [...document.querySelectorAll('#weakest th')].map(h => h.ariaSort)")[5] == "descending"
+    desktop.run(click.format(2))
+    afresh = [linears[name]["rounded"]["snr_db"] for name in texts(desktop, names)]
+    assert afresh == sorted(afresh) and afresh[0] < afresh[-1]
+    desktop.run(click.format(2))
+    assert [linears[name]["rounded"]["snr_db"] for name in texts(desktop, names)] == afresh[::-1]
+    assert desktop.run("return [...document.querySelectorAll('#weakest th')].map(h => h.ariaSort)")[2] == "descending"
     desktop.run("navigator.clipboard.writeText = async text => { window.copied = text }")
     desktop.run("document.querySelector('[data-copy=\"#weakest-linears\"]').click()")
     copied = [line.split("\t") for line in desktop.run("return window.copied").splitlines()]

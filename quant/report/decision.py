@@ -43,7 +43,7 @@ class Decision:
 def decide(facts: Facts) -> Decision:
     """The verdict on an export."""
     reasons = [_verified(facts), _evaluated(facts), *_served(facts.servers), _covered(facts)]
-    reasons += [Reason("open", "Whose", doubt.rstrip("."), "summary") for doubt in facts.doubts]
+    reasons += [Reason("open", "Identity", doubt.rstrip("."), "summary") for doubt in facts.doubts]
     deciding = {reason.state for reason in reasons if reason.decides}
     state: State = "bad" if "bad" in deciding else "open" if "open" in deciding else "good"
     where = "; ".join(f"{loading.server} with {_numbers(loading.right)}" for loading in facts.servers if loading.right)
@@ -121,8 +121,6 @@ def _covered(facts: Facts) -> Reason:
     if not seen:
         return Reason("open", about, "what calibration covered is not recorded", place)
     words = f"calibration saw {seen['different']} different tokens of text"
-    if seen["different"] < ENOUGH_WORDS:
-        return Reason("open", about, f"{words}, fewer than {ENOUGH_WORDS}", place)
     shares = [
         (entry["outside"], entry["linears"][0])
         for block in facts.run["blocks"]
@@ -130,7 +128,9 @@ def _covered(facts: Facts) -> Reason:
         if entry.get("outside") is not None
     ]
     most, linear = max(shares, default=(0.0, ""))
-    limit = THRESHOLDS["clipped"][0]
-    if most > limit:
-        return Reason("open", about, f"{percent(most)} of what {linear} reads of held-out samples is clipped", place)
+    open_ = [f"{words}, fewer than {ENOUGH_WORDS}"] if seen["different"] < ENOUGH_WORDS else []
+    if most > THRESHOLDS["clipped"][0]:
+        open_.append(f"{percent(most)} of what {linear} reads of held-out samples is clipped")
+    if open_:
+        return Reason("open", about, ", and ".join(open_), place)
     return Reason("good", about, f"{words}; of held-out values {percent(most, 2)} at most are clipped", place)

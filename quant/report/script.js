@@ -28,7 +28,7 @@ for (const head of document.querySelectorAll("table.sortable th")) {
     const falling = head.getAttribute("aria-sort") === "ascending";
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", falling ? "descending" : "ascending");
-    const compare = (a, b) => (typeof a === "number" ? a - b : a.localeCompare(b));
+    const compare = (a, b) => (typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true }));
     const rows = [...body.rows].sort((a, b) => (falling ? -1 : 1) * compare(value(a, column), value(b, column)));
     body.append(...rows);
   });

@@ -1,5 +1,6 @@
 """The section on the servers: on how many NPUs each computes the export rightly, and what breaks its rules."""
 
+from ..servers.rules import Finding
 from .decision import effects
 from .facts import Facts
 from .loading import Loading
@@ -50,12 +51,15 @@ def _notes(loading: Loading) -> list:
         return [[el("strong", loading.server), f": {loading.refuses}"]]
     told = [finding for finding in loading.findings if finding.level != "taste"]
     by_size = [finding for found in loading.sizes.values() for finding in found]
-    told += {tuple(finding.effects.values()): finding for finding in reversed(by_size)}.values()
+    first: dict[tuple[str, ...], Finding] = {}  # the smallest number of NPUs that something is said of
+    for finding in by_size:
+        first.setdefault(tuple(finding.effects.values()), finding)
+    told += first.values()
     return [
         [
             el("strong", loading.server),
-            f", {finding.rule or finding.where}: {finding.what}: {'; '.join(finding.effects.values())} To mend it:"
-            f" {finding.fix}.",
+            f", {finding.rule or finding.where}: {finding.what}: {'; '.join(finding.effects.values()).rstrip('.')}."
+            f" To mend it: {finding.fix}.",
         ]
         for finding in told
     ]
