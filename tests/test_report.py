@@ -193,6 +193,7 @@ def test_sections_and_their_links(desktop):
         "answers",
         "servers",
         "weakest",
+        "costs",
         "errors",
         "coverage",
         "ranges",
