@@ -111,7 +111,7 @@ def damaged(export: Export, model: ModelProto, int8: ModelProto) -> list[str]:
     for name in export.int8:
         node = there.get(name)
         back = makers.get(node.input[1]) if node is not None else None
-        if back is None or back.op_type != "DequantizeLinear" or back.input[0] not in stored:
+        if node is None or back is None or back.op_type != "DequantizeLinear" or back.input[0] not in stored:
             lines.append(f"{name}: is recorded as int8, and its weight is float")
             continue
         codes, scale = stored[back.input[0]].astype(np.float32), stored[back.input[1]]
