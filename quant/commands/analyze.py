@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FILES = {"float": "float.txt", "dynamic": "dynamic.txt", "all": "analysis.json", "plot": "analysis.html"}
 SHOWN = 20  # groups in the table
+PICTURES, TEXT_TOKENS = 1, 400  # to measure each group on, and as many to check a choice on: all take a forward of them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="PATH", help=f"what to measure on (default: {HELD_OUT.parent.name}/ of it)")
     parser.add_argument("--anti_method", choices=METHODS, help=f"(default: {default('anti_method')})")
     parser.add_argument("--vision", choices=("int8", "float"), help="the vision tower (default: as in quantize)")
-    parser.add_argument("--num_samples", type=int, metavar="N", help="measure on N of the samples (default: all)")
+    parser.add_argument(
+        "--num_samples", type=int, metavar="N", help=f"measure on N of the images (default: {PICTURES}; 2 with a bound)"
+    )
     parser.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to")
     parser.add_argument("--seed", type=int, metavar="N", help=f"(default: {default('seed')})")
     parser.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: NPU, else CUDA, else CPU")
@@ -79,10 +82,11 @@ def analyse(
     num_samples: int | None,
     bound: float | None,
     reporter: "Reporter",
+    kinds: tuple[str, ...] = ("static", "dynamic", "company"),
 ) -> "tuple[Sensitivity, Selection | None]":
     """Everything in static W8A8 once, in a temporary directory; what each group of it costs; and what to move so that
     perplexity rises by no more than `bound`, a share. images: what to measure on, None for what ships apart from
-    calibration. With a bound, one half of these samples is for choosing, and the other for checking what was chosen.
+    calibration; kinds: of costs, sensitivity.KINDS. With a bound, one half of these samples is for choosing, and the other for checking what was chosen.
 
     Raises UsageError for one sample where two are needed, and as Calibrator and prepare do.
     """
@@ -96,7 +100,9 @@ def analyse(
 
     static = {"scheme": "W8A8", "profile": "both", "disable_names": (), "disable_names_only": (), "dynamic_names": ()}
     calibrator = Calibrator(source, config.model_copy(update=static), calib_images, reporter)
-    own = config.model_copy(update={"calib_text": "none", "num_samples": num_samples})
+    halves = 2 if bound else 1
+    most = {"num_samples": num_samples or halves * PICTURES, "text_tokens": halves * TEXT_TOKENS}
+    own = config.model_copy(update={"calib_text": "none", **most})
     samples = prepare(images or HELD_OUT, calibrator.checkpoint, calibrator.family, own)
     inputs = [samples.whole(number) for number in range(len(samples.keys))]
     if bound and len(inputs) < 2:
@@ -110,8 +116,9 @@ def analyse(
             reader.read(Path(folder) / "export"),
             calibrator.family,
             calibrator.device,
-            inputs[:: 2 if bound else 1],
+            inputs[::halves],
             config.trust_remote_code,
+            kinds,
         )
         blocks = sum(tower.used(calibrator.checkpoint.config) for tower in calibrator.family.towers)
         with reporter.progress("analysis", blocks) as advance:

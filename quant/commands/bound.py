@@ -32,7 +32,8 @@ def bounded(args: argparse.Namespace, config: QuantConfig, reporter: "Reporter",
             " --disable_names_only and --dynamic_names its files"
         )
     images = args.max_drop_images
-    _, chosen = analyse(args.model_path, config, args.calib_images, images, None, args.max_drop, reporter)
+    kinds = ("static", "dynamic") if config.profile == "vllm-ascend" else ("static",)
+    _, chosen = analyse(args.model_path, config, args.calib_images, images, None, args.max_drop, reporter, kinds)
     assert chosen is not None
     for line in outcome(chosen, args.max_drop):
         reporter.line(line)

@@ -17,8 +17,9 @@ half a forward each. Behind a vision tower each is a sample of its own.
                                       carry every earlier branch through this block
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -85,7 +86,7 @@ class Branches:
 
 class Analysis:
     """inputs: the model's keyword arguments per sample; export: has every linear of `groups` in static W8A8, folded as
-    it may be. Raises QuantError as StreamedModel, Walk and check_block's damage do.
+    it may be; kinds: which of KINDS to take, each as long as the others. Raises QuantError as StreamedModel, Walk and check_block's damage do.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class Analysis:
         device: str,
         inputs: list[dict[str, Tensor]],
         trust_remote_code: bool = False,
+        kinds: Collection[str] = KINDS,
     ):
-        self.checkpoint, self.family, self.inputs = checkpoint, family, inputs
+        self.checkpoint, self.family, self.inputs, self.kinds = checkpoint, family, inputs, kinds
         self.roundings = Roundings(checkpoint, export, family, device, trust_remote_code)
         self.model = self.roundings.model
         self.found, self.branches = Sensitivity(), Branches(inputs)
@@ -181,6 +183,8 @@ class Analysis:
             rest = [linear for name, linear in rounded.items() if name not in names]
             ways = {"static": [rounded[name] for name in names], "dynamic": [dynamic[name] for name in names]}
             for kind, members in {**ways, "company": rest}.items():
+                if kind not in self.kinds:
+                    continue
                 first_of = len(self.inputs) if kind == "company" else 0  # the numbers of INT8 or FLOAT
                 with self.model.replaced(members):
                     for parent in [key for key in calls if first_of <= key[0] < first_of + len(self.inputs)]:
@@ -223,8 +227,8 @@ class Analysis:
         means = {member: total / max(self.found.positions, 1) for member, total in sums.items()}
         self.found.kl = means[INT8, ""]
         for number, cost in enumerate(self.found.groups):
-            cost.static, cost.dynamic = means[number, "static"], means[number, "dynamic"]
-            cost.company = self.found.kl - means[number, "company"]
+            cost.static, cost.dynamic = (means.get((number, kind), math.nan) for kind in ("static", "dynamic"))
+            cost.company = self.found.kl - means.get((number, "company"), math.nan)
 
 
 def divergence(wanted: Tensor, got: Tensor) -> float:
