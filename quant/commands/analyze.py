@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="PATH", help=f"what to measure on (default: {HELD_OUT.parent.name}/ of it)")
     parser.add_argument("--anti_method", choices=METHODS, help=f"(default: {default('anti_method')})")
     parser.add_argument("--vision", choices=("int8", "float"), help="the vision tower (default: as in quantize)")
-    parser.add_argument(
-        "--num_samples", type=int, metavar="N", help=f"measure on N of the images (default: {PICTURES}; 2 with a bound)"
-    )
+    parser.add_argument("--num_samples", type=int, metavar="N", help=f"measure on N images (default: {PICTURES})")
     parser.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to")
     parser.add_argument("--seed", type=int, metavar="N", help=f"(default: {default('seed')})")
     parser.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: NPU, else CUDA, else CPU")
@@ -86,7 +84,8 @@ def analyse(
 ) -> "tuple[Sensitivity, Selection | None]":
     """Everything in static W8A8 once, in a temporary directory; what each group of it costs; and what to move so that
     perplexity rises by no more than `bound`, a share. images: what to measure on, None for what ships apart from
-    calibration; kinds: of costs, sensitivity.KINDS. With a bound, one half of these samples is for choosing, and the other for checking what was chosen.
+    calibration; kinds: of costs, sensitivity.KINDS. With a bound, one half of these samples is for choosing, and the
+    other for checking what was chosen.
 
     Raises UsageError for one sample where two are needed, and as Calibrator and prepare do.
     """

@@ -86,7 +86,8 @@ class Branches:
 
 class Analysis:
     """inputs: the model's keyword arguments per sample; export: has every linear of `groups` in static W8A8, folded as
-    it may be; kinds: which of KINDS to take, each as long as the others. Raises QuantError as StreamedModel, Walk and check_block's damage do.
+    it may be; kinds: which of KINDS to take, each as long as the others. Raises QuantError as StreamedModel, Walk and
+    check_block's damage do.
     """
 
     def __init__(
