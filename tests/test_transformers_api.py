@@ -2,6 +2,7 @@
 changed. They run with 5.x and, by `make test-compat`, with 4.57.
 """
 
+import contextlib
 import inspect
 import json
 import logging
@@ -69,6 +70,17 @@ def test_check_version(monkeypatch, capsys, torch_version, version, refused):
         transformers_api.check_version()
     for command in (["quantize", "--model_path", "x", "--save_directory", "y"], ["verify", "x", "--model_path", "y"]):
         assert main(command) == 2 and re.search(refused, capsys.readouterr().err), "said before anything else"
+
+
+@pytest.mark.parametrize(
+    "models,library,fine", [(False, "26.1.0", True), (False, None, False), (True, "26.1.0", False)]
+)
+def test_check_version_beside_the_vendors_library(monkeypatch, models, library, fine):
+    """It needs transformers 4.46, in which this project runs no model, but makes the library's inputs."""
+    found = {"torch": "2.13.0", "transformers": "4.46.0", "msmodelslim": library}
+    monkeypatch.setattr(transformers_api, "_installed", found.get)
+    with contextlib.nullcontext() if fine else pytest.raises(UsageError, match="4.46.0 is installed; 4.57 or a later"):
+        transformers_api.check_version(models)
 
 
 @pytest.mark.parametrize("architecture", DIRECTORIES)

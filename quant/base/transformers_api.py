@@ -23,20 +23,23 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 FIRST, BELOW = (4, 57), (6, 0)  # versions whose models this project runs
+VENDOR = (4, 46)  # what the vendor's library needs, which runs the models itself; tokenizers and processors do there
 TORCH = {4: (2, 2), 5: (2, 6)}  # by transformers' first number: below this it says that there is no torch at all
 # What only sampling looks at in generation_config.json. Left set, it is warned of at every greedy answer.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-def check_version() -> None:
+def check_version(models: bool = True) -> None:
     """Raises UsageError when the installed transformers is older or newer than this project knows, when it does not
-    take the installed torch, and when one of the two is missing. Takes milliseconds: neither is imported.
+    take the installed torch, and when one of the two is missing. models: whether they are run here; else VENDOR will
+    do, too, beside the vendor's library. Takes milliseconds: none is imported.
     """
     found = {name: _installed(name) for name in ("torch", "transformers")}
     if missing := [name for name, version in found.items() if version is None]:
         raise UsageError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
     number, torch_number = _number(found["transformers"]), _number(found["torch"])
-    if not FIRST <= number < BELOW:
+    first = FIRST if models or _installed("msmodelslim") is None else VENDOR
+    if not first <= number < BELOW:
         raise UsageError(
             f"transformers {found['transformers']} is installed; {FIRST[0]}.{FIRST[1]} or a later one below"
             f" {BELOW[0]} is needed: pip install 'transformers>={FIRST[0]}.{FIRST[1]},<{BELOW[0]}'"

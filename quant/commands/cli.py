@@ -144,6 +144,6 @@ def main(argv: list[str] | None = None) -> int:
     args = expanded(command_parser.parse_args(argv[1:]))
     with Guard(getattr(args, "log_file", None)) as guard:
         if name in COMPUTE:
-            transformers_api.check_version()
+            transformers_api.check_version(models=False)
         guard.code = module.run(args) or 0
     return guard.code

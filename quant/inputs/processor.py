@@ -45,7 +45,7 @@ class Processor:
         max_pixels: int | None = None,
         trust_remote_code: bool = False,
     ):
-        transformers_api.check_version()
+        transformers_api.check_version(models=False)
         self._directory, self._processing = directory, processing
         self._file, self._settings = processor_files.image_processor(directory)
         processor_files.check_image_processor(self._file, self._settings, config)
