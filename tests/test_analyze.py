@@ -31,7 +31,7 @@ def test_a_bound_is_turned_into_files_that_quantize_takes(analysed, capsys):
     assert len(groups) == 8 and record["kl"] > 0 and chosen["reached"]
     assert 0 < chosen["measured"] <= 0.002 and chosen["dynamics"] and not chosen["floats"]
     page = (root / "found" / "analysis.html").read_text()
-    assert page.count("<svg") == 1 and "down_proj" in page and "http" not in page
+    assert page.count("<svg") == 1 and "down_proj" in page and "http://" not in page and "https://" not in page
     quantize = ["quantize", "--model_path", str(source), "--save_directory", str(root / "out"), *flags[:2]]
     files = [f"@{root / 'found' / name}.txt" for name in ("float", "dynamic")]
     lists = ["--disable_names_only", files[0], "--dynamic_names", files[1], "--profile", "vllm-ascend"]
