@@ -81,9 +81,7 @@ def vendor_export(source: Path, target: Path, data, choices: dict, method: str) 
         (Path(shadow.name) / file.name).symlink_to(file.resolve())
     settings = Path(shadow.name) / "tokenizer_config.json"
     said = json.loads(settings.read_text())
-    if (
-        said.get("tokenizer_class") == "PreTrainedTokenizerFast"
-    ):  # of which transformers 4.46 makes no Qwen2-VL processor
+    if said.get("tokenizer_class") == "PreTrainedTokenizerFast":  # 4.46 makes no Qwen2-VL processor of it
         settings.unlink()
         settings.write_text(json.dumps(said | {"tokenizer_class": "Qwen2TokenizerFast"}))
     job = {

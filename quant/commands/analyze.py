@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from math import expm1
+from math import log1p
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ def analyse(
     kinds: tuple[str, ...] = ("static", "dynamic", "company"),
 ) -> "tuple[Sensitivity, Selection | None]":
     """Everything in static W8A8 once, in a temporary directory; what each group of it costs; and what to move so that
-    perplexity rises by no more than `bound`, a share. images: what to measure on, None for what ships apart from
+    the KL divergence is at most ln(1 + bound), a share. images: what to measure on, None for what ships apart from
     calibration; kinds: of costs, sensitivity.KINDS. With a bound, one half of these samples is for choosing, and the
     other for checking what was chosen.
 
@@ -160,11 +160,11 @@ def table(found: "Sensitivity") -> list[str]:
 
 def outcome(chosen: "Selection", bound: float) -> list[str]:
     """What was chosen for the bound, a share, and what it costs on the samples that it was not chosen by."""
-    limit = f"at most {bound:.2%}" if chosen.reached else f"{bound:.2%} is NOT reached"
+    limit = f"at most {log1p(bound):.4f}" if chosen.reached else f"{log1p(bound):.4f} is NOT reached"
     return [
         f"bound    {chosen.moved:.1%} of the multiply-adds leave static int8:"
         f" {len(chosen.floats)} float, {len(chosen.dynamics)} dynamic",
-        f"         perplexity {expm1(chosen.measured):+.2%} on samples not chosen by, {limit}",
+        f"         KL {chosen.measured:.4f} on samples not chosen by, {limit}",
     ]
 
 

@@ -46,7 +46,9 @@ class Item:
 
 
 def nats(drop: float) -> float:
-    """A share by which perplexity may rise -> the KL that is taken to do that: ln(1 + drop)."""
+    """A loss as a share -> the KL that stands for it: ln(1 + drop). Perplexity itself may rise by a little more or much
+    less (docs/accuracy.md).
+    """
     return math.log1p(drop)
 
 
