@@ -109,8 +109,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=share,
         metavar="X%",
         help=(
-            "in place of the family's list: what must leave static int8 so that the KL divergence is at most ln(1 + X), as"
-            " few multiply-adds as that needs; measured, as `python -m quant analyze` does"
+            "in place of the family's list: what must leave static int8 so that the KL divergence is at most ln(1 + X),"
+            " as few multiply-adds as that needs; measured, as `python -m quant analyze` does"
         ),
     )
     method.add_argument(
