@@ -689,6 +689,10 @@ def report_of(
             "calibration",
         ),  # outliers that a share of all values hides
         (dict(kl=(0.5, 0.01), export=5.0, seen=(-0.1, 0.1)), "calibration"),
+        (dict(kl=(0.5, 0.01), export=26.5, seen=(-0.65, 0.65)), "calibration"),  # 3.5 dB behind, 3.7 by the width
+        (dict(kl=(0.5, 0.01), export=22.5, seen=(-0.65, 0.65)), "reading"),  # 7.5 dB behind
+        (dict(kl=(0.5, 0.01), export=26.0, seen=(-1.0, 1.08), clipped=0.003), "calibration"),  # clipped by ten codes
+        (dict(kl=(0.5, 0.01), export=26.0, seen=(-1.0, 1.08), clipped=1e-6), "reading"),
         (dict(export=9.0, rounded=9.5), "quantization"),
         (dict(top1=(0.8, 0.8)), "quantization"),
         (dict(top1=(0.8, 0.8), decided=5), None),  # one of five
@@ -697,6 +701,16 @@ def report_of(
 )
 def test_verdict(facts, cause):
     assert verdict.verdict(report_of(**facts))["cause"] == cause
+
+
+def test_ranges_that_are_somewhat_too_wide_are_not_taken_for_a_wrong_reading(tmp_path):
+    """A sound export, calibrated on two images and verified on others."""
+    source = tiny.make(tmp_path / "src", "qwen3_vl")
+    calibration, others = (tiny.make_images(tmp_path / f"{seed}", 2, seed=seed) for seed in (1, 9))
+    config = QuantConfig(anti_method="none", calib_text="none", dev_type="cpu")
+    Calibrator(source, config, str(calibration)).run(tmp_path).save(tmp_path / "out")
+    report = verify(tmp_path / "out", source, QuantConfig(dev_type="cpu"), str(others), tokens=0)
+    assert report["findings"] == [] and report["verdict"]["cause"] == "calibration"
 
 
 def test_what_a_good_export_could_gain_is_said():

@@ -8,7 +8,8 @@ Asked in this order, the first yes decides:
     calibration    is a linear's input clipped beyond the threshold? Its range was taken from images unlike these.
     quantization   does the rounded model miss the thresholds, too, or is the export hardly worse? Then W8A8 with this
                    folding is what costs.
-    calibration    have all linears that are worse than rounded a range that is too narrow or too wide for these images?
+    calibration    have all linears that are worse than rounded a range that is too narrow or too wide for these images,
+                   or lose no more than theirs explains?
     reading        the tensors are right, the ranges suit, W8A8 suffices, and still the export computes something else.
 
 The thresholds were chosen on what docs/accuracy.md measured of a real language model's perplexity: a KL divergence of
@@ -34,6 +35,7 @@ THRESHOLDS = {
 BEHIND = 3.0  # dB by which an export must be worse than the rounded model for that to mean something
 ENOUGH = 20  # decided positions, below which a share of them says little and "top1" is not asked for
 NARROW, WIDE = 0.05, 0.5  # shares of a linear's range, seen beyond it or needed of it, that make it unsuited
+CODES = 255  # steps of a range
 CULPRITS = {  # cause -> in words
     "export": "the export is damaged",
     "calibration": "the calibration does not cover these images",
@@ -126,8 +128,17 @@ def range_misfit(entry: dict) -> str | None:
     beyond = max(least - lo, hi - most) / (most - least)
     needed = (max(hi, 0) - min(lo, 0)) / (most - least)
     if beyond < NARROW and needed > WIDE:
-        return None
+        lost = decibels(entry, "rounded") - decibels(entry, "export")
+        if lost >= lost_by_range(max(beyond, 0.0), needed, entry["clipped_share"]) + BEHIND:
+            return None
     return f"{entry['linear']}: its codes cover {least:.3g} to {most:.3g}, its input goes from {lo:.3g} to {hi:.3g}"
+
+
+def lost_by_range(beyond: float, needed: float, clipped: float) -> float:
+    """dB that a range loses at most against one that suits, shares of its width. A step d makes errors of d^2 / 12 in
+    the mean; of a suiting range it is `needed` times as long; what is clipped is off by up to beyond * CODES steps.
+    """
+    return 10 * math.log10(1 + 12 * clipped * (beyond * CODES) ** 2) - 20 * math.log10(needed)
 
 
 def room_for_better(report: dict) -> list[str]:
