@@ -229,6 +229,9 @@ def test_the_largest_is_planned_without_its_weights(tmp_path, made, capsys):
     told = capsys.readouterr().out
     int8 = 94 * (4 + 3 * 128) + 27 * 3  # attention and experts of each block; qkv, proj and fc1 of the vision tower's
     assert "Qwen3-VL-MoE" in told and f"{int8} int8" in told.replace(",", "")
+    decisions = told[told.index("linears ") :]
+    assert max(map(len, decisions.splitlines())) <= 80
+    assert "deepstack_merger_list.*.linear_fc1 3 x" in told and "-> mlp.experts.*.gate_proj,\n" in told
 
 
 @rows

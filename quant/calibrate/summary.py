@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from ..model.device import peak_memory, peak_on_card
 from . import estimate
 from .calibrator import Calibrator
 from .own_text import OwnText
+
+COLUMNS = 80
+NUMBER = re.compile(r"\.\d+\.")  # of a module in a list
 
 
 def dry_run(calibrator: Calibrator) -> None:
@@ -39,7 +43,8 @@ def dry_run(calibrator: Calibrator) -> None:
     )
     say(f"smoothed {len(plan.smoothed)} groups by {by}")
     for line in _groups(calibrator):
-        say("  " + line)
+        for part in textwrap.wrap(line, COLUMNS - 2, subsequent_indent=" " * 6, break_on_hyphens=False):
+            say("  " + part)
     say()
     int8, total = estimate.multiply_adds(calibrator)
     say(f"int8     {int8 / total:.1%} of the multiply-adds")
@@ -75,9 +80,9 @@ def _of(indices: Sequence[int], blocks: Collection[int]) -> str:
 
 
 def _listed(group: Group) -> str:
-    """A group's linears in a line; of many the first and the last."""
-    names = [*group.linears, *(f"{name} (float)" for name in group.readers)]
-    return ", ".join(names if len(names) < 9 else [*names[:2], "...", *names[-2:]])
+    """A group's linears in a line, those of all experts as one."""
+    names = dict.fromkeys(_of_any_expert(name) for name in group.linears)
+    return ", ".join([*names, *(f"{name} (float)" for name in group.readers)])
 
 
 def header(calibrator: Calibrator) -> None:
@@ -187,7 +192,9 @@ def decisions_table(plan: Plan) -> list[str]:
     for decision in plan.decisions.values():
         block = plan.family.block_of(decision.name)
         title, linear, index = (
-            ("outside the blocks", decision.name, 0) if block is None else _in_tower(decision.name, *block)
+            ("outside the blocks", NUMBER.sub(".*.", decision.name), 0)
+            if block is None
+            else _in_tower(decision.name, *block)
         )
         rows.setdefault(title, {}).setdefault((linear, decision.shape, decision.scheme, decision.why), []).append(index)
     reasons = list(dict.fromkeys(why for group in rows.values() for _, _, scheme, why in group if not scheme))
@@ -195,16 +202,24 @@ def decisions_table(plan: Plan) -> list[str]:
     for title, group in rows.items():
         lines.append(title)
         blocks = {index for indices in group.values() for index in indices}
+        name = max(len(linear) for linear, *_ in group)
+        many = max(len(str(len(indices))) for indices in group.values())
+        out, into = (max(len(str(shape[end])) for _, shape, *_ in group) for end in (0, 1))
         for (linear, shape, scheme, why), indices in group.items():
             kind = {"W8A8": "int8", "W8A8_DYNAMIC": "int8 dynamic"}.get(scheme) or f"float [{reasons.index(why) + 1}]"
             some = _of(sorted(set(indices)), blocks)
-            lines.append(f"  {linear:<32} {len(indices):>3} x {shape[0]:>6} x {shape[1]:<6}  {kind}{some}")
+            lines.append(
+                f"  {linear:<{name}} {len(indices):>{many}} x {shape[0]:>{out}} x {shape[1]:<{into}}  {kind}{some}"
+            )
     return lines + [f"[{number + 1}] {why}" for number, why in enumerate(reasons)]
 
 
 def _in_tower(name: str, tower: Tower, index: int) -> tuple[str, str, int]:
-    linear = re.sub(r"(\.experts\.)\d+\.", r"\1*.", name.removeprefix(tower.block(index)))
-    return f"{tower.prefix}*", linear, index
+    return f"{tower.prefix}*", _of_any_expert(name.removeprefix(tower.block(index))), index
+
+
+def _of_any_expert(linear: str) -> str:
+    return re.sub(r"(\.experts\.)\d+\.", r"\1*.", linear)
 
 
 def spans(indices: list[int]) -> str:
