@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import vllm_names
 from contracts.cases import CASES
 from exports import DESCRIPTION, WEIGHTS, Exports, copy, drop, edit_json, edit_tensors
 from safetensors.torch import save_file
 
+from quant.base.config import QuantConfig
 from quant.base.errors import QuantError
 from quant.export.formats import export
+from quant.export.plan import make_plan
+from quant.families import family_of
+from quant.files.checkpoint import Checkpoint
 from quant.servers.rules import RULES, check
 
 FAMILIES = ("qwen2_vl", "llava", "qwen2_5_vl", "qwen3_vl")
@@ -71,11 +76,24 @@ def test_good_shards_tied_heads_and_float_vision_have_no_findings(exports, tmp_p
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vllm_finds_every_key(exports, tmp_path, family):
-    """By vLLM-Ascend's own renaming and look-up, of every kind of linear that it has."""
+    """By vLLM-Ascend's own renaming and look-up, of every kind of linear and every profile that it has."""
     static = exports(family)
     for act, word in (("static", "W8A8"), ("dynamic", "W8A8_DYNAMIC"), ("mix", "W8A8_MIX")):
         out = static if act == "static" else export(static, tmp_path / act, "ascendV1", act)
         assert set(vllm_names.assert_found(out).values()) == {"FLOAT", word}
+    vllm = exports(family, profile="vllm-ascend")
+    assert set(vllm_names.assert_found(vllm).values()) == {"FLOAT", "W8A8", "W8A8_DYNAMIC"}
+
+
+@pytest.mark.parametrize("family", tiny.known())
+def test_the_profile_of_mindie_decides_as_both_do(exports, family):
+    """So that what is shown of the one's keys holds for the other's."""
+    checkpoint = Checkpoint(exports.source(family))
+    both, mindie = (
+        make_plan(checkpoint, family_of(checkpoint.config, checkpoint.dir), QuantConfig(profile=profile))
+        for profile in ("both", "mindie")
+    )
+    assert both.decisions == mindie.decisions
 
 
 # -- one thing broken, one rule named
