@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quant import Calibrator, QuantConfig
 from quant.arithmetic import smoothing
 from quant.base.errors import UsageError
+from quant.commands.cli import main
 from quant.export import reader
 from quant.export.plan import make_plan
 from quant.families import family_of
@@ -159,6 +160,16 @@ def test_never_all_experts_in_float32(tmp_path, monkeypatch, family):
     with alive:
         Calibrator(source, config, str(images), quiet=True).run(tmp_path).save(tmp_path / "out")
     assert 0 < alive.most < 8, f"{alive.most} matrices in float32 at once; a block has 24"
+
+
+def test_both_servers_are_asked_about_dynamic_experts(tmp_path, capsys):
+    """MindIE reads them beside static attention: its rules and numbers of NPUs stand at the end of a run, too."""
+    source, images = tiny.make(tmp_path / "src", "qwen3_vl_moe"), tiny.make_images(tmp_path / "images", 1)
+    words = ["--model_path", source, "--calib_images", images, "--save_directory", tmp_path / "out"]
+    words += ["--calib_text", "none", "--anti_method", "none", "--device_type", "cpu"]
+    assert main(["quantize", *map(str, words)]) == 0
+    told = capsys.readouterr().out
+    assert "check    nothing wrong for MindIE and vLLM-Ascend" in told and "NPUs     MindIE: right on 1, 2, 4" in told
 
 
 def test_experts_are_dynamic_whatever_is_asked(tmp_path):

@@ -109,6 +109,7 @@ def verdict(
     a server would not serve it.
     """
     from ..servers.rules import SERVERS, check_directory, open_directory, serving
+    from ..servers.rules.deployment import static_but_for_experts
     from .check import numbers, render
 
     if save_type == "compressed-tensors":
@@ -116,6 +117,8 @@ def verdict(
             say(f"warning  {STATIC_SYMMETRIC}")
         return
     opened, servers = open_directory(directory), servers_of(target, save_type, act)
+    if not target and save_type == "ascendV1" and static_but_for_experts(opened):
+        servers = list(SERVERS)
     if not target:  # nobody asked for a server that does not have the model
         servers = [server for server in servers if server in serving(opened)] or serving(opened)
     findings = check_directory(opened, servers, world_size=world_size)

@@ -43,7 +43,8 @@ LANGUAGE = replace(
     groups=(
         *MIXERS,
         # Not smoothed: a router behind a norm that stores w - 1 cannot take up a scale without being rounded, and then
-        # sends tokens to other experts. On random weights with outlier channels smoothing cost 2 to 4 dB.
+        # sends tokens to other experts. On random weights with outlier channels smoothing cost 2 to 4 dB; on a stand-in
+        # with real activations it gained (docs/accuracy.md, Experts).
         Group(
             ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"),
             readers=("mlp.gate", "mlp.shared_expert_gate"),

@@ -35,7 +35,7 @@ def served(directory: Directory, target: Target) -> Iterator[Finding]:
 def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
     """MindIE documents static W8A8 for these models; per-token and mixed activations are for vLLM-Ascend."""
     others = sorted({directory.kind(name) for name in directory.int8} - {"W8A8"})
-    if others and not _static_and_experts(directory):
+    if others and not static_but_for_experts(directory):
         yield Finding(
             "the int8 linears",
             f"are {', '.join(others)}; for {directory.family.name} MindIE documents W8A8",
@@ -45,7 +45,7 @@ def activation_type(directory: Directory, target: Target) -> Iterator[Finding]:
         )
 
 
-def _static_and_experts(directory: Directory) -> bool:
+def static_but_for_experts(directory: Directory) -> bool:
     """Whether the export is what MindIE builds of models with experts: those W8A8_DYNAMIC, and all else W8A8."""
     kinds = {directory.kind(name) for name in directory.int8 if name in directory.experts}
     others = {directory.kind(name) for name in directory.int8 if name not in directory.experts}
@@ -60,7 +60,7 @@ def one_type(directory: Directory, target: Target) -> Iterator[Finding]:
     kinds: dict[str, list[str]] = {}
     for name in directory.int8:
         kinds.setdefault(directory.kind(name), []).append(name)
-    if len(kinds) < 2 or _static_and_experts(directory):
+    if len(kinds) < 2 or static_but_for_experts(directory):
         return
     counts = ", ".join(f"{len(names)} {kind} ({names[0]} among them)" for kind, names in sorted(kinds.items()))
     yield Finding(
