@@ -101,7 +101,8 @@ def test_evaluate_verify_report(export, source, calibration, unseen, tmp_path, c
     text = page.read_text()
     assert "by_channel" in text and "accuracy" in text and "<script" not in text
     assert cli.main(["check", str(export)]) == 0
-    assert "nothing wrong" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "nothing wrong" in told and max(map(len, told.replace(f"{tmp_path}", "").splitlines())) <= 80
     assert cli.main(["evaluate", *both, "--quantized", str(export), "--data", str(calibration)]) == 2
     assert "was used to make" in capsys.readouterr().err
 
