@@ -20,7 +20,7 @@ from ..base.errors import QuantError, UsageError
 from ..base.output import appearing, check_output
 from . import choose, graph
 from .calibrate import corrected, observe, ranges
-from .equalize import divided, equalized, exponents
+from .equalize import divided, equalized, evened, exponents, output_exponents
 from .export import FORMAT, RECORD, digest
 from .graph import Layer
 from .labels import Item, read_items
@@ -100,6 +100,7 @@ class Work:
         self.damages: dict[str, float] = {}
         self.turns: list[dict] = []
         self.exponents: dict[str, list[int]] = {}
+        self.output_exponents: dict[str, list[int]] = {}
         self.scores: dict = {}
 
     def heading(self) -> str:
@@ -143,18 +144,20 @@ class Work:
         return max(self.options.max_drop, 100 / len(self.held_out) if counted else 0)
 
     def _equalize(self) -> None:
-        """Every layer's damage, and equalized inputs for the layers whose damage that brings down."""
-        tried = exponents(self.float, self.layers, self.stats)
-        self.damages = self._damages(self.float, self.stats, self.layers)
-        other, stats = equalized(self.float, self.layers, tried), divided(self.stats, tried)
-        found = self._damages(other, stats, [layer for layer in self.layers if layer.input in tried])
+        """Every layer's damage, and equalized channels for the layers whose damage that brings down."""
+        layers = self.layers
+        tried = exponents(self.float, layers, self.stats)
+        self.damages = self._damages(self.float, self.stats, layers)
+        other = equalized(self.float, layers, tried)
+        outputs = output_exponents(other, layers)
+        changed = [layer for layer in layers if layer.input in tried or layer.name in outputs]
+        found = self._damages(evened(other, layers, outputs), divided(self.stats, tried), changed)
         better = {name: value for name, value in found.items() if value < PAYS * self.damages[name]}
-        inputs = {layer.input for layer in self.layers if layer.name in better}
+        inputs = {layer.input for layer in layers if layer.name in better}
         self.exponents = {name: powers for name, powers in tried.items() if name in inputs}
-        self.float, self.stats = (
-            equalized(self.float, self.layers, self.exponents),
-            divided(self.stats, self.exponents),
-        )
+        self.output_exponents = {name: powers for name, powers in outputs.items() if name in better}
+        self.float = evened(equalized(self.float, layers, self.exponents), layers, self.output_exponents)
+        self.stats = divided(self.stats, self.exponents)
         self.damages |= better
 
     def _damages(self, model: ModelProto, stats: dict, layers: list[Layer]) -> dict[str, float]:
@@ -223,6 +226,7 @@ class Work:
                     "int8": layer.name not in kept,
                     "damage_db": decibels(self.damages.get(layer.name)),
                     "exponents": self.exponents.get(layer.input),
+                    "output_exponents": self.output_exponents.get(layer.name),
                     "range": [round(value, 6) for value in chosen.inputs[layer.input]],
                 }
                 for layer in self.layers
