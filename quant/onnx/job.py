@@ -61,7 +61,8 @@ def quantize(source: Path, images: Path, target: Path, options: Options, reporte
         raise UsageError(f"--model_path {source}: no such file")
     target = check_output(target, source)
     work = Work(source, images, options, reporter)
-    reporter.line(work.heading())
+    for line in work.heading():
+        reporter.line(line)
     chosen = work.plain() if options.plain else work.chosen()
     with appearing(target) as partial:
         record = work.write(partial, *chosen)
@@ -103,13 +104,11 @@ class Work:
         self.output_exponents: dict[str, list[int]] = {}
         self.scores: dict = {}
 
-    def heading(self) -> str:
-        """The job in a line."""
-        return (
-            f"{self.source.name}: {self.reader.task.name}, {len(self.layers)} layers,"
-            f" {sum(self.costs.values()) / 1e6:.0f} M multiply-adds; {len(self.fitting)} images for ranges,"
-            f" {len(self.held_out)} held out"
-        )
+    def heading(self) -> list[str]:
+        """The job in two lines."""
+        work = f"{len(self.layers)} layers, {sum(self.costs.values()) / 1e6:.0f} M multiply-adds"
+        images = f"{len(self.fitting)} images for ranges, {len(self.held_out)} held out"
+        return [f"{self.source.name}: {self.reader.task.name}", f"{work}; {images}"]
 
     def plain(self) -> tuple[ModelProto, list[Layer], Ranges]:
         """Every layer int8, by what was seen."""
