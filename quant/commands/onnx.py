@@ -5,6 +5,7 @@ where they are given such a model or export.
 import argparse
 import json
 import re
+import textwrap
 from pathlib import Path
 
 from ..base.errors import QuantError, UsageError
@@ -211,10 +212,13 @@ def check(args: argparse.Namespace) -> int:
 
     findings = rules(Path(args.export))
     for finding in findings:
-        print(f"{finding.level}: {finding.rule}\n  {finding.what}\n  fix: {finding.fix}")
+        print(f"{finding.level}: {finding.rule}")
+        for text in (finding.what, f"fix: {finding.fix}"):
+            print(textwrap.fill(text, COLUMNS, initial_indent="  ", subsequent_indent="    "))
     errors = sum(finding.level == "error" for finding in findings)
-    told = f"{errors} errors, {len(findings) - errors} warnings" if findings else "nothing wrong"
-    print(f"{args.export}: {told} by what is documented of AMCT and ATC")
+    print(args.export)
+    told = f"errors: {errors}, warnings: {len(findings) - errors}" if findings else "nothing wrong"
+    print(f"{told}, by what is documented of AMCT and ATC")
     return 1 if errors else 0
 
 
