@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
@@ -35,13 +36,28 @@ class Outputs(nn.Module):
         return tuple(getattr(answer, name) for name in self.pick)
 
 
+def strip_convolutions() -> dict[str, list]:
+    """Kernel, stride and padding in the detection neck's blocks as PaddleOCR's LKPAN has them; the hub's class brings
+    no defaults.
+    """
+    found: dict[str, list] = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]}
+    for ratio, size in (("long", 7), ("mid", 5), ("short", 3)):
+        half = size // 2
+        found[f"vertical_long_to_small_conv_{ratio}ratio"] = [[size, 1], [1, 1], [half, 0]]
+        found[f"horizontal_small_to_long_conv_{ratio}ratio"] = [[1, size], [1, 1], [0, half]]
+        found[f"symmetric_conv_long_{ratio}ratio"] = [[size, size], [1, 1], [half, half]]
+    return found
+
+
 def build(name: str) -> tuple[nn.Module, tuple[int, int], str]:
     """(the model, height and width, task)."""
     import transformers as hub
 
     torch.manual_seed(0)
     if name == "server_det":
-        model = hub.PPOCRV5ServerDetForObjectDetection(hub.PPOCRV5ServerDetConfig())
+        strips = {"intraclass_block_config": strip_convolutions(), "scale_factor_list": [1, 2, 4, 8]}
+        config = hub.PPOCRV5ServerDetConfig(**strips, kernel_list=[3, 2, 2])
+        model = hub.PPOCRV5ServerDetForObjectDetection(config)
         return Outputs(model, ("last_hidden_state",)), (320, 320), "det"
     if name == "server_rec":
         model = hub.PPOCRV5ServerRecForTextRecognition(hub.PPOCRV5ServerRecConfig())
@@ -64,7 +80,8 @@ def export(name: str, folder: Path) -> tuple[Path, str]:
     """(the ONNX file, its task)."""
     model, (height, width), task = build(name)
     file = folder / f"{name}.onnx"
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this exporter is the older one, and that sizes become constants
         torch.onnx.export(
             model.eval(),
             (torch.zeros(1, 3, height, width),),
