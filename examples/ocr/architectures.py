@@ -69,7 +69,7 @@ def build(name: str) -> tuple[nn.Module, tuple[int, int], str]:
         config = hub.PPFormulaNetConfig()
         config.vision_config.image_size = 384
         model = hub.PPFormulaNetForConditionalGeneration(config).model.encoder
-        return Outputs(model, ("last_hidden_state",)), (384, 384), "formula"
+        return Outputs(model, ("pooler_output",)), (384, 384), "formula"
     raise SystemExit(f"{name}: there are {', '.join(NAMES)}")
 
 
