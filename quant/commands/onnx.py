@@ -5,12 +5,14 @@ where they are given such a model or export.
 import argparse
 import json
 import re
+import textwrap
 from pathlib import Path
 
 from ..base.errors import QuantError, UsageError
 
 TASKS = ("det", "rec", "cls", "table", "layout", "formula")
 MISSING = "onnx, onnxruntime and OpenCV are needed for this; pip install 'ascend-vlm-quant[ocr]' brings them"
+COLUMNS = 80
 EPILOG = (
     "Without labels the float model's own answers are what int8 is held against. docs/ppocr.md has the label files,"
     " what is measured, and how to go on with AMCT and ATC."
@@ -125,12 +127,16 @@ def summary(record: dict) -> list[str]:
     lines = [f"{'on ' + str(held['images']) + ' held-out images':<32}{'float':>9}{'int8':>9}   ({held['against']})"]
     for metric, points in held["scores"]["float"].items():
         lines.append(f"{metric:<32}{points:>9.2f}{held['scores']['int8'][metric]:>9.2f}")
-    lines.append(
-        f"{share:.1%} of the multiply-adds in int8, {record['source']['bytes'] / 1e6:.2f} MB ->"
-        f" {record['model']['bytes'] / 1e6:.2f} MB; {len(floats)} of {len(record['layers'])} layers float"
-        + (f": {', '.join(floats[:6])}{', ...' if len(floats) > 6 else ''}" if floats else "")
-    )
-    return lines
+    sizes = [record[part]["bytes"] / 1e6 for part in ("source", "model")]
+    lines.append(f"{share:.1%} of the multiply-adds in int8, {sizes[0]:.2f} MB -> {sizes[1]:.2f} MB")
+    told = f"{len(floats)} of {len(record['layers'])} layers float"
+    for place, name in enumerate(floats):
+        more = f"{': ' if place == 0 else ', '}{name}"
+        if len(told + more) > COLUMNS - len(", ..."):
+            told += ", ..."
+            break
+        told += more
+    return [*lines, told]
 
 
 def write_json(place: str | None, data: dict) -> None:
@@ -156,11 +162,12 @@ def evaluate(args: argparse.Namespace) -> int:
     reporter = Reporter(args.quiet, args.log_file)
     result = score(Path(args.model_path), Path(args.quantized), args.data, args.num_samples, args.seed)
     first, *_ = result["metrics"]
-    reporter.line(f"{result['items']} images{'':<22}{'float':>9}{'int8':>9}{'difference':>12}")
+    heading = f"{result['items']} images"
+    reporter.line(f"{heading:<24}{'float':>9}{'int8':>9}{'difference':>12}")
     for metric, (one, other) in result["metrics"].items():
         gap = f"{other - one:>+12.2f}"
         between = f"   95 %: {result['interval'][0]:+.2f} to {result['interval'][1]:+.2f}" if metric == first else ""
-        reporter.line(f"{metric:<31}{one:>9.2f}{other:>9.2f}{gap}{between}")
+        reporter.line(f"{metric:<24}{one:>9.2f}{other:>9.2f}{gap}{between}")
     lost = result["metrics"][first][0] - result["metrics"][first][1]
     reporter.line(f"{'within' if lost <= args.max_drop else 'OUTSIDE'} --max_drop {args.max_drop:g}")
     write_json(args.json, result | {"max_drop": args.max_drop})
@@ -181,12 +188,12 @@ def verify(args: argparse.Namespace) -> int:
         raise UsageError("--images is needed: a folder of images that the model is for")
     reporter = Reporter(args.quiet, args.log_file)
     result = compare(Path(args.quantized), Path(args.model_path), args.images, args.num_samples, args.seed)
-    reporter.line(f"{'layer':<44}{'op':<15}{'':<6}{'dB':>7}{'of its own':>12}")
+    reporter.line(f"{'layer':<36}{'op':<14}{'':<6}{'dB':>7}{'of its own':>12}")
     for row in result["layers"]:
         mark = "  <-" if row["name"] == result["first"] else ""
         own = "" if row["own_db"] is None else f"{row['own_db']:>12.1f}"
-        name = row["name"] if len(row["name"]) < 44 else "..." + row["name"][-40:]
-        reporter.line(f"{name:<44}{row['op']:<15}{'int8' if row['int8'] else 'float':<6}{row['db']:>7.1f}{own}{mark}")
+        name = row["name"] if len(row["name"]) < 36 else "..." + row["name"][-32:]
+        reporter.line(f"{name:<36}{row['op']:<14}{'int8' if row['int8'] else 'float':<6}{row['db']:>7.1f}{own}{mark}")
     for name, value in result["outputs"].items():
         reporter.line(f"output {name}: {value:.1f} dB")
     for line in result["damage"]:
@@ -205,10 +212,13 @@ def check(args: argparse.Namespace) -> int:
 
     findings = rules(Path(args.export))
     for finding in findings:
-        print(f"{finding.level}: {finding.rule}\n  {finding.what}\n  fix: {finding.fix}")
+        print(f"{finding.level}: {finding.rule}")
+        for text in (finding.what, f"fix: {finding.fix}"):
+            print(textwrap.fill(text, COLUMNS, initial_indent="  ", subsequent_indent="    "))
     errors = sum(finding.level == "error" for finding in findings)
-    told = f"{errors} errors, {len(findings) - errors} warnings" if findings else "nothing wrong"
-    print(f"{args.export}: {told} by what is documented of AMCT and ATC")
+    print(args.export)
+    told = f"errors: {errors}, warnings: {len(findings) - errors}" if findings else "nothing wrong"
+    print(f"{told}, by what is documented of AMCT and ATC")
     return 1 if errors else 0
 
 

@@ -1,4 +1,4 @@
-"""Channels of one range: a tensor that a layer reads is divided by s_c, channel by channel, and the layer's weight is
+"""Input channels of one range: a tensor that a layer reads is divided by s_c, channel by channel, and its weight is
 multiplied by it, so that one scale of the input serves all channels (cross-layer equalization, Nagel et al.,
 arXiv 1906.04721; smoothing, as SmoothQuant calls it, arXiv 2211.10438).
 
@@ -9,17 +9,23 @@ The division costs nothing where a constant is there to take it: the factor, div
 in a hard swish that is written out and in PP-LCNetV3's learned affine layers, or the convolution before a Relu. Where
 there is none, nothing is done. s_c is a power of two, so that the float model computes the same bits as before, and
 what was done is a list of small whole numbers.
+
+Output channels of one scale: the weight of a Gemm or MatMul has one for all of them, since that is what AMCT takes, and
+in a GRU's gates a few rows five times as large as the others cost 20 dB. Each is brought near the largest, and a Mul by
+a power of two behind the product takes it back:
+
+    y_o = t_o (W_o / t_o x + b_o / t_o),   t_o = 2^ceil(log2(w_o / max_o w_o))    w_o: the largest magnitude in W_o
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .calibrate import Seen
-from .graph import Layer
+from .graph import Layer, loops
 
-Exponents = Mapping[str, Sequence[int]]
+Exponents = Mapping[str, Sequence[int] | None]
 MOST = 6  # powers of two in both directions: beyond, a channel is as good as dead
 
 
@@ -57,6 +63,55 @@ def equalized(model: ModelProto, layers: Sequence[Layer], chosen: Exponents) -> 
             weight = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(weight * _along(layer, weight, scale), layer.weight))
     return result
+
+
+def output_exponents(model: ModelProto, layers: Sequence[Layer]) -> dict[str, list[int]]:
+    """Layer -> log2 of t_o for every output channel, for the Gemms and MatMuls where that changes anything."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found = {}
+    for layer in layers:
+        node = next(node for node in _nodes(model) if node.name == layer.name)
+        alone = sum(layer.weight in other.input for other in _nodes(model)) == 1
+        bias = weights.get(node.input[2]) if len(node.input) > 2 else None
+        if layer.per_channel or not alone or bias is None and len(node.input) > 2:
+            continue
+        largest = np.abs(weights[layer.weight]).max(1 - layer.axis)
+        if not largest.any() or bias is not None and bias.shape[-1:] != largest.shape:
+            continue
+        shares = np.where(largest > 0, largest, largest.max()) / largest.max()
+        powers = np.ceil(np.log2(shares)).clip(-2 * MOST, 0).astype(int)
+        if powers.any():
+            found[layer.name] = powers.tolist()
+    return found
+
+
+def evened(model: ModelProto, layers: Sequence[Layer], chosen: Exponents) -> ModelProto:
+    """A copy of `model` with the weights of the layers in `chosen` divided by 2^exponent, channel by channel of their
+    outputs, and a Mul behind each.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    tensors = {tensor.name: tensor for tensor in result.graph.initializer}
+    for layer in layers:
+        if not chosen.get(layer.name):
+            continue
+        scale = np.exp2(np.array(chosen[layer.name], np.float32))
+        graph = next((body for node, body in loops(result) if node.name == layer.loop), result.graph)
+        node = next(node for node in graph.node if node.name == layer.name)
+        weight = numpy_helper.to_array(tensors[layer.weight]) / np.expand_dims(scale, 1 - layer.axis)
+        tensors[layer.weight].CopyFrom(numpy_helper.from_array(weight, layer.weight))
+        if len(node.input) > 2:
+            _replace(result, node, 2, numpy_helper.to_array(tensors[node.input[2]]) / scale)
+        name, product = f"{layer.name}/back", f"{layer.name}/product"
+        result.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        back = helper.make_node("Mul", [product, f"{name}_scale"], [node.output[0]], name)
+        node.output[0] = product
+        graph.node.insert(list(graph.node).index(node) + 1, back)
+    return result
+
+
+def _nodes(model: ModelProto) -> list[NodeProto]:
+    return [*model.graph.node, *(node for _, body in loops(model) for node in body.node)]
 
 
 def divided(stats: Mapping[str, Seen], chosen: Exponents) -> dict[str, Seen]:

@@ -20,7 +20,7 @@ from ..base.errors import QuantError, UsageError
 from ..base.output import appearing, check_output
 from . import choose, graph
 from .calibrate import corrected, observe, ranges
-from .equalize import divided, equalized, exponents
+from .equalize import divided, equalized, evened, exponents, output_exponents
 from .export import FORMAT, RECORD, digest
 from .graph import Layer
 from .labels import Item, read_items
@@ -61,7 +61,8 @@ def quantize(source: Path, images: Path, target: Path, options: Options, reporte
         raise UsageError(f"--model_path {source}: no such file")
     target = check_output(target, source)
     work = Work(source, images, options, reporter)
-    reporter.line(work.heading())
+    for line in work.heading():
+        reporter.line(line)
     chosen = work.plain() if options.plain else work.chosen()
     with appearing(target) as partial:
         record = work.write(partial, *chosen)
@@ -100,15 +101,14 @@ class Work:
         self.damages: dict[str, float] = {}
         self.turns: list[dict] = []
         self.exponents: dict[str, list[int]] = {}
+        self.output_exponents: dict[str, list[int]] = {}
         self.scores: dict = {}
 
-    def heading(self) -> str:
-        """The job in a line."""
-        return (
-            f"{self.source.name}: {self.reader.task.name}, {len(self.layers)} layers,"
-            f" {sum(self.costs.values()) / 1e6:.0f} M multiply-adds; {len(self.fitting)} images for ranges,"
-            f" {len(self.held_out)} held out"
-        )
+    def heading(self) -> list[str]:
+        """The job in two lines."""
+        work = f"{len(self.layers)} layers, {sum(self.costs.values()) / 1e6:.0f} M multiply-adds"
+        images = f"{len(self.fitting)} images for ranges, {len(self.held_out)} held out"
+        return [f"{self.source.name}: {self.reader.task.name}", f"{work}; {images}"]
 
     def plain(self) -> tuple[ModelProto, list[Layer], Ranges]:
         """Every layer int8, by what was seen."""
@@ -143,18 +143,20 @@ class Work:
         return max(self.options.max_drop, 100 / len(self.held_out) if counted else 0)
 
     def _equalize(self) -> None:
-        """Every layer's damage, and equalized inputs for the layers whose damage that brings down."""
-        tried = exponents(self.float, self.layers, self.stats)
-        self.damages = self._damages(self.float, self.stats, self.layers)
-        other, stats = equalized(self.float, self.layers, tried), divided(self.stats, tried)
-        found = self._damages(other, stats, [layer for layer in self.layers if layer.input in tried])
+        """Every layer's damage, and equalized channels for the layers whose damage that brings down."""
+        layers = self.layers
+        tried = exponents(self.float, layers, self.stats)
+        self.damages = self._damages(self.float, self.stats, layers)
+        other = equalized(self.float, layers, tried)
+        outputs = output_exponents(other, layers)
+        changed = [layer for layer in layers if layer.input in tried or layer.name in outputs]
+        found = self._damages(evened(other, layers, outputs), divided(self.stats, tried), changed)
         better = {name: value for name, value in found.items() if value < PAYS * self.damages[name]}
-        inputs = {layer.input for layer in self.layers if layer.name in better}
+        inputs = {layer.input for layer in layers if layer.name in better}
         self.exponents = {name: powers for name, powers in tried.items() if name in inputs}
-        self.float, self.stats = (
-            equalized(self.float, self.layers, self.exponents),
-            divided(self.stats, self.exponents),
-        )
+        self.output_exponents = {name: powers for name, powers in outputs.items() if name in better}
+        self.float = evened(equalized(self.float, layers, self.exponents), layers, self.output_exponents)
+        self.stats = divided(self.stats, self.exponents)
         self.damages |= better
 
     def _damages(self, model: ModelProto, stats: dict, layers: list[Layer]) -> dict[str, float]:
@@ -223,6 +225,7 @@ class Work:
                     "int8": layer.name not in kept,
                     "damage_db": decibels(self.damages.get(layer.name)),
                     "exponents": self.exponents.get(layer.input),
+                    "output_exponents": self.output_exponents.get(layer.name),
                     "range": [round(value, 6) for value in chosen.inputs[layer.input]],
                 }
                 for layer in self.layers

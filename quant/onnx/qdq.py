@@ -22,6 +22,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from ..arithmetic.int8 import EPS, WEIGHT_MAX
 from .graph import WEIGHTED, Layer, loops
+from .unread import drop_unread
 
 CODES = 255
 
@@ -49,7 +50,7 @@ def quantized(model: ModelProto, layers: Collection[Layer], ranges: Ranges, pair
     _read_float_again(result.graph, chosen)
     for node, body in loops(result):
         _inside(result, body, [layer for layer in layers if layer.loop == node.name], ranges, pairs)
-    _drop_unused(result)
+    drop_unread(result)
     _sort(result.graph)
     del result.metadata_props[:]
     result.metadata_props.extend(model.metadata_props)
@@ -107,7 +108,7 @@ def only(full: ModelProto, model: ModelProto, layers: Collection[Layer]) -> Mode
             if node.op_type in WEIGHTED and node.name not in chosen:
                 del node.input[:]
                 node.input.extend(floats[node.name].input)
-    _drop_unused(result)
+    drop_unread(result)
     return result
 
 
@@ -191,23 +192,3 @@ def _sort(graph: GraphProto) -> None:
             done |= set(node.output)
     del graph.node[:]
     graph.node.extend(ordered)
-
-
-def _drop_unused(model: ModelProto) -> None:
-    """Nodes and constants that nothing reads any more."""
-    graph = model.graph
-    while True:
-        read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-        for _, body in loops(model):
-            read |= {name for node in body.node for name in node.input} | {output.name for output in body.output}
-        idle = [(graph, node) for node in graph.node if not set(node.output) & read]
-        for _, body in loops(model):
-            idle += [(body, node) for node in body.node if not set(node.output) & read]
-        if not idle:
-            break
-        for place, node in idle:
-            place.node.remove(node)
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)

@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from ..base.errors import QuantError, one_line
 from .graph import loops
+from .unread import drop_unread
 
 THREADS = 0  # onnxruntime's choice: one a core
 
@@ -47,8 +48,8 @@ class Session:
 
 
 def with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
-    """The graph with these tensors as its only outputs; the graph itself where there are none. Of a tensor inside a
-    loop all turns come out, one after the other along a first axis of their own.
+    """The graph with these tensors as its only outputs, without what they do not need; the graph itself where there are
+    none. Of a tensor inside a loop all turns come out, one after the other along a first axis of their own.
     """
     if not names:
         return model
@@ -66,4 +67,5 @@ def with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
                 body.output.append(helper.make_tensor_value_info(handed, TensorProto.FLOAT, None))
                 node.output.append(outer)
         result.graph.output.append(known.get(outer) or helper.make_tensor_value_info(outer, TensorProto.FLOAT, None))
+    drop_unread(result)
     return result

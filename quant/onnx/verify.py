@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from ..base.errors import UsageError
 from . import graph
-from .equalize import equalized
+from .equalize import equalized, evened
 from .evaluate import refuse_other_source
 from .export import Export, read_export
 from .labels import read_items
@@ -47,7 +47,8 @@ def verify(directory: Path, source: Path, images: str, count: int | None = None,
     if missing := [entry["name"] for entry in export.record["layers"] if entry["name"] not in layers]:
         raise UsageError(f"{source}: has no layer {missing[0]}; another onnxruntime prepared the export, export again")
     done = {layers[entry["name"]].input: entry["exponents"] for entry in export.record["layers"] if entry["exponents"]}
-    model = equalized(model, list(layers.values()), done)
+    outputs_done = {entry["name"]: entry.get("output_exponents") for entry in export.record["layers"]}
+    model = evened(equalized(model, list(layers.values()), done), list(layers.values()), outputs_done)
     damage = damaged(export, model, int8)
     made = {node.name: node.output[0] for node in nodes(model)}
     outputs = [entry.name for entry in model.graph.output]

@@ -101,7 +101,7 @@ def _errors(judged: dict | None) -> Markup:
     course = {place: row["db"] for place, row in enumerate(judged["layers"]) if row["db"] < 200}
     told = "No tensor is damaged." if judged["passed"] else "; ".join(judged["damage"])
     first = f" The first layer that falls off is {judged['first']}." if judged["first"] else ""
-    plot = line_panel({"after": ("int8", course)}, 10.0)
+    plot = line_panel({"after": ("int8", course)}, 10.0, "layer")
     return section("errors", "Error per layer", el("p", told + first), panels([("Signal-to-noise by layer, dB", plot)]))
 
 

@@ -85,8 +85,10 @@ def error_panel(errors: Sequence[Errors]) -> Markup:
     return _panel("Signal-to-noise by block, dB", axis, across, marks)
 
 
-def line_panel(series: dict[str, tuple[str, dict[int, float]]], limit: float) -> Markup:
-    """series: CSS class -> (what to call it, block -> dB), drawn in this order; a dashed line at `limit`."""
+def line_panel(series: dict[str, tuple[str, dict[int, float]]], limit: float, what: str = "block") -> Markup:
+    """series: CSS class -> (what to call it, block -> dB), drawn in this order; a dashed line at `limit`. what: the
+    number along the axis counts.
+    """
     shown = [value for _, values in series.values() for value in values.values() if finite(value)]
     axis = linear_axis(min([*shown, limit]), max([*shown, limit + 10]))
     across = Across([block for _, values in series.values() for block in values])
@@ -96,7 +98,7 @@ def line_panel(series: dict[str, tuple[str, dict[int, float]]], limit: float) ->
         marks.append(el("path", d="M" + " L".join(steps), class_=f"course {kind}") if steps else Markup())
     for block in range(across.first, across.last + 1):
         known = [(kind, name, values[block]) for kind, (name, values) in series.items() if finite(values.get(block))]
-        caption = ", ".join([f"block {block}", *(f"{name} {value:.1f} dB" for _, name, value in known)])
+        caption = ", ".join([f"{what} {block}", *(f"{name} {value:.1f} dB" for _, name, value in known)])
         marks.append(
             _hover(
                 across(block),
@@ -105,7 +107,7 @@ def line_panel(series: dict[str, tuple[str, dict[int, float]]], limit: float) ->
                 [_dot(across, axis, block, value, kind) for kind, _, value in known],
             )
         )
-    return _panel("Signal-to-noise by block, dB", axis, across, marks)
+    return _panel(f"Signal-to-noise by {what}, dB", axis, across, marks, what)
 
 
 def bar_panel(label: str, bars: Sequence[tuple[int, float, str]], kind: str = "after") -> Markup:
@@ -191,21 +193,27 @@ def interval_panel(points: float, low: float, high: float, max_drop: float) -> M
 # ---- marks
 
 
-def _panel(label: str, axis: Axis, across: Across, marks: list[Markup]) -> Markup:
+def _panel(label: str, axis: Axis, across: Across, marks: list[Markup], what: str = "block") -> Markup:
     grid = []
     for tick in axis.ticks:
         y = f"{axis(tick):.1f}"
         grid.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="zero" if tick == 0 else "grid"))
         grid.append(el("text", number(tick), x=LEFT - 6, y=y, dy="0.32em", class_="value"))
     return el(
-        "svg", grid, _block_names(across, HEIGHT), marks, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label
+        "svg",
+        grid,
+        _block_names(across, HEIGHT, what),
+        marks,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=label,
     )
 
 
-def _block_names(across: Across, height: int) -> list[Markup]:
+def _block_names(across: Across, height: int, what: str = "block") -> list[Markup]:
     y = height - BOTTOM + 18
     names = [el("text", block, x=f"{across(block):.1f}", y=y, class_="block") for block in across.ticks()]
-    return [el("text", "block", x=across.left - 8, y=y, class_="value"), *names]
+    return [el("text", what, x=across.left - 8, y=y, class_="value"), *names]
 
 
 def _bar(x: float, width: float, values: tuple[float, float], axis: Axis, kind: str) -> Markup:

@@ -26,7 +26,7 @@ def published():
     try:
         return wheels.bring(PUBLISHED, None)
     except SystemExit as stop:
-        pytest.fail(str(stop))
+        pytest.fail(str(stop), pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -99,9 +99,16 @@ def test_evaluate_verify_report(export, source, calibration, unseen, tmp_path, c
     words = ["report", str(export), "--verify", str(verdict), "--evaluation", str(scores), "--output", str(page)]
     assert cli.main(words) == 0
     text = page.read_text()
-    assert "by_channel" in text and "accuracy" in text and "<script" not in text
+    assert (
+        "layer 1, int8" in text
+        and ">layer<" in text
+        and "by_channel" in text
+        and "accuracy" in text
+        and "<script" not in text
+    )
     assert cli.main(["check", str(export)]) == 0
-    assert "nothing wrong" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "nothing wrong" in told and max(map(len, told.replace(f"{tmp_path}", "").splitlines())) <= 80
     assert cli.main(["evaluate", *both, "--quantized", str(export), "--data", str(calibration)]) == 2
     assert "was used to make" in capsys.readouterr().err
 

@@ -160,3 +160,26 @@ def test_a_model_that_is_quantized_already():
     made = model(nodes, [value("x", [1, 3, 8, 8])], [value("y", [1, 3, 8, 8], TensorProto.INT8)], constants)
     with pytest.raises(UsageError, match="is quantized already"):
         graph.prepare(made, None, "m.onnx")
+
+
+def test_what_outputs_do_not_need_is_not_computed():
+    """A loop takes half of a table model's time, and trials of the layers before it look at what it reads."""
+    prepared = graph.prepare(looped(), None, "m.onnx")
+    x, early = normal(3, 1, 3, 16, 16), ["c"]
+    small = with_outputs(prepared, early)
+    assert graph.operators(small) == ["Conv"] and len(small.graph.initializer) == 2
+    np.testing.assert_array_equal(run(small, x)[0], run(prepared, x, ["c", "y"])[0])
+
+
+def test_what_graphs_inside_read_is_kept():
+    branch = lambda name: helper.make_graph(
+        [helper.make_node(name, ["a"], [f"{name}_out"], name)], name, [], [value(f"{name}_out", [1, 4])]
+    )
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"], "made"),
+        helper.make_node("If", ["yes"], ["y"], "choice", then_branch=branch("Abs"), else_branch=branch("Exp")),
+        helper.make_node("Exp", ["x"], ["z"], "idle"),
+    ]
+    made = model(nodes, [value("x", [1, 4])], [value("y", [1, 4]), value("z", [1, 4])], {"yes": np.array(True)})
+    found = with_outputs(made, ["y"])
+    assert [node.name for node in found.graph.node] == ["made", "choice"]

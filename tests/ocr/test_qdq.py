@@ -1,5 +1,6 @@
 """The int8 graph against formulas in numpy; ranges, corrections, costs, and the choice of layers."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -234,6 +235,55 @@ def test_equalizing_changes_no_bit_and_brings_the_error_down():
         )
     )
     assert better < plain / 1.5
+
+
+def uneven(make):
+    """A graph whose Gemms and MatMuls have rows of very different sizes, one of them zeros."""
+    made = make()
+    for tensor in made.graph.initializer:
+        weight = numpy_helper.to_array(tensor)
+        if weight.ndim == 2 and weight.dtype == np.float32:
+            axis = 0 if make is classifier else 1
+            spread = np.exp2(np.linspace(0, -4, weight.shape[axis]) - 0.1).astype(np.float32)
+            spread[-1] *= weight.shape[axis] == 2
+            weight = weight * (spread[:, None] if axis == 0 else spread)
+        tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    return made
+
+
+@pytest.mark.parametrize("make, shape", [(classifier, (1, 3, 32, 32)), (looped, (1, 3, 16, 16))])
+def test_even_output_channels_change_no_bit_and_bring_the_error_down(make, shape):
+    made, layers, stats, ranges, feeds = prepared(lambda: uneven(make), shape)
+    done = equalize.output_exponents(made, layers)
+    assert set(done) == {layer.name for layer in layers if not layer.per_channel}
+    other = equalize.evened(made, layers, done)
+    assert all(np.array_equal(*(Session(it, "m").run(each)[0] for it in (made, other))) for each in feeds)
+    assert graph.layers(other) == [
+        layer if layer.per_channel or not layer.bias else replace(layer, bias=f"{layer.name}/2") for layer in layers
+    ]
+    matmuls = [layer for layer in layers if not layer.per_channel]
+    weight = weights(other)
+    for layer in matmuls:
+        largest = np.abs(weight[layer.weight]).max(1 - layer.axis)
+        assert ((largest == 0) | (largest > largest.max() / 2)).all()
+    name = "logits" if make is classifier else "y"
+    answers = lambda it: np.concatenate([Session(it, "m", [name]).run(each)[0] for each in feeds])
+    plain, better = (
+        channel_errors(answers(made), answers(it))
+        for it in (
+            qdq.quantized(made, matmuls, ranges),
+            qdq.quantized(other, matmuls, calibrate.ranges(other, layers, stats)),
+        )
+    )
+    assert better < plain / 1.3
+
+
+def channel_errors(expected, given):
+    """[T, C] -> the mean over channels of |a - b|^2 / |a|^2; a channel of zeros must be one."""
+    size = np.square(expected).sum(0)
+    error = np.square(expected - given).sum(0)
+    assert not error[size == 0].any()
+    return (error[size > 0] / size[size > 0]).mean()
 
 
 def test_what_others_read_is_not_divided():
