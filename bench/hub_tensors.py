@@ -267,6 +267,17 @@ def _clip_vision(prefix: str, vision: dict) -> list[Tensor]:
     return found + _norm(f"{prefix}post_layernorm", width, bias=True, outliers=False)
 
 
+def _siglip_vision(prefix: str, vision: dict) -> list[Tensor]:
+    """SigLIP's ViT: no class token, a bias of the patches, a LayerNorm after its blocks alone."""
+    width, patch = vision["hidden_size"], vision["patch_size"]
+    clip = {tensor.name.removeprefix(prefix): tensor for tensor in _clip_vision(prefix, vision)}
+    bias = Tensor(f"{prefix}embeddings.patch_embedding.bias", (width,), 0.1)
+    position = f"{prefix}embeddings.position_embedding.weight"
+    found = [clip["embeddings.patch_embedding.weight"], bias]
+    found += [Tensor(position, ((vision["image_size"] // patch) ** 2, width), width**-0.5)]
+    return found + [tensor for name, tensor in clip.items() if name.startswith(("encoder.", "post_layernorm."))]
+
+
 def _internvl(config: dict) -> list[Tensor]:
     text, vision, tied = config["text_config"], config["vision_config"], config["tie_word_embeddings"]
     names = "language_model.model.", "language_model.lm_head"
@@ -294,9 +305,10 @@ def tensors(config: dict) -> list[Tensor]:
     if config["model_type"] == "internvl":
         return _internvl(config)
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
-    found = _clip_vision("vision_tower.vision_model.", vision)
+    seen = _siglip_vision if vision["model_type"] == "siglip_vision_model" else _clip_vision
+    newline = [] if config["model_type"] == "llava" else [Tensor("image_newline", (text["hidden_size"],), 0.02)]
+    found = newline + seen("vision_tower.vision_model.", vision)
     found += _linear("multi_modal_projector.linear_1", text["hidden_size"], vision["hidden_size"], bias=True)
     found += _linear("multi_modal_projector.linear_2", text["hidden_size"], text["hidden_size"], bias=True)
-    return found + _language(
-        "language_model.model.", "language_model.lm_head", text, qkv_bias=False, tied=config["tie_word_embeddings"]
-    )
+    names, tied = ("language_model.model.", "language_model.lm_head"), config["tie_word_embeddings"]
+    return found + _language(*names, text, qkv_bias=text.get("model_type") == "qwen2", tied=tied)

@@ -59,7 +59,8 @@ class Row:
     published: tuple[str, ...]
     dynamic: str = "*self_attn.o_proj"
     several: bool = True
-    other_vision: str = "float"
+    other_vision: str | None = "float"
+    """None: there is no other."""
     words: frozenset[str] | set[str] = frozenset({"W8A8"})
     """Types of int8 linears where static ones are asked for."""
     errors: dict[str, set[str]] = field(default_factory=dict)
@@ -93,6 +94,14 @@ ROWS = (
     Row(
         "qwen3_5_moe", ("qwen3_5-35b-a3b",), "*linear_attn*", words={"W8A8", "W8A8_DYNAMIC"}, errors={"all": {"served"}}
     ),
+    Row(
+        "llava_onevision",
+        ("llava_onevision-0.5b", "llava_onevision-7b"),
+        other_vision="int8",
+        errors={"all": {"served"}},
+    ),
+    Row("llava_next", ("llava_next-7b", "llava_next-34b"), other_vision=None, errors={"mixed": {"one-type"}}),
+    Row("llava_next_video", ("llava_next_video-7b",), other_vision=None, errors={"mixed": {"one-type"}}),
 )
 ROWS = tuple(row for row in ROWS if hasattr(transformers, row.architecture))  # 4.57 has not all of them
 JOBS: dict[str, dict] = {
@@ -252,8 +261,11 @@ def test_a_decoder_that_is_not_supported_is_named(tmp_path):
 # -- quantizing
 
 
-@pytest.mark.parametrize("name", JOBS)
-@rows
+EXPORTS = [(row, name) for row in ROWS for name in JOBS if row.other_vision or name != "other vision"]
+exports = pytest.mark.parametrize("row,name", EXPORTS, ids=[f"{row.tiny}-{name}" for row, name in EXPORTS])
+
+
+@exports
 def test_a_job_is_right_and_the_servers_take_it(made, row, name):
     """verify finds no damage and no loss; `check` finds what that choice breaks, and nothing else."""
     source, out = made.source(row), made.job(row, name)
@@ -316,10 +328,7 @@ def test_linear_attention_is_float_by_recipe_and_dynamic_by_option(made, row):
 # -- servers
 
 
-EXPORTS = [(row, name) for row in ROWS for name in JOBS]
-
-
-@pytest.mark.parametrize("row,name", EXPORTS, ids=[f"{row.tiny}-{name}" for row, name in EXPORTS])
+@exports
 def test_vllm_finds_every_key(made, row, name):
     """Every module that vLLM-Ascend builds finds its key, and is built for the type that the tensors are of."""
     found = vllm_names.assert_found(made.job(row, name))
@@ -352,6 +361,31 @@ def test_a_key_that_is_lost_is_found_before_the_server_finds_it(tmp_path, made, 
                 vllm_names.kind_of(module, description, vllm_names.PACKED[kind])
         findings = [finding for finding in check(broken, ["vllm-ascend"]) if finding.rule == "description-entry"]
         assert [finding.where for finding in findings] == [f"quant_model_description.json: {key}"]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if FAMILIES[row.architecture].vision_aliases], ids=lambda r: r.tiny
+)
+def test_a_packed_name_that_vllm_looks_up_as_it_is(tmp_path, made, row):
+    """It is described as its parts are, in every format; its absence, or another type, is found, and mended."""
+    for job, act, word in (("static", "static", "FLOAT"), ("other vision", "dynamic", "W8A8_DYNAMIC")):
+        out = export(made.job(row, job), tmp_path / job, "ascendV1", act)
+        aliases = FAMILIES[row.architecture].aliases(reader.read(out).words | {"x": ""})
+        said = json.loads((out / "quant_model_description.json").read_text())
+        alias = next(key for key in said if ".qkv_proj." in key)
+        assert said[alias] == word and (word == "FLOAT" or f"{next(iter(aliases))}.weight" in said)
+        vllm_names.assert_found(out)
+        for edit, effect in (
+            (lambda described, alias=alias: described.pop(alias), f"KeyError: '{alias}'"),
+            (lambda described, alias=alias: described.update({alias: "W8A8"}), "builds it for another type"),
+        ):
+            broken = copy(out, tmp_path / f"{job} broken {len(effect)}")
+            edit_json(broken / "quant_model_description.json", edit)
+            findings = [finding for finding in check(broken, ["vllm-ascend"]) if finding.rule == "description-alias"]
+            assert [finding.effects["vllm-ascend"] for finding in findings] == [effect]
+            fixed = tmp_path / f"{broken.name} fixed"
+            assert main(["check", str(broken), "--fix", str(fixed), "--target", "vllm-ascend"]) == 0
+            assert json.loads((fixed / "quant_model_description.json").read_text())[alias] == word
 
 
 # -- jobs

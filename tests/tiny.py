@@ -29,6 +29,9 @@ FAMILIES = {
     "qwen3_vl_moe": "qwen3vl_moe-tiny",
     "qwen3_5": "qwen3_5-tiny",
     "qwen3_5_moe": "qwen3_5_moe-tiny",
+    "llava_onevision": "llava_onevision-tiny",
+    "llava_next": "llava_next-tiny",
+    "llava_next_video": "llava_next_video-tiny",
 }
 
 

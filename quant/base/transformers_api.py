@@ -231,7 +231,10 @@ def process(processor, images: "list[Image.Image]", text: str, add_special_token
     Raises whatever the processor does.
     """
     # Without its layout 4.x takes an image that is 1 or 3 pixels high for one with the channels first.
-    pixels = {"images": images, "input_data_format": "channels_last"} if images else {}
+    pixels: dict = {"images": images, "input_data_format": "channels_last"} if images else {}
+    # LLaVA-OneVision's takes images that are listed side by side for prompts of one image each.
+    if images and "batch_num_images" in getattr(processor.image_processor, "model_input_names", ()):
+        pixels["images"] = [images]
     return dict(processor(text=[text], return_tensors="pt", add_special_tokens=add_special_tokens, **pixels))
 
 

@@ -150,8 +150,12 @@ class Processing:
     """
     from_config: Callable[[dict], dict] = lambda config: {}
     """config.json -> the processor's arguments that must agree with it."""
-    tiles: Callable[[dict], int] | None = None
-    """The image processor's settings -> into how many tiles of one size it cuts an image at most; None: into none."""
+    tiles: Callable[[dict, dict], int] | None = None
+    """config.json and the image processor's settings -> into how many tiles of one size an image is cut at most; None:
+    into none.
+    """
+    most_features: Callable[[dict], int] | None = None
+    """config.json -> image features that no image exceeds, where tiles do not all give as many; None: they do."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,10 @@ class Family:
     """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
     mindie_vision_follows: bool = False
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
+    vision_aliases: dict[str, str] = field(default_factory=dict)
+    """Name in a vision block that vLLM-Ascend looks up in the description, though no tensor has it -> the linear whose
+    type it is described with. For classes of vLLM that do not say what they pack into one.
+    """
     mindie_experts: bool = False
     """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
 
@@ -244,6 +252,16 @@ class Family:
                 index = name[len(tower.prefix) :].split(".", 1)[0]
                 return (tower, int(index)) if index.isdecimal() else None
         return None
+
+    def aliases(self, linears: Iterable[str]) -> dict[str, str]:
+        """Name that only the description has -> the linear among `linears`, hub names, whose type it has there."""
+        prefix = self.tower("vision").prefix
+        return {
+            linear.removesuffix(part) + alias: linear
+            for alias, part in self.vision_aliases.items()
+            for linear in linears
+            if linear.startswith(prefix) and linear.endswith(f".{part}")
+        }
 
     def check_depths(self, config: dict, tensors: Iterable[str], where) -> None:
         """Raises QuantError where config.json gives a tower another number of blocks than the hub tensor names

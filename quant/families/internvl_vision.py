@@ -37,7 +37,7 @@ PROCESSING = Processing(
     merge=lambda config: round(1 / config.get("downsample_ratio", 0.5)),
     limits=None,
     from_config=lambda config: {"image_seq_length": config.get("image_seq_length", 256)},
-    tiles=lambda settings: settings.get("max_patches", 12) + 1,  # and all of it once more, small
+    tiles=lambda config, settings: settings.get("max_patches", 12) + 1,  # and all of it once more, small
 )
 
 

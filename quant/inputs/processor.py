@@ -49,7 +49,8 @@ class Processor:
         self._directory, self._processing = directory, processing
         self._file, self._settings = processor_files.image_processor(directory)
         processor_files.check_image_processor(self._file, self._settings, config)
-        self.tiles = processing.tiles(self._settings) if processing.tiles else None
+        self.tiles = processing.tiles(config, self._settings) if processing.tiles else None
+        processor_files.check_tiles(self._file, self.tiles)
         self.limits = self._find_limits(min_pixels=min_pixels, max_pixels=max_pixels)
         # Where there are limits, the file's "size" is one of areas; they were checked just now.
         sides = [key for key in processor_files.SIZES if not (self.limits and key == "size")]

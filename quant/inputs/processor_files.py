@@ -4,7 +4,7 @@ time and memory.
     file     at most MAX_JSON bytes, of which 64 KB are usual and a tokenizer's 35 MB the most
     pixels   image_mean, image_std: 3 numbers each up to 1000; those of image_std, and rescale_factor, above a millionth
     patches  patch_size, merge_size, temporal_patch_size: as in config.json's vision_config, else at most MAX_PATCH
-    tiles    min_patches, max_patches: at most MAX_TILES
+    tiles    min_patches, max_patches: at most MAX_TILES; image_grid_pinpoints: as in config.json
     sides    size, crop_size, pad_size: at most MAX_SIDE; where size is an area, processor.py checks it
     area     of the resized image, at most MAX_AREA pixels: 24 bytes a pixel in float32 patches, 85,598 image tokens
 
@@ -92,11 +92,23 @@ def check_image_processor(file: Path, settings: dict, config: dict) -> None:
     for key in ("min_patches", "max_patches"):
         if (value := settings.get(key)) is not None:
             _check(file, key, value, 1, MAX_TILES)
+    grid, expected = settings.get("image_grid_pinpoints"), config.get("image_grid_pinpoints")
+    if grid is not None and expected is not None and grid != expected:
+        raise QuantError(
+            f"{file}: image_grid_pinpoints is {str(grid):.40}, config.json's is {str(expected):.40}; they are of"
+            f" different models, {FETCH}"
+        )
     if (resample := settings.get("resample")) is not None:
         _check(file, "resample", resample, 0, 5)  # Pillow's filters
     for key in SWITCHES:
         if not isinstance(settings.get(key, False), bool | None):
             raise QuantError(f"{file}: {key} is {settings[key]!r:.40}, true or false was expected; {FETCH}")
+
+
+def check_tiles(file: Path, tiles: int | None) -> None:
+    """tiles: into how many an image is cut at most. Raises QuantError for more than MAX_TILES."""
+    if tiles and tiles > MAX_TILES:
+        raise QuantError(f"{file}: cuts an image into {tiles} tiles, at most {MAX_TILES} are taken; {FETCH}")
 
 
 def check_sides(file: Path, settings: dict, keys: Iterable[str] = SIZES) -> None:
@@ -110,9 +122,14 @@ def check_sides(file: Path, settings: dict, keys: Iterable[str] = SIZES) -> None
 
 def check_arguments(file: Path, arguments: dict) -> None:
     """The same for what a processor counts image tokens with, where it takes that as an argument."""
-    for key, low in (("patch_size", 1), ("num_additional_image_tokens", 0), ("image_seq_length", 1)):
+    for key, low, most in (
+        ("patch_size", 1, MAX_PATCH),
+        ("num_additional_image_tokens", 0, MAX_PATCH),
+        ("image_seq_length", 1, MAX_PATCH),
+        ("num_image_tokens", 1, MAX_PATCH**2),
+    ):
         if key in arguments:
-            _check(file, key, arguments[key], low, MAX_PATCH)
+            _check(file, key, arguments[key], low, most)
 
 
 def largest_area(width: int, height: int, settings: dict, limits: tuple[int, int] | None) -> int:

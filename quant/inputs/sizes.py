@@ -89,6 +89,7 @@ class Measure:
         self.limits, self._patch, self._merge = encoder.limits, processing.patch(config), processing.merge(config)
         self._encode = lambda height, width: encoder(Image.new("RGB", (width, height)), prompt)
         self._image_token, self._tiles = encoder.image_token_id, encoder.tiles
+        self._most = processing.most_features(config) if processing.most_features else None
         blank = self._encode(self._patch * self._merge, self._patch * self._merge)
         self._blank_pixels = tuple(blank["pixel_values"].shape)
         self._blank_visual = int((blank["input_ids"] == encoder.image_token_id).sum())
@@ -99,7 +100,7 @@ class Measure:
         if self._tiles:  # which grid of tiles suits an image best is the processor's to say
             inputs = self._encode(height, width)
             pixels, visual = tuple(inputs["pixel_values"].shape), int((inputs["input_ids"] == self._image_token).sum())
-            patches = pixels[0] * (pixels[-2] // self._patch) * (pixels[-1] // self._patch)
+            patches = math.prod(pixels[:-3]) * (pixels[-2] // self._patch) * (pixels[-1] // self._patch)
             return Sizes((height, width), (pixels[-2], pixels[-1]), patches, pixels, visual, self.text)
         if self.limits is None:
             rows, columns = self._blank_pixels[-2:]
@@ -116,5 +117,6 @@ class Measure:
         """(patches, visual tokens) that no image exceeds."""
         if self.limits is None:
             one = self(self._patch, self._patch)
-            return one.patches * (self._tiles or 1), one.visual * (self._tiles or 1)
+            tile = one.resized[0] // self._patch * (one.resized[1] // self._patch)
+            return tile * (self._tiles or 1), self._most or one.visual * (self._tiles or 1)
         return self.limits[1] // self._patch**2, self.limits[1] // (self._patch * self._merge) ** 2

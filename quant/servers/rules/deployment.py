@@ -25,7 +25,7 @@ def served(directory: Directory, target: Target) -> Iterator[Finding]:
     elif unlisted := family.mindie_unlisted(directory.config):
         yield Finding(
             "config.json",
-            f"describes a {family.name} of another size: {unlisted}",
+            f"describes a {family.name} that is not documented: {unlisted}",
             {"mindie": "has its loader; whether it computes this size right was not established"},
             "use vLLM-Ascend, or try it",
             level="warning",
