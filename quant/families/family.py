@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..base.errors import QuantError
 from .shapes import Shapes
+from .video import Video
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ class Processing:
     """config.json -> the processor's arguments that must agree with it."""
     tiles: Callable[[dict], int] | None = None
     """The image processor's settings -> into how many tiles of one size it cuts an image at most; None: into none."""
+    video: Video | None = None
+    """The same of videos; None: the model takes none."""
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,14 @@ Other families (LLaVA) make every image one size. There, and for the text, the c
 out: video, several images in one request (each adds its visual tokens and two more).
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from ..base.errors import QuantError
+from ..families.areas import resize
 from ..files.config_json import read_json
 from .encoder import Encoder
-
-STEEPEST = 200  # times as long as wide; beyond it the processors refuse an image
 
 
 @dataclass(frozen=True)
@@ -45,27 +42,6 @@ class Sizes:
     def input(self) -> int:
         """Tokens that the language model is prefilled with."""
         return self.visual + self.text
-
-
-def resize(height: int, width: int, multiple: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) in pixels as a processor with limits makes it.
-
-    Raises QuantError for an image more than STEEPEST times as long as wide.
-    """
-    if max(height, width) > STEEPEST * min(height, width):
-        raise QuantError(
-            f"an image of {height}x{width}: one side is over {STEEPEST} times the other, the processor refuses it;"
-            " crop it"
-        )
-    area = multiple * round(height / multiple) * multiple * round(width / multiple)
-    if area > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        height, width = (max(multiple, multiple * math.floor(side / shrink / multiple)) for side in (height, width))
-        return height, width
-    if area < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        return multiple * math.ceil(height * grow / multiple), multiple * math.ceil(width * grow / multiple)
-    return multiple * round(height / multiple), multiple * round(width / multiple)
 
 
 class Measure:
