@@ -109,6 +109,12 @@ class Encoder:
             raise QuantError(f"{self.family.name} takes no video")
         return self._processor.video.read(Path(path))
 
+    def blank_clip(self, frames: int, height: int, width: int) -> Clip:
+        """One of so many black frames of these sides, taken at the usual rate. Raises as `clip` does."""
+        if self._processor.video is None:
+            raise QuantError(f"{self.family.name} takes no video")
+        return self._processor.video.blank(frames, height, width)
+
     def chat(
         self, messages: list[dict], images: "list[Image.Image]", clips: Sequence[Clip] = ()
     ) -> dict[str, "torch.Tensor"]:

@@ -10,8 +10,8 @@ patches of patch x patch pixels (2 and 14 for Qwen's):
            = m ceil(h b / m), m ceil(w b / m), b = sqrt(min_pixels / (h w))           if it is below
     patches = h' w' / patch^2    visual tokens = h' w' / m^2    input = visual tokens + those of template and prompt
 
-Other families (LLaVA) make every image one size. There, and for the text, the checkpoint's own processor is asked. Left
-out: video, several images in one request (each adds its visual tokens and two more).
+Other families (LLaVA) make every image one size. There, for videos, and for the text, the checkpoint's own processor is
+asked. Left out: several images in one request (each adds its visual tokens and two more).
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ from .encoder import Encoder
 
 @dataclass(frozen=True)
 class Sizes:
-    """An image of (height, width) in pixels: what it is resized to, and what the towers then see.
+    """An image of (height, width) in pixels, or frames of that size of a video: what it is resized to, and what the
+    towers then see.
 
     pixel_values: shape of the vision tower's input. text: tokens of chat template and prompt.
     """
@@ -63,6 +64,7 @@ class Measure:
         encoder = Encoder(directory, min_pixels=min_pixels, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
         config, processing = read_json(Path(directory) / "config.json"), encoder.family.processing
         self.limits, self._patch, self._merge = encoder.limits, processing.patch(config), processing.merge(config)
+        self._encoder, self._prompt = encoder, prompt
         self._encode = lambda height, width: encoder(Image.new("RGB", (width, height)), prompt)
         self._image_token, self._tiles = encoder.image_token_id, encoder.tiles
         blank = self._encode(self._patch * self._merge, self._patch * self._merge)
@@ -87,6 +89,19 @@ class Measure:
         else:
             pixels, visual = (patches, self._blank_pixels[1]), patches // self._merge**2
         return Sizes((height, width), (rows, columns), patches, pixels, visual, self.text)
+
+    def video(self, frames: int, height: int, width: int) -> Sizes:
+        """So many frames that are taken of a video. Raises QuantError where the processor refuses them, and for a
+        family that takes none.
+        """
+        clip = self._encoder.blank_clip(frames, height, width)
+        inputs = self._encoder(None, self._prompt, clips=[clip])
+        pixels = tuple(inputs["pixel_values_videos" if "pixel_values_videos" in inputs else "pixel_values"].shape)
+        rows, columns = clip.frames.shape[2:]
+        patches = pixels[0] if len(pixels) == 2 else frames * (rows // self._patch) * (columns // self._patch)
+        visual = inputs["input_ids"].flatten().tolist().count(self._encoder.video_token_id)
+        text = inputs["input_ids"].numel() - visual
+        return Sizes((height, width), (rows, columns), patches, pixels, visual, text)
 
     def largest(self) -> tuple[int, int]:
         """(patches, visual tokens) that no image exceeds."""

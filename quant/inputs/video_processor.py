@@ -104,6 +104,13 @@ class VideoProcessor:
         rate = header.rate if header.rate is not None else float(self._fps or 1)
         return Clip(path.name, kept, header.taken, header.total, rate)
 
+    def blank(self, count: int, height: int, width: int) -> Clip:
+        """`count` black frames, resized. Raises as `size` does."""
+        import torch
+
+        black = torch.zeros(count, 3, *self.size(count, height, width), dtype=torch.uint8)
+        return Clip("blank", black, tuple(range(count)), count, float(self._fps or 1))
+
     def features(self, clips: Sequence[Clip]) -> "dict[str, torch.Tensor]":
         """The model's inputs of the videos, float32, as Video.layout says; without what the text needs."""
         import torch
