@@ -231,7 +231,7 @@ def work_directory(output: Path) -> Path:
 
 
 def _save(file: Path, tensors: dict[Key, Tensor]) -> None:
-    """By the axes as they lie in memory: of the same numbers, strided otherwise, a product may differ in the last bit."""
+    """By the axes as they lie in memory: of the same numbers, strided otherwise, a product may differ in a last bit."""
     partial, named = file.with_suffix(".tmp"), {}
     for (number, turn), tensor in tensors.items():
         axes = [axis for _, axis in sorted((-stride, axis) for axis, stride in enumerate(tensor.stride()))]

@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..base.errors import QuantError
 from .shapes import Shapes
+from .video import Video
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,8 @@ class Processing:
     """
     most_features: Callable[[dict], int] | None = None
     """config.json -> image features that no image exceeds, where tiles do not all give as many; None: they do."""
+    video: Video | None = None
+    """The same of videos; None: the model takes none."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,11 @@ from ..base import transformers_api
 from ..base.errors import QuantError, UsageError, one_line
 from ..families.family import Processing
 from . import processor_files
+from .video_processor import Clip, VideoProcessor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL import Image
     from torch import Tensor
 
@@ -25,11 +28,13 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 class Processor:
     """Tokenizer and image processor of the checkpoint in `directory`, whose config.json is `config`.
 
-    min_pixels, max_pixels: instead of the checkpoint's own limits on a resized image's area; None for those.
+    min_pixels, max_pixels: instead of the checkpoint's own limits on a resized image's area; fps, max_frames: instead
+    of how it samples videos; None for those.
 
-    tokenizer: transformers' own. limits: (min_pixels, max_pixels) in force, None where every image is made one size.
-    image_token_id: the placeholder's number. tiles: into how many an image is cut at most, or None. image_processor:
-    its class. filled: the processor's arguments that came from config.json, because the checkpoint's files lack them.
+    tokenizer: transformers' own. video: what prepares videos, None for families that take none. limits: (min_pixels,
+    max_pixels) in force, None where every image is made one size. image_token_id: the placeholder's number. tiles: into
+    how many an image is cut at most, or None. image_processor: its class. filled: the processor's arguments that came
+    from config.json, because the checkpoint's files lack them.
 
     Raises UsageError: limits that contradict each other or that the family does not have. Raises QuantError: a file
     that is missing, damaged, at odds with config.json, or in need of remote code.
@@ -43,6 +48,8 @@ class Processor:
         *,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
         trust_remote_code: bool = False,
     ):
         transformers_api.check_version(models=False)
@@ -55,14 +62,28 @@ class Processor:
         # Where there are limits, the file's "size" is one of areas; they were checked just now.
         sides = [key for key in processor_files.SIZES if not (self.limits and key == "size")]
         processor_files.check_sides(self._file, self._settings, sides)
+        self.video = None
+        if processing.video:
+            self.video = VideoProcessor(
+                directory,
+                config,
+                processing,
+                fps=fps,
+                max_frames=max_frames,
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+            )
         arguments = self._arguments(config)
         self._load(arguments, trust_remote_code)
         self.image_token_id = self._find_image_token(config)
 
-    def __call__(self, images: "list[Image.Image]", text: str, add_special_tokens: bool) -> "dict[str, Tensor]":
-        """RGB images and a text with a placeholder for each -> the model's inputs, batch 1.
+    def __call__(
+        self, images: "list[Image.Image]", text: str, add_special_tokens: bool, clips: "Sequence[Clip]" = ()
+    ) -> "dict[str, Tensor]":
+        """RGB images, videos as `video` reads them, and a text with a placeholder for each -> the model's inputs, batch
+        1.
 
-        Raises QuantError: the processor refuses an image or would make it too large.
+        Raises QuantError: the processor refuses an image or would make it too large; videos that do not go together.
         """
         sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
         for image in images:
@@ -72,10 +93,18 @@ class Processor:
                     f"an image of {image.width}x{image.height}: the processor makes it {area} pixels, at most"
                     f" {processor_files.MAX_AREA} are taken; make it smaller"
                 )
+        videos, numbers = None, {}
+        if clips and self.video:
+            sampled = [transformers_api.Sampled(clip.total, clip.rate, clip.taken) for clip in clips]
+            videos = self.video.features(clips), sampled
+            numbers = {"merge_size": self.video.merge, "temporal_patch_size": self.video.frames}
         try:
-            return transformers_api.process(self._processor, images, text, add_special_tokens)
+            return transformers_api.process(self._processor, images, text, add_special_tokens, videos, **numbers)
+        except QuantError:
+            raise
         except Exception as error:
             where = f"an image of {sizes}" if images else "a text without an image"
+            where = f"{', '.join(clip.name for clip in clips)} and {where}" if clips else where
             raise QuantError(f"{where}: {one_line(error)}") from error
 
     def _find_limits(self, **given: int | None) -> tuple[int, int] | None:

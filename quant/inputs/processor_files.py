@@ -18,7 +18,7 @@ from pathlib import Path
 from ..base.errors import QuantError
 from ..files.config_json import MAX_JSON, read_json
 
-MAX_SIDE, MAX_PATCH, MAX_AREA, MAX_TILES = 8192, 256, 1 << 26, 64
+MAX_SIDE, MAX_PATCH, MAX_AREA, MAX_TILES, MAX_SAMPLED = 8192, 256, 1 << 26, 64, 1 << 14
 LOW, HIGH = 1e-6, 1000
 HANDED_ON = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*")  # to transformers
 SIZES = ("size", "crop_size", "pad_size")
@@ -60,6 +60,34 @@ def image_processor(directory: Path) -> tuple[Path, dict]:
     if not (directory / "preprocessor_config.json").is_file():
         raise QuantError(f"{directory}: preprocessor_config.json is missing")
     return directory / "preprocessor_config.json", {}
+
+
+def video_processor(directory: Path) -> tuple[Path, dict]:
+    """(file, the video processor's settings in it), where transformers looks for them: a checkpoint without its own
+    shares the image processor's. Raises QuantError as image_processor does.
+    """
+    file = directory / "processor_config.json"
+    if isinstance(found := optional_json(file).get("video_processor"), dict):
+        return file, found
+    file = directory / "video_preprocessor_config.json"
+    if found := optional_json(file):
+        return file, found
+    return image_processor(directory)
+
+
+def check_video(file: Path, settings: dict) -> None:
+    """Raises QuantError for a number that says how to sample videos and cannot be."""
+    for key, most in (("min_frames", MAX_SAMPLED), ("max_frames", MAX_SAMPLED), ("num_frames", MAX_SAMPLED)):
+        if settings.get(key) is not None:
+            _check(file, key, settings[key], 1, most)
+    if not _numbers([fps] if (fps := settings.get("fps")) is not None else None, 1, LOW):
+        raise QuantError(f"{file}: fps is {fps!r:.40}, a number from {LOW} to {HIGH} was expected; {FETCH}")
+    size = settings.get("size")
+    for key, number in {**settings, **(size if isinstance(size, dict) else {})}.items():
+        if key in ("min_pixels", "max_pixels", "shortest_edge", "longest_edge") and number is not None:
+            _check(file, key, number, 1, 1 << 40)
+        if key in ("height", "width") and number is not None:
+            _check(file, f"size {key}", number, 1, MAX_SIDE)
 
 
 def optional_json(file: Path) -> dict:

@@ -1,0 +1,44 @@
+"""python video_oracle.py CASES OUT: what transformers' own processors make of videos, in a process of its own, since
+they need torchvision, or what stands for it on the path (torchvision_stub/).
+
+CASES: JSON of [{"checkpoint", "processor", "video_processor", "video", "image" (null for none), "text", "fps",
+"settings"}, ...]; OUT: torch.save of a list of the inputs. The video is read by transformers' own reader.
+"""
+
+import json
+import sys
+from functools import partial
+
+import torch
+import transformers
+from PIL import Image
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.video_utils import load_video
+
+
+def inputs_of(case: dict) -> dict:
+    directory, sampling = case["checkpoint"], {"fps": case["fps"]} if case["fps"] else {"num_frames": 8}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    images = AutoImageProcessor.from_pretrained(directory, backend="pil")
+    videos = getattr(transformers, case["video_processor"]).from_pretrained(directory, **case["settings"])
+    arguments = {"image_seq_length": case["image_seq_length"]} if "image_seq_length" in case else {}
+    processor = getattr(transformers, case["processor"])(images, tokenizer, videos, **arguments)
+    frames, metadata = load_video(
+        case["video"], backend="pyav", sample_indices_fn=partial(videos.sample_frames, **sampling)
+    )
+    shown = {"images": [Image.open(case["image"])]} if case["image"] else {}
+    found = processor(
+        text=[case["text"]],
+        videos=[frames],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+        **shown,
+    )
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1]) as file:
+        cases = json.load(file)
+    torch.save([inputs_of(case) for case in cases], sys.argv[2])
