@@ -1,22 +1,18 @@
 """video_processor: inputs equal to those of transformers' own video processors, bit for bit; the formulas by hand."""
 
 import json
-import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import clips
-import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
-from test_encoder import edit, refused
+from test_encoder import edit
 
-from quant.base.errors import QuantError
-from quant.families.video import sample_ends, sample_middles, sample_starts, size_of_all, size_of_each
 from quant.inputs.encoder import Encoder
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +23,8 @@ CLASSES = {
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     "qwen3_5": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     "internvl": ("InternVLProcessor", "InternVLVideoProcessor"),
+    "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionVideoProcessor"),
+    "llava_next_video": ("LlavaNextVideoProcessor", "LlavaNextVideoVideoProcessor"),
 }
 FAMILIES = [family for family in CLASSES if family in tiny.known()]
 SHAPES = [(20, 10, 96, 64), (50, 25, 160, 90), (9, 3, 64, 120)]  # frames, a second, width, height
@@ -79,8 +77,10 @@ def compared(checkpoints, videos, tmp_path_factory):
             own, own_video = CLASSES[family]
             case = {"checkpoint": str(directory), "processor": own, "video_processor": own_video, "text": text}
             case |= {"video": str(video), "image": shown and str(shown), "fps": processing.video.fps, "settings": {}}
-            if family == "internvl":
-                case["image_seq_length"] = encoder._processor._processor.image_seq_length
+            asked = processing.from_config(json.loads((directory / "config.json").read_text()))
+            case["arguments"] = {key: getattr(encoder._processor._processor, key) for key in asked}
+            if family.startswith("llava"):  # transformers leaves it to the user which frames are taken
+                case["taken"] = clip.taken
             cases.append(case)
     (root / "cases.json").write_text(json.dumps(cases))
     path = os.pathsep.join([str(HERE / "torchvision_stub"), os.environ.get("PYTHONPATH", "")])

@@ -9,6 +9,7 @@ import json
 import sys
 from functools import partial
 
+import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -21,11 +22,12 @@ def inputs_of(case: dict) -> dict:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     images = AutoImageProcessor.from_pretrained(directory, backend="pil")
     videos = getattr(transformers, case["video_processor"]).from_pretrained(directory, **case["settings"])
-    arguments = {"image_seq_length": case["image_seq_length"]} if "image_seq_length" in case else {}
-    processor = getattr(transformers, case["processor"])(images, tokenizer, videos, **arguments)
-    frames, metadata = load_video(
-        case["video"], backend="pyav", sample_indices_fn=partial(videos.sample_frames, **sampling)
-    )
+    parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": videos}
+    processor = getattr(transformers, case["processor"])(**parts, **case["arguments"])
+    sample = partial(videos.sample_frames, **sampling)
+    if "taken" in case:
+        sample = lambda *_, **__: np.array(case["taken"])  # noqa: E731
+    frames, metadata = load_video(case["video"], backend="pyav", sample_indices_fn=sample)
     shown = {"images": [Image.open(case["image"])]} if case["image"] else {}
     found = processor(
         text=[case["text"]],

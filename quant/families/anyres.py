@@ -65,15 +65,19 @@ def most_features(among: tuple[Sides, ...], side: int, patches: int, kept: int |
     return patches**2 + max(found)
 
 
-def vision_tokens(config: dict, inputs: dict, default: tuple[Sides, ...], extra: int) -> int:
+def frames(inputs: dict, video_token: int, features: int) -> int:
+    """Frames of the videos, of `features` features each, counted by the text: the pixels may not be at hand."""
+    return int((inputs["input_ids"] == video_token).sum()) // features
+
+
+def vision_tokens(config: dict, inputs: dict, default: tuple[Sides, ...], extra: int, others: int = 0) -> int:
     """Tokens in the vision tower, counted by the images' sizes: the pixels may not be at hand. Where a model is told
-    how many images belong together, several are shown as one tile each. extra: tokens of a tile beside its patches.
+    how many images belong together, several are shown as one tile each. extra: tokens of a tile beside its patches;
+    others: tiles that are no image's, such as frames.
     """
-    if "image_sizes" not in inputs:
-        return 0
     side, among = vision(config, "image_size"), resolutions(config, default)
-    sizes, alone = inputs["image_sizes"].tolist(), True
+    sizes, alone = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [], True
     if "batch_num_images" in inputs:
         alone = int(inputs["batch_num_images"].max()) == 1
-    cut = sum(tiles(chosen(height, width, among), side) if alone else 1 for height, width in sizes)
+    cut = others + sum(tiles(chosen(height, width, among), side) if alone else 1 for height, width in sizes)
     return cut * ((side // vision(config, "patch_size", 14)) ** 2 + extra)

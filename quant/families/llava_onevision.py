@@ -13,6 +13,7 @@ from .llava import vision_blocks_used
 from .llava_decoder import MODEL, RENAMES, Decoder
 from .numbers import vision
 from .shapes import Shapes, norm
+from .video import Video, sample_evenly
 
 TOWER = "vision_tower.vision_model."
 SIDES = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -35,6 +36,16 @@ def _most_features(config: dict) -> int:
     kept = str(config.get("vision_aspect_ratio", "anyres_max_9")).removeprefix("anyres_max_")
     among, side = anyres.resolutions(config, SIDES), vision(config, "image_size")
     return anyres.most_features(among, side, _patches(config), int(kept) if kept.isdecimal() else None)
+
+
+def _video_token(config: dict) -> int:
+    return config.get("video_token_id", config.get("video_token_index", 151647))
+
+
+def _vision_tokens(config: dict, inputs: dict) -> int:
+    pooled = -(-_patches(config) // 2)  # a frame's features are made half as many in each direction, rounded up
+    frames = anyres.frames(inputs, _video_token(config), pooled**2)
+    return anyres.vision_tokens(config, inputs, SIDES, 0, frames)
 
 
 def _outside(config: dict) -> Shapes:
@@ -62,12 +73,24 @@ PROCESSING = Processing(
     from_config=_processor_arguments,
     tiles=lambda config, settings: anyres.most_tiles(config, SIDES),
     most_features=_most_features,
+    video=Video(
+        token="<video>",
+        token_id=_video_token,
+        chat="<video>",
+        layout="frames",
+        sample=sample_evenly,
+        fps=None,
+        most=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
 )
 
 VISION = replace(
     CLIP,
     used=lambda config: vision_blocks_used(config, layer=-1),
-    tokens=lambda config, inputs: anyres.vision_tokens(config, inputs, SIDES, 0),
+    tokens=_vision_tokens,
+    inputs=("pixel_values", "pixel_values_videos"),
 )
 
 LLAVA_ONEVISION = Family(

@@ -74,6 +74,14 @@ def sample_middles(total: int, rate: float, fps: float | None, most: int) -> lis
     return _every(total / count / 2, total, count)
 
 
+def sample_evenly(total: int, rate: float, fps: float | None, most: int) -> list[int]:
+    """LLaVA's: the first frame, the last, and those evenly between, rounded down (llava's load_video: linspace)."""
+    import numpy as np
+
+    count = min(most if fps is None else max(1, int(total / rate * fps)), most, total)
+    return np.linspace(0, total - 1, count, dtype=int).tolist()
+
+
 def _every(first: float, total: int, count: int) -> list[int]:
     """In single precision, as torch.arange counts."""
     import numpy as np

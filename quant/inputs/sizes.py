@@ -14,6 +14,7 @@ Other families (LLaVA) make every image one size. There, for videos, and for the
 asked. Left out: several images in one request (each adds its visual tokens and two more).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -183,26 +183,46 @@ class VideoProcessor:
         return found[0], found[1]
 
     def _one_size(self, height: int, width: int) -> tuple[int, int]:
+        crop = self._settings.get("crop_size")
+        if self._settings.get("do_center_crop") and isinstance(crop, dict) and {"height", "width"} <= crop.keys():
+            return crop["height"], crop["width"]
+        return self._covering(height, width)
+
+    def _covering(self, height: int, width: int) -> tuple[int, int]:
+        """What a frame is resized to, before it is cropped."""
         size = self._settings.get("size")
-        if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
-            raise QuantError(f"{self._file}: size of a video's frames is {size!r:.60}, height and width were expected")
-        return size["height"], size["width"]
+        if isinstance(size, dict) and {"height", "width"} <= size.keys():
+            return size["height"], size["width"]
+        if not isinstance(size, dict) or not size.get("shortest_edge"):
+            raise QuantError(
+                f"{self._file}: size of a video's frames is {size!r:.60}, height and width, or shortest_edge, were"
+                " expected"
+            )
+        edge, short, long = size["shortest_edge"], *sorted((height, width))
+        sides = edge, int(edge * long / short)
+        if sides[1] * edge > processor_files.MAX_AREA:
+            raise QuantError(f"frames of {height}x{width}: too long for their width; crop them")
+        return sides if height <= width else sides[::-1]
 
     def _resizing(self, count: int, height: int, width: int) -> "Callable[[np.ndarray], torch.Tensor]":
         """uint8 [height, width, 3] -> [3, rows, columns]."""
         import torch
         from torch.nn.functional import interpolate
 
-        rows, columns = self.size(count, height, width)
+        kept = self.size(count, height, width)
+        rows, columns = self._covering(height, width) if self._said.size is None else kept
+        top, left = ((whole - part) // 2 for whole, part in zip((rows, columns), kept))
+        if min(top, left) < 0:
+            raise QuantError(f"{self._file}: frames of {rows}x{columns} cannot be cropped to {kept[0]}x{kept[1]}")
         number = self._settings.get("resample")
         if (mode := FILTERS.get(3 if number is None else number)) is None:
             raise QuantError(f"{self._file}: resample {number}: videos are resized by {FILTERS}")
 
         def resized(frame: "np.ndarray") -> "torch.Tensor":
             pixels = torch.from_numpy(frame.copy()).permute(2, 0, 1).contiguous()
-            if (height, width) == (rows, columns):
-                return pixels
-            smooth = {} if mode == "nearest-exact" else {"antialias": True, "align_corners": False}
-            return interpolate(pixels[None], (rows, columns), mode=mode, **smooth)[0]
+            if (height, width) != (rows, columns):
+                smooth = {} if mode == "nearest-exact" else {"antialias": True, "align_corners": False}
+                pixels = interpolate(pixels[None], (rows, columns), mode=mode, **smooth)[0]
+            return pixels[:, top : top + kept[0], left : left + kept[1]]
 
         return resized

@@ -23,3 +23,7 @@ def normalize(image, mean, std, inplace=False):
 def grayscale_to_rgb(image):
     assert image.shape[-3] == 3
     return image
+
+
+def crop(image, top, left, height, width):
+    return image[..., top : top + height, left : left + width]
