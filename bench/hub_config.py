@@ -217,6 +217,50 @@ def llava_onevision(
     }
 
 
+def llava_video(*, text: dict, tower: str, side: int, special: int = QWEN_SPECIAL, most: int = 6) -> dict:
+    """LLaVA-Video under its original names: a Qwen2's config.json and what LLaVA adds. tower: the name of its vision
+    tower, whose tiles have `side` pixels.
+    """
+    sides = range(1, most + 1)
+    return {
+        "add_faster_video": False,
+        "add_time_instruction": True,
+        "architectures": ["LlavaQwenForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": special,
+        "eos_token_id": special + 2,
+        "faster_token_stride": 10,
+        "force_sample": True,
+        "hidden_act": "silu",
+        "image_aspect_ratio": "anyres_max_9",
+        "image_grid_pinpoints": [[rows * side, columns * side] for rows in sides for columns in sides],
+        "image_token_index": special + 3,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "mm_newline_position": "grid",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_spatial_pool_mode": "bilinear",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": tower,
+        "model_type": "llava_qwen",
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 131072,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.0.dev0",
+        "use_mm_proj": True,
+        "use_sliding_window": False,
+        **text,
+    }
+
+
 def _qwen3(
     model_type: str, architecture: str, text: dict, vision: dict, *, special: int, tied: bool = False, **outer
 ) -> dict:
@@ -409,10 +453,11 @@ def dtype_of(config: dict) -> str:
 def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     """A copy of `config` with this many blocks in each tower; Qwen2.5-VL keeps a block with full attention.
 
-    Of LLaVA-1.5's vision blocks the last has no effect, so one block means a vision tower without any.
+    Of LLaVA-1.5's vision blocks the last has no effect, so one block means a vision tower without any. LLaVA-Video names its vision
+    tower, which stays whole.
     """
     config = copy.deepcopy(config)
-    text, vision = config.get("text_config", config), config["vision_config"]
+    text, vision = config.get("text_config", config), config.get("vision_config", {})
     text["num_hidden_layers"] = language_blocks
     if "layer_types" in text:  # the last one keeps its full attention
         text["layer_types"] = text["layer_types"][:language_blocks][:-1] + ["full_attention"]
@@ -477,6 +522,12 @@ _QWEN3_5_TINY = dict(
     text={**_text(192, 320, 2, 2, 1, 576), "head_dim": 128, "layer_types": ["linear_attention", "full_attention"]},
     keys=1, values=2, head=64, special=512, vision=_QWEN3_5_VIT_TINY,
 )  # fmt: skip
+
+TOWERS = {
+    "google/siglip-so400m-patch14-384": {**_SIGLIP, "patch_size": 14},
+    "tiny": {**_SIGLIP_TINY, "image_size": 70, "patch_size": 14},
+}
+"""Of the vision towers that a config.json names and does not describe."""
 
 SIZES = {
     "qwen2vl-2b": Size(
@@ -565,6 +616,13 @@ SIZES = {
         llava_onevision(text=_text(896, 4864, 24, 14, 2, 152000), vision=_SIGLIP, tied=True), None
     ),
     "llava_onevision-7b": Size(llava_onevision(text=_text(3584, 18944, 28, 28, 4, 152128), vision=_SIGLIP), None),
+    "llava_video-7b": Size(
+        llava_video(text=_text(3584, 18944, 28, 28, 4, 152064), tower="google/siglip-so400m-patch14-384", side=384),
+        None,
+    ),
+    "llava_video-tiny": Size(
+        llava_video(text=_text(256, 320, 2, 2, 1, 576), tower="tiny", side=70, special=512, most=3), None
+    ),
     "llava_next-tiny": Size(
         llava_next(
             text={**_LLAMA_TINY, "model_type": "mistral", "num_key_value_heads": 1, "sliding_window": None},

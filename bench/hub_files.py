@@ -86,6 +86,10 @@ QWEN3_TEMPLATE = """\
 INTERN_TEMPLATE = QWEN3_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\\n").replace(
     "<|vision_start|><|video_pad|><|vision_end|>", "<video>\\n"
 )
+TEXT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 ONEVISION_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + ' ' -}}
@@ -430,6 +434,15 @@ def _llava_onevision(config: dict) -> dict[str, object]:
     }
 
 
+def _llava_video(config: dict) -> dict[str, object]:
+    """No processor's file, and a language model's tokenizer, which knows no token for images."""
+    specials = QWEN_SPECIALS[:3]
+    files = _qwen_tokenizer(config["bos_token_id"], specials, TEXT_TEMPLATE, config["max_position_embeddings"])
+    del files["chat_template.json"]
+    generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "do_sample": True}
+    return {**files, "generation_config.json": {**generation, "transformers_version": "4.40.0.dev0"}}
+
+
 def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
     """Writes every file of the checkpoint that is not a weight, config.json last.
 
@@ -441,6 +454,8 @@ def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
         files = _llava(config, old_llava)
     elif config["model_type"] == "llava_onevision":
         files = _llava_onevision(config)
+    elif config["model_type"] == "llava_qwen":
+        files = _llava_video(config)
     elif config["model_type"] == "internvl":
         files = _internvl(config)
     else:

@@ -18,7 +18,7 @@ Left out: outliers inside v and up, which no group in front of a norm sees, and 
 import math
 from typing import NamedTuple
 
-from bench.hub_config import LLAMA_DEFAULTS
+from bench.hub_config import LLAMA_DEFAULTS, TOWERS
 
 
 class Tensor(NamedTuple):
@@ -291,6 +291,16 @@ def _internvl(config: dict) -> list[Tensor]:
     return found + _qwen3_language(*names, text, tied)
 
 
+def _llava_video(config: dict) -> list[Tensor]:
+    """LLaVA-Video's original names: everything under `model.`, the projector by the numbers of its layers."""
+    vision, width = TOWERS[config["mm_vision_tower"]], config["hidden_size"]
+    found = [Tensor("model.image_newline", (width,), 0.02)]
+    found += _siglip_vision("model.vision_tower.vision_tower.vision_model.", vision)
+    found += _linear("model.mm_projector.0", width, vision["hidden_size"], bias=True)
+    found += _linear("model.mm_projector.2", width, width, bias=True)
+    return found + _language("model.", "lm_head", config, qkv_bias=True, tied=False)
+
+
 def tensors(config: dict) -> list[Tensor]:
     """Every tensor of the checkpoint that `config` (a hub config.json, see hub_config.py) describes."""
     if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
@@ -304,6 +314,8 @@ def tensors(config: dict) -> list[Tensor]:
         return _qwen3_vision(config["vision_config"]) + _qwen3_language("model.language_model.", "lm_head", text, tied)
     if config["model_type"] == "internvl":
         return _internvl(config)
+    if config["model_type"] == "llava_qwen":
+        return _llava_video(config)
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
     seen = _siglip_vision if vision["model_type"] == "siglip_vision_model" else _clip_vision
     newline = [] if config["model_type"] == "llava" else [Tensor("image_newline", (text["hidden_size"],), 0.02)]

@@ -157,6 +157,10 @@ class Processing:
     """
     most_features: Callable[[dict], int] | None = None
     """config.json -> image features that no image exceeds, where tiles do not all give as many; None: they do."""
+    image_settings: Callable[[dict], dict] | None = None
+    """config.json -> the image processor's settings, for checkpoints that have no file of them; None: they must."""
+    added_tokens: tuple[str, ...] = ()
+    """Tokens with the next free numbers, where the tokenizer does not know them."""
     video: Video | None = None
     """The same of videos; None: the model takes none."""
 
@@ -231,6 +235,12 @@ class Family:
     """Whether servers read rope_theta and rope_scaling, as before transformers 5; else rope_parameters stay as they
     are.
     """
+    transformers_class: str | None = None
+    """Its class in transformers, where that is not called as in "architectures"."""
+    transformers_config: Callable[[dict], dict] | None = None
+    """config.json -> what transformers' configuration is made of, where it does not read config.json itself."""
+    vllm_refuses: str | None = None
+    """What vLLM says of the model instead of loading it; None where it loads it."""
     mindie_refuses: str | None = None
     """What MindIE says of the model instead of loading it; None where it loads it."""
     mindie_unlisted: Callable[[dict], str | None] = lambda config: None
@@ -255,6 +265,15 @@ class Family:
                 index = name[len(tower.prefix) :].split(".", 1)[0]
                 return (tower, int(index)) if index.isdecimal() else None
         return None
+
+    @property
+    def built_as(self) -> str:
+        """The name of its class in transformers."""
+        return self.transformers_class or self.architecture
+
+    def refuses(self, server: str) -> str | None:
+        """What a server says of the model instead of loading it; None where it loads it."""
+        return {"mindie": self.mindie_refuses, "vllm-ascend": self.vllm_refuses}[server]
 
     def aliases(self, linears: Iterable[str]) -> dict[str, str]:
         """Name that only the description has -> the linear among `linears`, hub names, whose type it has there."""

@@ -42,6 +42,12 @@ class Video:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Of the pixels, where the checkpoint's files do not say it."""
+    newline_rows: Callable[[dict], bool] = lambda config: False
+    """config.json -> whether every row of a frame's features ends in image_newline, where transformers' class has one
+    behind the last frame.
+    """
+    frame_features: Callable[[dict], int] | None = None
+    """config.json -> features of a frame, where transformers' processor counts otherwise."""
     size: FrameSize | None = None
     """What a frame is resized to; None: all to the one size that the files give."""
     limits: tuple[int, int] | None = None

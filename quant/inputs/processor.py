@@ -54,7 +54,8 @@ class Processor:
     ):
         transformers_api.check_version(models=False)
         self._directory, self._processing = directory, processing
-        self._file, self._settings = processor_files.image_processor(directory)
+        known = processing.image_settings(config) if processing.image_settings else None
+        self._file, self._settings = processor_files.image_processor(directory, known)
         processor_files.check_image_processor(self._file, self._settings, config)
         self.tiles = processing.tiles(config, self._settings) if processing.tiles else None
         processor_files.check_tiles(self._file, self.tiles)
@@ -98,6 +99,8 @@ class Processor:
             sampled = [transformers_api.Sampled(clip.total, clip.rate, clip.taken) for clip in clips]
             videos = self.video.features(clips), sampled
             numbers = {"merge_size": self.video.merge, "temporal_patch_size": self.video.frames}
+            if count := self.video.frame_features:
+                numbers["frame_features"] = count
         try:
             return transformers_api.process(self._processor, images, text, add_special_tokens, videos, **numbers)
         except QuantError:
@@ -158,7 +161,13 @@ class Processor:
             settings = {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
         try:
             self.tokenizer = transformers_api.read_tokenizer(self._directory, trust_remote_code)
-            images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
+            added = [token for token in self._processing.added_tokens if token not in self.tokenizer.get_vocab()]
+            self.tokenizer.add_tokens(added, special_tokens=True)
+            if self._file.name == "config.json":
+                kind = self._processing.image_processors[0]
+                images = transformers_api.make_image_processor(kind, self._settings)
+            else:
+                images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
             self._processor = transformers_api.make_processor(
                 self._processing.processor, images, self.tokenizer, **arguments
             )

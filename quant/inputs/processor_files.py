@@ -46,8 +46,10 @@ def check_files(directory: Path) -> None:
             raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def image_processor(directory: Path) -> tuple[Path, dict]:
-    """(file, the image processor's settings in it). Raises QuantError when no file does."""
+def image_processor(directory: Path, known: dict | None = None) -> tuple[Path, dict]:
+    """(file, the image processor's settings in it). known: those of a checkpoint without a file, which then is
+    config.json. Raises QuantError when no file has them, and they are not known.
+    """
     for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
         content = optional_json(directory / name)
         found = content.get(key) if key else content
@@ -58,11 +60,13 @@ def image_processor(directory: Path) -> tuple[Path, dict]:
         if found:
             return directory / name, found
     if not (directory / "preprocessor_config.json").is_file():
+        if known:
+            return directory / "config.json", known
         raise QuantError(f"{directory}: preprocessor_config.json is missing")
     return directory / "preprocessor_config.json", {}
 
 
-def video_processor(directory: Path) -> tuple[Path, dict]:
+def video_processor(directory: Path, known: dict | None = None) -> tuple[Path, dict]:
     """(file, the video processor's settings in it), where transformers looks for them: a checkpoint without its own
     shares the image processor's. Raises QuantError as image_processor does.
     """
@@ -72,7 +76,7 @@ def video_processor(directory: Path) -> tuple[Path, dict]:
     file = directory / "video_preprocessor_config.json"
     if found := optional_json(file):
         return file, found
-    return image_processor(directory)
+    return image_processor(directory, known)
 
 
 def check_video(file: Path, settings: dict) -> None:

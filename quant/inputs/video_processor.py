@@ -51,7 +51,8 @@ class VideoProcessor:
     """The video processor of the checkpoint in `directory`, whose config.json is `config`.
 
     fps, max_frames: how videos are sampled; min_pixels, max_pixels: of each frame; each instead of what the
-    checkpoint's files say, None for that. patch, merge, frames: of a patch along each side, of a feature, along time.
+    checkpoint's files say, None for that. patch, merge, frames: of a patch along each side, of a feature, along time;
+    frame_features: of a frame, where transformers' processor counts otherwise.
 
     Raises QuantError for numbers in the files that cannot be.
     """
@@ -69,7 +70,9 @@ class VideoProcessor:
     ):
         assert processing.video is not None
         self._said: Video = processing.video
-        self._file, self._settings = processor_files.video_processor(directory)
+        self._file, self._settings = processor_files.video_processor(
+            directory, processing.image_settings(config) if processing.image_settings else None
+        )
         processor_files.check_image_processor(self._file, self._settings, config)
         processor_files.check_video(self._file, self._settings)
         self.patch, self.merge = processing.patch(config), processing.merge(config)
@@ -77,6 +80,8 @@ class VideoProcessor:
         self._fps = fps or self._settings.get("fps") or self._said.fps
         self._most = self._settings.get("max_frames") or self._said.most
         self._most = min(self._most, max_frames or self._most)
+        count = self._said.frame_features
+        self.frame_features = count(config) if count else None
         self._pixels = min_pixels, max_pixels
 
     def describe(self) -> dict:
