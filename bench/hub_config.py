@@ -453,8 +453,8 @@ def dtype_of(config: dict) -> str:
 def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     """A copy of `config` with this many blocks in each tower; Qwen2.5-VL keeps a block with full attention.
 
-    Of LLaVA-1.5's vision blocks the last has no effect, so one block means a vision tower without any. LLaVA-Video names its vision
-    tower, which stays whole.
+    Of LLaVA-1.5's vision blocks the last has no effect, so one block means a vision tower without any. LLaVA-Video
+    names its vision tower, which stays whole.
     """
     config = copy.deepcopy(config)
     text, vision = config.get("text_config", config), config.get("vision_config", {})

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import faults
@@ -174,6 +174,9 @@ def test_streamed_equals_whole(tmp_path, made, row, dtype):
     family = family_of(checkpoint.config, source)
     samples = prepare(made.images, checkpoint, family, QuantConfig(num_samples=2)).inputs
     encoder = Encoder(source)
+    if row.tiny.startswith("llava") and family.processing.video:
+        clip = replace(shown := encoder.blank_clip(3, 64, 96), frames=torch.randint_like(shown.frames, 256))
+        samples.append(encoder(Image.effect_noise((64, 96), 90).convert("RGB"), "What happens?", clips=[clip]))
     samples += [two_images(encoder)] * row.several + [encoder(None, "How are you?")]
     model = StreamedModel(checkpoint, family, getattr(torch, dtype))
     again = {"vision": 1, "language": 1} if dtype == "bfloat16" else None  # taken up inside each tower

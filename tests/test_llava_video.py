@@ -1,5 +1,5 @@
-"""LLaVA-Video under its original names: the same tensors as LLaVA-OneVision's form, the features of frames by the published
-formulas, exports that keep the names.
+"""LLaVA-Video under its original names: the same tensors as LLaVA-OneVision's form, the features of frames by the
+published formulas, exports that keep the names.
 """
 
 import json
@@ -67,8 +67,9 @@ def whole(source, tmp_path_factory):
 
 
 def by_formula(features: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
-    """llava_arch.py, written as sums: get_2dPool with stride 2, bilinear, of the projected patches [frames, side * side,
-    width]; then add_token_per_grid. Bilinear without aligned corners samples at (i + 1/2) side / out - 1/2.
+    """llava_arch.py, written as sums: get_2dPool with stride 2, bilinear, of the projected patches
+    [frames, side * side, width], then add_token_per_grid. Bilinear without aligned corners samples at
+    (i + 1/2) side / out - 1/2.
     """
     frames, side = len(features), round(features.shape[1] ** 0.5)
     grid, out = features.view(frames, side, side, -1).double(), -(-side // 2)

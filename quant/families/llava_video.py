@@ -1,5 +1,5 @@
-"""LLaVA-Video (7B, 72B on Qwen2) under its original names: LLaVA-OneVision in transformers, but for the rows of a video's
-frames, each of which ends in image_newline.
+"""LLaVA-Video (7B, 72B on Qwen2) under its original names: LLaVA-OneVision in transformers, but for the rows of a
+video's frames, each of which ends in image_newline.
 
 Its config.json is a Qwen2's with what LLaVA adds; `nested` makes transformers' of it. The vision tower is named there,
 not described. Of the tower the last block is not in the checkpoint: the layer asked for, -2, is the last that is. Not
