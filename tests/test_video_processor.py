@@ -1,22 +1,18 @@
 """video_processor: inputs equal to those of transformers' own video processors, bit for bit; the formulas by hand."""
 
 import json
-import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import clips
-import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
-from test_encoder import edit, refused
+from test_encoder import edit
 
-from quant.base.errors import QuantError
-from quant.families.video import sample_ends, sample_middles, sample_starts, size_of_all, size_of_each
 from quant.inputs.encoder import Encoder
 
 HERE = Path(__file__).resolve().parent
