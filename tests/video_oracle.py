@@ -19,7 +19,8 @@ from transformers.video_utils import load_video
 def inputs_of(case: dict) -> dict:
     directory, sampling = case["checkpoint"], {"fps": case["fps"]} if case["fps"] else {"num_frames": 8}
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    images = AutoImageProcessor.from_pretrained(directory, backend="pil")
+    old = transformers.__version__.startswith("4.")
+    images = AutoImageProcessor.from_pretrained(directory, **({"use_fast": False} if old else {"backend": "pil"}))
     videos = getattr(transformers, case["video_processor"]).from_pretrained(directory, **case["settings"])
     arguments = {"image_seq_length": case["image_seq_length"]} if "image_seq_length" in case else {}
     processor = getattr(transformers, case["processor"])(images, tokenizer, videos, **arguments)
@@ -27,6 +28,8 @@ def inputs_of(case: dict) -> dict:
         case["video"], backend="pyav", sample_indices_fn=partial(videos.sample_frames, **sampling)
     )
     shown = {"images": [Image.open(case["image"])]} if case["image"] else {}
+    if old:  # it is not counted from the frames that were taken
+        shown["videos_kwargs"] = {"fps": [len(frames) / metadata.total_num_frames * metadata.fps]}
     found = processor(
         text=[case["text"]],
         videos=[frames],
