@@ -20,7 +20,8 @@ from transformers.video_utils import load_video
 def inputs_of(case: dict) -> dict:
     directory, sampling = case["checkpoint"], {"fps": case["fps"]} if case["fps"] else {"num_frames": 8}
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    images = AutoImageProcessor.from_pretrained(directory, backend="pil")
+    old = transformers.__version__.startswith("4.")
+    images = AutoImageProcessor.from_pretrained(directory, **({"use_fast": False} if old else {"backend": "pil"}))
     videos = getattr(transformers, case["video_processor"]).from_pretrained(directory, **case["settings"])
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": videos}
     processor = getattr(transformers, case["processor"])(**parts, **case["arguments"])
@@ -29,6 +30,8 @@ def inputs_of(case: dict) -> dict:
         sample = lambda *_, **__: np.array(case["taken"])  # noqa: E731
     frames, metadata = load_video(case["video"], backend="pyav", sample_indices_fn=sample)
     shown = {"images": [Image.open(case["image"])]} if case["image"] else {}
+    if old:  # it is not counted from the frames that were taken
+        shown["videos_kwargs"] = {"fps": [len(frames) / metadata.total_num_frames * metadata.fps]}
     found = processor(
         text=[case["text"]],
         videos=[frames],

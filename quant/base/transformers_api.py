@@ -136,32 +136,6 @@ def greedy_generation(directory: Path) -> "GenerationConfig | None":
         raise QuantError(f"{file}: transformers {transformers.__version__}: {one_line(error)}") from None
 
 
-def end_rows_in_newline(model: "PreTrainedModel") -> None:
-    """Let LLaVA-OneVision's class do with the frames of a video, pooled features [frames, side * side, width], as
-    LLaVA-Video does: image_newline ends every row of every frame, and none stands behind the last. (LLaVA-NeXT,
-    llava/model/llava_arch.py: add_token_per_grid, mm_newline_position "grid".)
-    """
-    import torch
-
-    inner = model.model
-    whole: Any = type(inner)
-
-    class EndedRows(whole):
-        def apply_pooling(self, features):
-            pooled = super().apply_pooling(features)
-            side = round(pooled.shape[1] ** 0.5)
-            rows = pooled.unflatten(1, (side, side))
-            newline = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
-            return torch.cat([rows, newline], 2).flatten(1, 2)
-
-        def get_video_features(self, *args, **kwargs):
-            found = super().get_video_features(*args, **kwargs)
-            found.pooler_output = found.pooler_output[:, :-1]
-            return found
-
-    inner.__class__ = EndedRows
-
-
 @dataclass(frozen=True)
 class ExpertLayout:
     """How a module keeps its experts: as gate_up_proj [experts, 2I, H] and down_proj [experts, H, I], or turned, as
@@ -223,11 +197,6 @@ def read_tokenizer(directory: Path, trust_remote_code: bool):
     )
 
 
-def make_image_processor(name: str, settings: dict):
-    """The image processor of class `name` with these settings, as read_image_processor reads one of a file."""
-    return _class(f"{name}Pil" if _number(_installed("transformers")) >= (5, 0) else name)(**settings)
-
-
 def read_image_processor(directory: Path, trust_remote_code: bool, **settings):
     """The image processor in `directory`, the one that computes with Pillow and numpy: the torchvision one's pixels
     differ. settings: take precedence over its file. Raises whatever transformers does.
@@ -277,8 +246,7 @@ def process(
 ) -> "dict[str, Tensor]":
     """RGB images (none: [] will do) and the text with their placeholders -> the model's inputs, batch 1. videos: what a
     video processor would make of them, for the placeholders of videos; frame_features: of a frame, where the processor
-    counts otherwise; numbers: its merge_size and temporal_patch_size,
-    by which features are counted.
+    counts otherwise; numbers: its merge_size and temporal_patch_size, by which features are counted.
 
     Raises UsageError for videos with a transformers that does not know them; whatever the processor does.
     """

@@ -56,7 +56,7 @@ def add_sampling(group, default: int | None = MAX_FRAMES) -> None:
         "--fps",
         type=float,
         metavar="N",
-        help=f"frames taken of a second of video ({TAKE_VIDEOS}; default: the checkpoint's, 2 for Qwen's)",
+        help=f"frames taken of a second of video ({TAKE_VIDEOS}; default: the checkpoint's)",
     )
     group.add_argument(
         "--max_frames",

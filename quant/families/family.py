@@ -152,9 +152,7 @@ class Processing:
     from_config: Callable[[dict], dict] = lambda config: {}
     """config.json -> the processor's arguments that must agree with it."""
     tiles: Callable[[dict, dict], int] | None = None
-    """config.json and the image processor's settings -> into how many tiles of one size an image is cut at most; None:
-    into none.
-    """
+    """config.json, the image processor's settings -> into how many tiles an image is cut at most; None: into none."""
     most_features: Callable[[dict], int] | None = None
     """config.json -> image features that no image exceeds, where tiles do not all give as many; None: they do."""
     image_settings: Callable[[dict], dict] | None = None
@@ -238,7 +236,7 @@ class Family:
     transformers_class: str | None = None
     """Its class in transformers, where that is not called as in "architectures"."""
     transformers_config: Callable[[dict], dict] | None = None
-    """config.json -> what transformers' configuration is made of, where it does not read config.json itself."""
+    """config.json -> what transformers' configuration is made of, where config.json is of another form."""
     vllm_refuses: str | None = None
     """What vLLM says of the model instead of loading it; None where it loads it."""
     mindie_refuses: str | None = None
@@ -248,9 +246,7 @@ class Family:
     mindie_vision_follows: bool = False
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
     vision_aliases: dict[str, str] = field(default_factory=dict)
-    """Name in a vision block that vLLM-Ascend looks up in the description, though no tensor has it -> the linear whose
-    type it is described with. For classes of vLLM that do not say what they pack into one.
-    """
+    """Name in a vision block that vLLM-Ascend looks up, though no tensor has it -> the linear it is described as."""
     mindie_experts: bool = False
     """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
 
@@ -277,12 +273,10 @@ class Family:
 
     def aliases(self, linears: Iterable[str]) -> dict[str, str]:
         """Name that only the description has -> the linear among `linears`, hub names, whose type it has there."""
-        prefix = self.tower("vision").prefix
+        inside = [linear for linear in linears if linear.startswith(self.tower("vision").prefix)]
+        pairs = self.vision_aliases.items()
         return {
-            linear.removesuffix(part) + alias: linear
-            for alias, part in self.vision_aliases.items()
-            for linear in linears
-            if linear.startswith(prefix) and linear.endswith(f".{part}")
+            name.removesuffix(part) + alias: name for alias, part in pairs for name in inside if name.endswith(part)
         }
 
     def check_depths(self, config: dict, tensors: Iterable[str], where) -> None:

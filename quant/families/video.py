@@ -63,7 +63,7 @@ def sample_starts(
     wanted = total if fps is None else total / rate * fps
     largest = min(most, total) // multiple * multiple
     count = int(min(max(wanted, least), largest, total)) // multiple * multiple
-    return _every(0.0, total, count) if count else list(range(total))
+    return _every(0.0, total, count) if count else list(range(min(most, total)))
 
 
 def sample_ends(total: int, rate: float, fps: float | None, most: int, least: int = 4) -> list[int]:

@@ -10,7 +10,7 @@ The files are a stranger's: their numbers are checked before they are used (proc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base import transformers_api
+from ..base import transformers_api, transformers_parts
 from ..base.errors import QuantError, UsageError, one_line
 from ..families.family import Processing
 from . import processor_files
@@ -165,7 +165,7 @@ class Processor:
             self.tokenizer.add_tokens(added, special_tokens=True)
             if self._file.name == "config.json":
                 kind = self._processing.image_processors[0]
-                images = transformers_api.make_image_processor(kind, self._settings)
+                images = transformers_parts.make_image_processor(kind, self._settings)
             else:
                 images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
             self._processor = transformers_api.make_processor(

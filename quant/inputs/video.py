@@ -132,7 +132,8 @@ def _file(path: Path, choose: Choose) -> Iterator[Any]:
             file.seek(0)
             job = _gif_job(file, choose) if is_gif else _av_job(path, file, choose)
             messages = stream_with_limits(job, SECONDS, LONGEST, MAX_PIXELS * 3)
-            header = Header(**json.loads(next(messages)))
+            told = json.loads(next(messages))
+            header = Header(**{**told, "taken": tuple(told["taken"])})
             yield header
             shape = header.height, header.width, 3
             for message in messages:

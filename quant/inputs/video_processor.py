@@ -117,7 +117,11 @@ class VideoProcessor:
         return Clip("blank", black, tuple(range(count)), count, float(self._fps or 1))
 
     def features(self, clips: Sequence[Clip]) -> "dict[str, torch.Tensor]":
-        """The model's inputs of the videos, float32, as Video.layout says; without what the text needs."""
+        """The model's inputs of the videos, without those of the text: pixel_values_videos float32, [patches, values]
+        or [videos, frames, 3, height, width] as Video.layout says, and of patches video_grid_thw int64 [videos, 3].
+
+        Raises QuantError for videos that do not go together.
+        """
         import torch
 
         mean, std = (

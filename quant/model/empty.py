@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..base import transformers_api
+from ..base import transformers_api, transformers_parts
 from ..base.errors import QuantError, UsageError, one_line
 from ..families.family import Family
 from ..files.checkpoint import Source
@@ -71,7 +71,7 @@ def empty_model(
         ) from None
     unfuse(model)
     if (video := family.processing.video) and video.newline_rows(checkpoint.config):
-        transformers_api.end_rows_in_newline(model)
+        transformers_parts.end_rows_in_newline(model)
     return model.eval()
 
 
