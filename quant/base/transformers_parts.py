@@ -1,5 +1,5 @@
-"""What is made of transformers' classes where a checkpoint is not as they expect it: of an older form, whose config.json and
-files other code was written for. As in transformers_api.py, an upgrade that changes such a class breaks it here.
+"""What is made of transformers' classes where a checkpoint is of an older form, which other code was written for. As in
+transformers_api.py, an upgrade that changes such a class breaks it here.
 """
 
 from typing import TYPE_CHECKING, Any
