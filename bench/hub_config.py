@@ -162,6 +162,105 @@ def llava(*, text: dict, vision: dict, base_vocab: int = 32000, vocab: int = 320
     }
 
 
+def llava_next(*, text: dict, vision: dict, base_vocab: int = 32000, vocab: int = 32064, video: bool = False) -> dict:
+    """LLaVA-NeXT: LLaVA-1.5 whose images are cut into tiles; `text` names its decoder. video: LLaVA-NeXT-Video, with a
+    token of its own before the image's.
+    """
+    config, side = llava(text=text, vision=vision, base_vocab=base_vocab, vocab=vocab), vision["image_size"]
+    grid = [[rows * side, columns * side] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    config |= {"image_grid_pinpoints": grid, "image_seq_length": (side // 14) ** 2, "multimodal_projector_bias": True}
+    config |= {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next"}
+    del config["vocab_size"]
+    if video:
+        config |= {"architectures": ["LlavaNextVideoForConditionalGeneration"], "model_type": "llava_next_video"}
+        config |= {"video_token_index": base_vocab, "image_token_index": base_vocab + 1, "pad_token_id": base_vocab + 2}
+        config |= {"spatial_pool_mode": "average", "spatial_pool_stride": 2, "video_seq_length": 288}
+    return config
+
+
+def llava_onevision(
+    *, text: dict, vision: dict, special: int = QWEN_SPECIAL, tied: bool = False, most: tuple[int, int] = (6, 9)
+) -> dict:
+    """LLaVA-OneVision. most: tiles a side of the largest resolution, and of how many tiles features are kept."""
+    side, sides = vision["image_size"], range(1, most[0] + 1)
+    return {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_grid_pinpoints": [[rows * side, columns * side] for rows in sides for columns in sides],
+        "image_token_index": special + 3,
+        "model_type": "llava_onevision",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "bos_token_id": special,
+            "eos_token_id": special + 2,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "max_position_embeddings": 32768,
+            "model_type": "qwen2",
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 131072,
+            "tie_word_embeddings": tied,
+            "torch_dtype": "bfloat16",
+            "use_sliding_window": False,
+            **text,
+        },
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float16",
+        "transformers_version": "4.45.0.dev0",
+        "use_image_newline_parameter": True,
+        "video_token_index": special + 4,
+        "vision_aspect_ratio": f"anyres_max_{most[1]}",
+        "vision_config": {"model_type": "siglip_vision_model", "patch_size": 14, "vision_use_head": False, **vision},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    }
+
+
+def llava_video(*, text: dict, tower: str, side: int, special: int = QWEN_SPECIAL, most: int = 6) -> dict:
+    """LLaVA-Video under its original names: a Qwen2's config.json and what LLaVA adds. tower: the name of its vision
+    tower, whose tiles have `side` pixels.
+    """
+    sides = range(1, most + 1)
+    return {
+        "add_faster_video": False,
+        "add_time_instruction": True,
+        "architectures": ["LlavaQwenForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": special,
+        "eos_token_id": special + 2,
+        "faster_token_stride": 10,
+        "force_sample": True,
+        "hidden_act": "silu",
+        "image_aspect_ratio": "anyres_max_9",
+        "image_grid_pinpoints": [[rows * side, columns * side] for rows in sides for columns in sides],
+        "image_token_index": special + 3,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "mm_newline_position": "grid",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_spatial_pool_mode": "bilinear",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": tower,
+        "model_type": "llava_qwen",
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 131072,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.0.dev0",
+        "use_mm_proj": True,
+        "use_sliding_window": False,
+        **text,
+    }
+
+
 def _qwen3(
     model_type: str, architecture: str, text: dict, vision: dict, *, special: int, tied: bool = False, **outer
 ) -> dict:
@@ -354,10 +453,11 @@ def dtype_of(config: dict) -> str:
 def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     """A copy of `config` with this many blocks in each tower; Qwen2.5-VL keeps a block with full attention.
 
-    Of LLaVA-1.5's vision blocks the last has no effect, so one block means a vision tower without any.
+    Of LLaVA-1.5's vision blocks the last has no effect, so one block means a vision tower without any. LLaVA-Video
+    names its vision tower, which stays whole.
     """
     config = copy.deepcopy(config)
-    text, vision = config.get("text_config", config), config["vision_config"]
+    text, vision = config.get("text_config", config), config.get("vision_config", {})
     text["num_hidden_layers"] = language_blocks
     if "layer_types" in text:  # the last one keeps its full attention
         text["layer_types"] = text["layer_types"][:language_blocks][:-1] + ["full_attention"]
@@ -378,6 +478,17 @@ _CLIP_TINY = dict(hidden_size=128, image_size=56, intermediate_size=256, num_att
 _LLAMA_TINY = dict(
     hidden_size=256, intermediate_size=320, num_attention_heads=2, num_hidden_layers=2, num_key_value_heads=2
 )
+_MISTRAL = dict(
+    _name_or_path="mistralai/Mistral-7B-Instruct-v0.2", architectures=["MistralForCausalLM"], intermediate_size=14336,
+    max_position_embeddings=32768, model_type="mistral", num_key_value_heads=8, rope_theta=1000000.0,
+    sliding_window=None,
+)  # fmt: skip
+_YI_34B = dict(
+    _name_or_path="NousResearch/Nous-Hermes-2-Yi-34B", hidden_size=7168, intermediate_size=20480,
+    num_attention_heads=56, num_hidden_layers=60, num_key_value_heads=8, rope_theta=5000000.0,
+)  # fmt: skip
+_SIGLIP = dict(hidden_size=1152, image_size=384, intermediate_size=4304, num_attention_heads=16, num_hidden_layers=26)
+_SIGLIP_TINY = dict(hidden_size=128, image_size=56, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2)
 
 _QWEN3_VIT_S = dict(
     depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, deepstack_visual_indexes=[5, 11, 17]
@@ -411,6 +522,12 @@ _QWEN3_5_TINY = dict(
     text={**_text(192, 320, 2, 2, 1, 576), "head_dim": 128, "layer_types": ["linear_attention", "full_attention"]},
     keys=1, values=2, head=64, special=512, vision=_QWEN3_5_VIT_TINY,
 )  # fmt: skip
+
+TOWERS = {
+    "google/siglip-so400m-patch14-384": {**_SIGLIP, "patch_size": 14},
+    "tiny": {**_SIGLIP_TINY, "image_size": 70, "patch_size": 14},
+}
+"""Of the vision towers that a config.json names and does not describe."""
 
 SIZES = {
     "qwen2vl-2b": Size(
@@ -491,6 +608,35 @@ SIZES = {
     "internvl3-8b": Size(internvl(text=_text(3584, 18944, 28, 28, 4, 151674), vision=_INTERN_VIT, kind="qwen2"), None),
     "internvl-tiny": Size(
         internvl(text=_text(192, 320, 2, 2, 1, 576), vision=_INTERN_VIT_TINY, special=512), max_pixels=None
+    ),
+    "llava_next-7b": Size(llava_next(text=_MISTRAL, vision=_CLIP_L), None),
+    "llava_next-34b": Size(llava_next(text=_YI_34B, vision=_CLIP_L, base_vocab=64000, vocab=64064), None),
+    "llava_next_video-7b": Size(llava_next(text={}, vision=_CLIP_L, video=True), None),
+    "llava_onevision-0.5b": Size(
+        llava_onevision(text=_text(896, 4864, 24, 14, 2, 152000), vision=_SIGLIP, tied=True), None
+    ),
+    "llava_onevision-7b": Size(llava_onevision(text=_text(3584, 18944, 28, 28, 4, 152128), vision=_SIGLIP), None),
+    "llava_video-7b": Size(
+        llava_video(text=_text(3584, 18944, 28, 28, 4, 152064), tower="google/siglip-so400m-patch14-384", side=384),
+        None,
+    ),
+    "llava_video-tiny": Size(
+        llava_video(text=_text(256, 320, 2, 2, 1, 576), tower="tiny", side=70, special=512, most=3), None
+    ),
+    "llava_next-tiny": Size(
+        llava_next(
+            text={**_LLAMA_TINY, "model_type": "mistral", "num_key_value_heads": 1, "sliding_window": None},
+            vision=_CLIP_TINY,
+            base_vocab=448,
+            vocab=512,
+        ),
+        None,
+    ),
+    "llava_next_video-tiny": Size(
+        llava_next(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512, video=True), None
+    ),
+    "llava_onevision-tiny": Size(
+        llava_onevision(text=_text(256, 320, 2, 2, 1, 576), vision=_SIGLIP_TINY, special=512, most=(3, 2)), None
     ),
     "llava-tiny": Size(llava(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512), max_pixels=None),
 }

@@ -86,10 +86,33 @@ QWEN3_TEMPLATE = """\
 INTERN_TEMPLATE = QWEN3_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\\n").replace(
     "<|vision_start|><|video_pad|><|vision_end|>", "<video>\\n"
 )
+TEXT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ONEVISION_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + ' ' -}}
+{%- for part in message.content if part.type == 'image' %}{{ '<image>' }}{% endfor -%}
+{%- for part in message.content if part.type == 'video' %}{{ '<video>' }}{% endfor -%}
+{%- for part in message.content if part.type == 'text' %}{{ '\\n' + part.text }}{% endfor -%}
+{{- '<|im_end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""
+MISTRAL_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '[INST] ' if message.role == 'user' -}}
+{%- for part in message.content if part.type == 'image' %}{{ '<image>\\n' }}{% endfor -%}
+{%- for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor -%}
+{{- ' [/INST]' if message.role == 'user' else '</s>' -}}
+{%- endfor -%}
+"""
 LLAVA_TEMPLATE = """\
 {%- for message in messages -%}
 {{- message.role | upper + ': ' -}}
 {%- for part in message.content if part.type == 'image' %}{{ '<image>\\n' }}{% endfor -%}
+{%- for part in message.content if part.type == 'video' %}{{ '<video>\\n' }}{% endfor -%}
 {%- for part in message.content if part.type == 'text' %}{{ part.text + ' ' }}{% endfor -%}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif -%}
@@ -269,10 +292,15 @@ def _internvl(config: dict) -> dict[str, object]:
 def _llava(config: dict, old: bool) -> dict[str, object]:
     merges = _merges([prefix + word for prefix in ("", "▁") for word in [*WORDS, "USER:", "ASSISTANT:"]])
     letters = sorted({character for pair in merges for character in pair[0][:1] + pair[1]})
-    image, pad = config["image_token_index"], config["pad_token_id"]
+    last = {"<video>": config.get("video_token_index"), "<image>": config["image_token_index"]}
+    last = {token: number for token, number in last.items() if number} | {"<pad>": config["pad_token_id"]}
+    pad, template = (
+        last["<pad>"],
+        MISTRAL_TEMPLATE if config["text_config"]["model_type"] == "mistral" else LLAVA_TEMPLATE,
+    )
     specials = ["<unk>", "<s>", "</s>"]
-    vocab = _fill([*specials, *(f"<0x{b:02X}>" for b in range(256)), *letters], merges, image)
-    added = {**{i: _added(t) for i, t in enumerate(specials)}, image: _added("<image>"), pad: _added("<pad>")}
+    vocab = _fill([*specials, *(f"<0x{b:02X}>" for b in range(256)), *letters], merges, min(last.values()))
+    added = {i: _added(t) for i, t in enumerate(specials)} | {i: _added(t) for t, i in last.items()}
     side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
     keys = {
         "image_token": "<image>",
@@ -280,6 +308,9 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
         "patch_size": patch,
         "vision_feature_select_strategy": "default",
     }
+    name = {"llava": "Llava", "llava_next": "LlavaNext", "llava_next_video": "LlavaNextVideo"}[config["model_type"]]
+    processor, grid = f"{name}Processor", config.get("image_grid_pinpoints")
+    tiles = {"aspect_ratio_setting": "anyres", "do_pad": True, "image_grid_pinpoints": grid} if grid else {}
     begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     single = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
     return {
@@ -323,7 +354,7 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
             "model_max_length": 1000000000000000019884624838656,
             "pad_token": "<pad>",
             "padding_side": "left",
-            "processor_class": "LlavaProcessor",
+            "processor_class": processor,
             "tokenizer_class": "LlamaTokenizer",
             "unk_token": "<unk>",
             "use_default_system_prompt": False,
@@ -334,8 +365,8 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
             "pad_token": "<pad>",
             "unk_token": "<unk>",
         },
-        "added_tokens.json": {"<image>": image, "<pad>": pad},
-        "chat_template.json": {"chat_template": LLAVA_TEMPLATE},
+        "added_tokens.json": last,
+        "chat_template.json": {"chat_template": template},
         "generation_config.json": {
             "_from_model_config": True,
             "bos_token_id": 1,
@@ -352,14 +383,64 @@ def _llava(config: dict, old: bool) -> dict[str, object]:
             "do_resize": True,
             "image_mean": CLIP_MEAN,
             "image_std": CLIP_STD,
-            "image_processor_type": "CLIPImageProcessor",
-            "processor_class": "LlavaProcessor",
+            "image_processor_type": "LlavaNextImageProcessor" if tiles else "CLIPImageProcessor",
+            "processor_class": processor,
             "resample": 3,
             "rescale_factor": 0.00392156862745098,
             "size": {"shortest_edge": side},
+            **tiles,
         },
-        "processor_config.json": ({} if old else keys) | {"processor_class": "LlavaProcessor"},
+        "processor_config.json": ({} if old else keys) | {"processor_class": processor},
     }
+
+
+def _llava_onevision(config: dict) -> dict[str, object]:
+    text, side = config["text_config"], config["vision_config"]["image_size"]
+    specials, processor = [*QWEN_SPECIALS[:3], "<image>", "<video>"], "LlavaOnevisionProcessor"
+    files = _qwen_tokenizer(text["bos_token_id"], specials, ONEVISION_TEMPLATE, text["max_position_embeddings"])
+    return {
+        **files,
+        "generation_config.json": {
+            "bos_token_id": text["bos_token_id"],
+            "do_sample": True,
+            "eos_token_id": [text["eos_token_id"], text["bos_token_id"]],
+            "pad_token_id": text["bos_token_id"],
+            "top_k": 20,
+            "transformers_version": "4.45.0.dev0",
+        },
+        "preprocessor_config.json": {
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_pad": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_grid_pinpoints": config["image_grid_pinpoints"],
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "image_std": [0.5, 0.5, 0.5],
+            "processor_class": processor,
+            "resample": 3,
+            "rescale_factor": 0.00392156862745098,
+            "size": {"height": side, "width": side},
+        },
+        "processor_config.json": {
+            "image_token": "<image>",
+            "num_image_tokens": (side // config["vision_config"]["patch_size"]) ** 2,
+            "processor_class": processor,
+            "video_token": "<video>",
+            "vision_aspect_ratio": config["vision_aspect_ratio"],
+            "vision_feature_select_strategy": config["vision_feature_select_strategy"],
+        },
+    }
+
+
+def _llava_video(config: dict) -> dict[str, object]:
+    """No processor's file, and a language model's tokenizer, which knows no token for images."""
+    specials = QWEN_SPECIALS[:3]
+    files = _qwen_tokenizer(config["bos_token_id"], specials, TEXT_TEMPLATE, config["max_position_embeddings"])
+    del files["chat_template.json"]
+    generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "do_sample": True}
+    return {**files, "generation_config.json": {**generation, "transformers_version": "4.40.0.dev0"}}
 
 
 def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
@@ -369,8 +450,12 @@ def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
     num_additional_image_tokens or vision_feature_select_strategy.
     """
     config = size.config
-    if config["model_type"] == "llava":
+    if config["model_type"] in ("llava", "llava_next", "llava_next_video"):
         files = _llava(config, old_llava)
+    elif config["model_type"] == "llava_onevision":
+        files = _llava_onevision(config)
+    elif config["model_type"] == "llava_qwen":
+        files = _llava_video(config)
     elif config["model_type"] == "internvl":
         files = _internvl(config)
     else:

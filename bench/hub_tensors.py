@@ -18,7 +18,7 @@ Left out: outliers inside v and up, which no group in front of a norm sees, and 
 import math
 from typing import NamedTuple
 
-from bench.hub_config import LLAMA_DEFAULTS
+from bench.hub_config import LLAMA_DEFAULTS, TOWERS
 
 
 class Tensor(NamedTuple):
@@ -267,6 +267,17 @@ def _clip_vision(prefix: str, vision: dict) -> list[Tensor]:
     return found + _norm(f"{prefix}post_layernorm", width, bias=True, outliers=False)
 
 
+def _siglip_vision(prefix: str, vision: dict) -> list[Tensor]:
+    """SigLIP's ViT: no class token, a bias of the patches, a LayerNorm after its blocks alone."""
+    width, patch = vision["hidden_size"], vision["patch_size"]
+    clip = {tensor.name.removeprefix(prefix): tensor for tensor in _clip_vision(prefix, vision)}
+    bias = Tensor(f"{prefix}embeddings.patch_embedding.bias", (width,), 0.1)
+    position = f"{prefix}embeddings.position_embedding.weight"
+    found = [clip["embeddings.patch_embedding.weight"], bias]
+    found += [Tensor(position, ((vision["image_size"] // patch) ** 2, width), width**-0.5)]
+    return found + [tensor for name, tensor in clip.items() if name.startswith(("encoder.", "post_layernorm."))]
+
+
 def _internvl(config: dict) -> list[Tensor]:
     text, vision, tied = config["text_config"], config["vision_config"], config["tie_word_embeddings"]
     names = "language_model.model.", "language_model.lm_head"
@@ -278,6 +289,16 @@ def _internvl(config: dict) -> list[Tensor]:
     if text["model_type"] == "qwen2":
         return found + _language(*names, text, qkv_bias=True, tied=tied)
     return found + _qwen3_language(*names, text, tied)
+
+
+def _llava_video(config: dict) -> list[Tensor]:
+    """LLaVA-Video's original names: everything under `model.`, the projector by the numbers of its layers."""
+    vision, width = TOWERS[config["mm_vision_tower"]], config["hidden_size"]
+    found = [Tensor("model.image_newline", (width,), 0.02)]
+    found += _siglip_vision("model.vision_tower.vision_tower.vision_model.", vision)
+    found += _linear("model.mm_projector.0", width, vision["hidden_size"], bias=True)
+    found += _linear("model.mm_projector.2", width, width, bias=True)
+    return found + _language("model.", "lm_head", config, qkv_bias=True, tied=False)
 
 
 def tensors(config: dict) -> list[Tensor]:
@@ -293,10 +314,13 @@ def tensors(config: dict) -> list[Tensor]:
         return _qwen3_vision(config["vision_config"]) + _qwen3_language("model.language_model.", "lm_head", text, tied)
     if config["model_type"] == "internvl":
         return _internvl(config)
+    if config["model_type"] == "llava_qwen":
+        return _llava_video(config)
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
-    found = _clip_vision("vision_tower.vision_model.", vision)
+    seen = _siglip_vision if vision["model_type"] == "siglip_vision_model" else _clip_vision
+    newline = [] if config["model_type"] == "llava" else [Tensor("image_newline", (text["hidden_size"],), 0.02)]
+    found = newline + seen("vision_tower.vision_model.", vision)
     found += _linear("multi_modal_projector.linear_1", text["hidden_size"], vision["hidden_size"], bias=True)
     found += _linear("multi_modal_projector.linear_2", text["hidden_size"], text["hidden_size"], bias=True)
-    return found + _language(
-        "language_model.model.", "language_model.lm_head", text, qkv_bias=False, tied=config["tie_word_embeddings"]
-    )
+    names, tied = ("language_model.model.", "language_model.lm_head"), config["tie_word_embeddings"]
+    return found + _language(*names, text, qkv_bias=text.get("model_type") == "qwen2", tied=tied)

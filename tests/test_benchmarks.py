@@ -120,10 +120,10 @@ def test_choice(prediction, letter):
 
 
 def test_points_by_rule():
-    question = Question("k", "f:1", b"", "p", ("4",), None, False)
+    question = Question("k", "f:1", (b"",), "p", ("4",), None, False)
     assert [points(question, "It is 4.", rule) for rule in ("contains", "exact", "anls")] == [1, 0, 0]
     assert points(question, None, "contains") == 0
-    chosen = Question("k", "f:1", b"", "p", ("B",), None, False, ("red", "blue"))
+    chosen = Question("k", "f:1", (b"",), "p", ("B",), None, False, ("red", "blue"))
     assert [points(chosen, said, "contains") for said in ("B", "Blue Bird", "A B")] == [1, 0, 1]
 
 

@@ -8,7 +8,7 @@ from test_architecture import MODELS, ROOMS, ROOT, imported_rooms, modules
 
 from bench.hub_config import SIZES
 from quant.families import family_of
-from quant.inputs.sizes import resize
+from quant.families.areas import resize
 
 PAGES = sorted(
     file for place in ("", "docs", "examples", "calibImages", "bench", "tests") for file in (ROOT / place).glob("*.md")

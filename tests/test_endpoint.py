@@ -30,7 +30,7 @@ def picture(kind="PNG", mode="RGB", exif=None) -> bytes:
 
 
 def question(data=None) -> Question:
-    return Question("key", "data.tsv:2", data or picture(), "What is written?", ("x",), None, False)
+    return Question("key", "data.tsv:2", (data or picture(),), "What is written?", ("x",), None, False)
 
 
 def client(server, **changes) -> Endpoint:
@@ -157,9 +157,9 @@ def test_images_that_readers_disagree_on_go_as_png():
         (picture("PNG", "RGBA"), (30, 20)),
         (picture("BMP"), (30, 20)),
     ):
-        head, _, body = data_url(question(data)).partition(",")
+        head, _, body = data_url(data, "x").partition(",")
         with Image.open(io.BytesIO(base64.b64decode(body))) as image:
             assert (
                 head == "data:image/png;base64" and image.format == "PNG" and image.mode == "RGB" and image.size == size
             )
-    assert data_url(question(picture("JPEG"))) == "data:image/jpeg;base64," + base64.b64encode(picture("JPEG")).decode()
+    assert data_url(picture("JPEG"), "x") == "data:image/jpeg;base64," + base64.b64encode(picture("JPEG")).decode()

@@ -18,7 +18,7 @@ from test_resume import digest, world  # noqa: F401  the fixture
 
 from quant import QuantError, UsageError
 from quant.calibrate.work import work_directory
-from quant.inputs.images import reopen_images
+from quant.inputs.reopen import reopen_images
 from quant.inputs.sources import load_samples
 
 # A file that cannot be shared is copied, what the kernel cannot copy is copied by hand, what cannot be tidied up now is

@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
         Question(
             str(i),
             f"data.jsonl:{i + 1}",
-            picture(i),
+            (picture(i),),
             "What is written?",
             (f"answer {i}.",),
             ("even", "odd")[i % 2],

@@ -14,11 +14,12 @@ import time
 import faults
 import pytest
 import tiny
+import torch
 from jobs import run_job
 from safetensors.torch import load_file, save_file
 
 from quant import Calibrator, QuantConfig, QuantError, UsageError
-from quant.calibrate.work import work_directory
+from quant.calibrate.work import Work, work_directory
 from quant.files.safetensors_io import read_header
 
 POINTS = 50
@@ -255,3 +256,21 @@ def test_a_hidden_state_that_is_missing_is_refused(world, tmp_path, tower, harm)
     save_file(tensors, files[0])
     run_job(world.calibrator(), out, resume=True)
     assert digest(out) == world.reference
+
+
+def test_hidden_states_are_kept_as_they_lie_in_memory(tmp_path):
+    """A product of the same numbers, otherwise strided, may differ in the last bit: SigLIP's blocks get such."""
+    work = Work(tmp_path, keeps=True)
+    work.state.done["vision"] = 1
+    straight = torch.arange(24.0).reshape(2, 3, 4)
+    hidden = {
+        (0, 0): straight,
+        (1, 0): straight.permute(0, 2, 1),
+        (2, 1): straight.permute(2, 0, 1),
+        (3, 0): straight[0],
+    }
+    (tmp_path / "hidden").mkdir(exist_ok=True)
+    work.keep_hidden("vision", 0, 0, hidden, {})
+    kept = work.kept("vision", hidden, ())
+    for key, tensor in hidden.items():
+        assert torch.equal(kept[key].hidden, tensor) and kept[key].hidden.stride() == tensor.stride()

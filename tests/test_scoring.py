@@ -21,7 +21,7 @@ TEXT, MATH = TYPES[0], TYPES[-1]
 
 
 def question(*answers, math=False, category=None):
-    return Question("key", "file:1", b"", "What is written?", answers, category, math)
+    return Question("key", "file:1", (b"",), "What is written?", answers, category, math)
 
 
 def png(colour="red") -> bytes:
@@ -225,7 +225,7 @@ def test_json(folder):
         and first.where.endswith("data.json:2")
         and second.where.endswith("data.json:3")
     )
-    assert first.data() == png("red") and first.open().size == (40, 30)
+    assert first.data() == [png("red")] and first.open()[0].size == (40, 30)
 
 
 def test_json_images_elsewhere(folder, tmp_path_factory):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from quant.base.errors import QuantError, UsageError
 from quant.commands.cli import main
+from quant.families.areas import STEEPEST, resize
 from quant.inputs.encoder import Encoder
-from quant.inputs.sizes import STEEPEST, Measure, resize
+from quant.inputs.sizes import Measure
 
 try:  # transformers 5 has it beside the PIL backend
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize

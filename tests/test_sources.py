@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quant.base.errors import UsageError
-from quant.inputs import images
+from quant.base.errors import QuantError, UsageError
+from quant.inputs import images, video
 from quant.inputs.images import ReadError
+from quant.inputs.reopen import reopen_images
 from quant.inputs.sample import key_of
 from quant.inputs.sources import load_samples, load_texts
 
@@ -465,3 +466,93 @@ def test_shipped_coco_list_is_attribution_licensed():
         row["coco_url"].endswith(row["file_name"]) and row["flickr_url"] and row["width"] and row["height"]
         for row in rows
     )
+
+
+# ---- videos
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """Images, a GIF and a folder of frames, which need no PyAV."""
+    folder_of(tmp_path, ["a.png", "b.png"])
+    noise(0).save(tmp_path / "c.gif", save_all=True, append_images=[noise(1), noise(2)], duration=100)
+    folder_of(tmp_path / "frames", ["0.png", "1.png"])
+    return tmp_path
+
+
+def test_rows_with_videos(shown):
+    file = shown / "x.jsonl"
+    rows = [
+        {"video": "c.gif", "prompt": "one", "answer": "A."},
+        {"videos": ["c.gif", "frames"]},
+        {"images": ["a.png", "b.png"], "video_path": "frames", "conversations": [
+            {"from": "human", "value": "<image>\n<video>\nBoth?"}, {"from": "gpt", "value": "B."}]},
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_samples(file, "own", None, 0)
+    assert not loaded.notices and not loaded.texts
+    found = {sample.prompt: sample for sample in loaded.samples}
+    name = lambda paths: [path.name for path in paths]
+    assert name(found["one"].videos) == ["c.gif"] and found["one"].images == ()
+    assert name(found["own"].videos) == ["c.gif", "frames"] and found["own"].name == "c.gif, frames"
+    assert name(found["Both?"].pictures) == ["a.png", "b.png", "frames"] and found["Both?"].answer == "B."
+    digests = [video.digest(shown / each) for each in ("c.gif", "frames")]
+    content = [[], "own", "", digests]
+    assert found["own"].key == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    assert key_of([], "own", "", digests[::-1]) != found["own"].key
+    shutil.copytree(shown, shown.parent / "moved")
+    again = load_samples(shown.parent / "moved" / "x.jsonl", "own", None, 5).samples
+    assert [sample.key for sample in again] == [sample.key for sample in loaded.samples]
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"video": "none.mp4"}, "none.mp4: no such file"),
+        ({"video": "broken.gif"}, "broken.gif: cannot be decoded"),
+        ({"video": 3}, '"video" must be the path of a video, found 3'),
+        ({"videos": []}, '"videos" must be a list of paths, found'),
+        ({"video": "void"}, "void: a folder without frames"),
+        ({"image": "a.png", "video": "broken.gif"}, "broken.gif: cannot be decoded"),
+    ],
+)
+def test_a_video_of_no_use_is_named_and_skipped(shown, row, reason):
+    (shown / "broken.gif").write_bytes((shown / "c.gif").read_bytes()[:30])
+    (shown / "void").mkdir()
+    file = shown / "x.jsonl"
+    file.write_text(json.dumps({"video": "c.gif"}) + "\n" + json.dumps(row))
+    samples, notices = load(file)
+    assert len(samples) == 1 and len(notices) == 1
+    assert notices[0].startswith(f"skipped {file}:2: {reason}"), notices
+    with pytest.raises(UsageError, match="x.jsonl:2: .*without --strict it is skipped"):
+        load(file, strict=True)
+
+
+def test_videos_stay_below_the_root(shown):
+    inner = shown / "inner"
+    inner.mkdir()
+    (inner / "link.gif").symlink_to(shown / "c.gif")
+    folder_of(inner / "frames", ["0.png"])
+    (inner / "frames" / "1.png").symlink_to(shown / "a.png")
+    shutil.copy(shown / "c.gif", inner / "own.gif")
+    file = inner / "x.jsonl"
+    for name, what in (
+        ("link.gif", "video"),
+        ("../c.gif", "video"),
+        (str(shown / "c.gif"), "video"),
+        ("frames", "frame"),
+    ):
+        file.write_text(json.dumps({"video": name}) + "\n" + json.dumps({"video": "own.gif"}))
+        assert len(load(file)[0]) >= 1
+        samples, notices = load(file, root=inner)
+        assert [sample.videos[0].name for sample in samples] == ["own.gif"]
+        assert f"x.jsonl:1: {what} " in notices[0] and f"leaves the folder {inner}" in notices[0]
+
+
+def test_a_video_that_changes_is_found_out(shown):
+    (shown / "x.jsonl").write_text(json.dumps({"video": "frames", "prompt": "p"}))
+    (sample,), _ = load(shown / "x.jsonl")
+    assert reopen_images(sample) == []
+    noise(9).save(shown / "frames" / "1.png")
+    with pytest.raises(QuantError, match="frames: changed since it was checked"):
+        reopen_images(sample)

@@ -22,6 +22,7 @@ from quant.families import FAMILIES
 
 # architecture -> the tiny checkpoint's name, of those that the installed transformers has
 DIRECTORIES = {tiny.SIZES[tiny.FAMILIES[name]].config["architectures"][0]: name for name in tiny.known()}
+DIRECTORIES = {architecture: name for architecture, name in DIRECTORIES.items() if hasattr(transformers, architecture)}
 
 
 @pytest.fixture(scope="module")

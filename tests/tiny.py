@@ -19,6 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import make_checkpoint  # noqa: E402
 from bench.hub_config import SIZES, cut  # noqa: E402
+from quant import families as described  # noqa: E402
+from quant.families import llava_video  # noqa: E402
+
+llava_video.TOWERS["tiny"] = dict(
+    hidden_size=128, image_size=70, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2, patch_size=14
+)
 
 FAMILIES = {
     "qwen2_vl": "qwen2vl-tiny",
@@ -29,6 +35,10 @@ FAMILIES = {
     "qwen3_vl_moe": "qwen3vl_moe-tiny",
     "qwen3_5": "qwen3_5-tiny",
     "qwen3_5_moe": "qwen3_5_moe-tiny",
+    "llava_onevision": "llava_onevision-tiny",
+    "llava_next": "llava_next-tiny",
+    "llava_next_video": "llava_next_video-tiny",
+    "llava_video": "llava_video-tiny",
 }
 
 
@@ -36,7 +46,8 @@ def known() -> list[str]:
     """Those of FAMILIES whose class the installed transformers has."""
     import transformers
 
-    return [name for name, size in FAMILIES.items() if hasattr(transformers, SIZES[size].config["architectures"][0])]
+    families = {name: described.FAMILIES[SIZES[size].config["architectures"][0]] for name, size in FAMILIES.items()}
+    return [name for name, family in families.items() if hasattr(transformers, family.built_as)]
 
 
 def make(

@@ -23,8 +23,16 @@ PACKED = {
     "qwen3_5": QKV | GATE_UP | DELTA,
     "qwen3_5_moe": QKV | GATE_UP | DELTA | EXPERTS,
     "internvl": QKV | GATE_UP,
+    "llava_next": QKV | GATE_UP,
+    "llava_next_video": QKV | GATE_UP,
+    "llava_onevision": QKV | GATE_UP,
 }
 """model_type -> what is packed into one: the plugin's table where it has the model, else the class's own."""
+UNPACKED_VISION = ("llava_onevision",)
+"""Classes that do not say it: only once the language model is built, by a class that does, the table is there, and of
+the vision tower, which is built before, the packed names are looked up as they are. (llava_onevision.py; siglip.py's
+SiglipVisionModel says nothing either.)
+"""
 
 QWEN2_MAPPER = {
     "model.language_model.": "language_model.model.",
@@ -52,6 +60,9 @@ MAPPERS: dict[str, dict[str, str | None]] = {
     "qwen3_5": {**QWEN3_MAPPER, "mtp.": None},
     "qwen3_5_moe": {**QWEN3_MAPPER, "mtp.": None},
     "internvl": LLAVA_MAPPER,
+    "llava_next": {**LLAVA_MAPPER, "model.image_newline": "image_newline"},
+    "llava_next_video": {**LLAVA_MAPPER, "model.image_newline": "image_newline"},
+    "llava_onevision": {**LLAVA_MAPPER, "model.image_newline": "image_newline"},
 }
 """model_type -> prefix in the checkpoint -> prefix of the module; None: the key is dropped."""
 DRAFTER: dict[str, dict[str, str | None]] = {"model.language_model.": "model.", "mtp.": "mtp."}
@@ -100,8 +111,12 @@ def assert_found(out: Path) -> dict[str, str]:
     config, said = (json.loads((out / file).read_text()) for file in ("config.json", "quant_model_description.json"))
     mapper, packed = MAPPERS[config["model_type"]], PACKED[config["model_type"]]
     description = renamed(said, mapper)
-    found = {module: kind_of(module, description, packed, module.endswith(".experts")) for module in asked(config)}
-    parts = {part for module, word in found.items() if word != "FLOAT" for part in parts_of(module, packed)}
+    unpacked = "vision_tower." if config["model_type"] in UNPACKED_VISION else "nothing"
+    found = {
+        module: kind_of(module, description, {} if module.startswith(unpacked) else packed, module.endswith(".experts"))
+        for module in asked(config)
+    }
+    parts = {part for module, word in found.items() if word != "FLOAT" for part in (module, *parts_of(module, packed))}
     int8 = {key: word for key, word in description.items() if word != "FLOAT" and key.endswith(".weight")}
     assert int8, "nothing is int8"
     lost = {key for key in int8 if not any(key.startswith(f"{part}.") for part in parts)}
@@ -161,11 +176,12 @@ def _vision(config: dict) -> Iterator[str]:
     if kind == "internvl":  # attention and projector are plain linears, which nobody asks for
         for index in range(vision["num_hidden_layers"]):
             yield from (f"vision_tower.encoder.layer.{index}.mlp.{name}" for name in ("fc1", "fc2"))
-    elif kind == "llava":
-        for index in range(vision["num_hidden_layers"] - 1):
+    elif kind.startswith("llava"):
+        for index in range(vision["num_hidden_layers"] + config["vision_feature_layer"] + 1):
             block = f"vision_tower.vision_model.encoder.layers.{index}."
             yield from (f"{block}{name}" for name in ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"))
-        yield from (f"multi_modal_projector.{name}" for name in ("linear_1", "linear_2"))
+        if kind in ("llava", "llava_next"):  # the projectors of the others are plain linears, which nobody asks for
+            yield from (f"multi_modal_projector.{name}" for name in ("linear_1", "linear_2"))
     else:
         mlp = {"qwen2_vl": ("fc1", "fc2"), "qwen2_5_vl": ("gate_up_proj", "down_proj")}
         names = mlp.get(kind, ("linear_fc1", "linear_fc2"))

@@ -27,6 +27,7 @@ TEXT_FILE = "calibration_text.jsonl"  # in an export: what the model wrote for i
 HELD_OUT = CALIB_IMAGES / "heldout" / "heldout.jsonl"
 TEXT_TOKENS = 3200  # at most so many tokens of passages, a fifth of what a 7B computes for 30 photographs
 ENOUGH_WORDS = 600  # different tokens of text, below which the loss grows (docs/accuracy.md)
+MAX_FRAMES = 32  # of a video; a checkpoint's own bound of 768 is for a server's context
 MAX_SAMPLES = 128  # how many samples a run takes from a larger set unless it is told
 # What an exported directory depends on only through its packaging: not part of the fingerprint.
 PACKAGING = {"dev_type", "part_file_size", "strict", "calib_root"}
@@ -105,6 +106,10 @@ class QuantConfig(BaseModel):
     """Stop at the first sample that cannot be used, instead of leaving it out."""
     min_pixels: int | None = Field(default=None, gt=0)
     max_pixels: int | None = Field(default=None, gt=0)
+    fps: float | None = Field(default=None, gt=0)
+    """Frames taken of a second of video. None takes the checkpoint's."""
+    max_frames: int | None = Field(default=MAX_FRAMES, gt=0)
+    """Frames taken of a video at most, the checkpoint's own bound being another; None takes that alone."""
     seed: int = 0
     part_file_size: int = Field(default=4, gt=0)
     """Largest weight file, in GiB."""

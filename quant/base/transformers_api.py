@@ -8,6 +8,7 @@ transformers is imported inside the functions: it takes seconds, and --help does
 and processors work with 4.46, too, which the vendor's library needs.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -225,14 +226,73 @@ def make_processor(name: str, image_processor, tokenizer, **arguments):
     return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, **arguments)
 
 
-def process(processor, images: "list[Image.Image]", text: str, add_special_tokens: bool) -> "dict[str, Tensor]":
-    """RGB images (none: [] will do) and the text with their placeholders -> the model's inputs, batch 1.
+@dataclass(frozen=True)
+class Sampled:
+    """What a processor asks of a video beside its pixels: of `total` frames at `rate` a second the numbers `taken`."""
 
-    Raises whatever the processor does.
+    total: int
+    rate: float
+    taken: tuple[int, ...]
+
+
+def process(
+    processor,
+    images: "list[Image.Image]",
+    text: str,
+    add_special_tokens: bool,
+    videos: "tuple[dict[str, Tensor], list[Sampled]] | None" = None,
+    frame_features: int | None = None,
+    **numbers: int,
+) -> "dict[str, Tensor]":
+    """RGB images (none: [] will do) and the text with their placeholders -> the model's inputs, batch 1. videos: what a
+    video processor would make of them, for the placeholders of videos; frame_features: of a frame, where the processor
+    counts otherwise; numbers: its merge_size and temporal_patch_size, by which features are counted.
+
+    Raises UsageError for videos with a transformers that does not know them; whatever the processor does.
     """
     # Without its layout 4.x takes an image that is 1 or 3 pixels high for one with the channels first.
-    pixels = {"images": images, "input_data_format": "channels_last"} if images else {}
-    return dict(processor(text=[text], return_tensors="pt", add_special_tokens=add_special_tokens, **pixels))
+    given: dict[str, Any] = {"images": images, "input_data_format": "channels_last"} if images else {}
+    # LLaVA-OneVision's takes images that are listed side by side for prompts of one image each.
+    if images and "batch_num_images" in getattr(processor.image_processor, "model_input_names", ()):
+        given["images"] = [images]
+    if videos:
+        processor = _with_videos(processor, *videos, given, numbers)
+        if frame_features:
+            token, each = processor.video_token, [frame_features * len(clip.taken) for clip in videos[1]]
+            processor.replace_video_token = lambda inputs, video_idx=0, **_: token * each[video_idx]
+    return dict(processor(text=[text], return_tensors="pt", add_special_tokens=add_special_tokens, **given))
+
+
+def _with_videos(processor, made: "dict[str, Tensor]", sampled: list[Sampled], given: dict, numbers: dict):
+    """The processor with a video processor that hands over what is made already; adds to `given` what it is called
+    with.
+    """
+    import torch
+
+    version = _number(_installed("transformers"))
+    if version < FIRST:
+        raise UsageError(f"videos need transformers {FIRST[0]}.{FIRST[1]} or a later one")
+    from transformers.video_utils import VideoMetadata
+
+    metadata = [
+        VideoMetadata(each.total, fps=each.rate, duration=each.total / each.rate, frames_indices=list(each.taken))
+        for each in sampled
+    ]
+
+    class Made:
+        model_input_names = list(made)
+
+        def __call__(self, videos=None, **kwargs):
+            return {**made, "video_metadata": metadata}
+
+    whole, video_processor = copy.copy(processor), Made()
+    for name, number in numbers.items():
+        setattr(video_processor, name, number)
+    whole.video_processor = video_processor
+    given["videos"] = [torch.zeros(len(each.taken), 3, 1, 1) for each in sampled]  # they are counted, no more
+    if version < (5, 0):
+        given["videos_kwargs"] = {"fps": [each.rate * len(each.taken) / each.total for each in sampled]}
+    return whole
 
 
 def asks_for_remote_code(error: BaseException) -> bool:

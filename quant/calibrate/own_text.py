@@ -56,7 +56,7 @@ def write_texts(
     stop: asked at every token. Raises QuantError for a model that cannot be loaded or whose logits are not finite,
     KeyboardInterrupt when it is to stop.
     """
-    start, asked = time.perf_counter(), [sample for sample in samples if sample.images and not sample.answer]
+    start, asked = time.perf_counter(), [sample for sample in samples if sample.pictures and not sample.answer]
     more, cards = _cache(checkpoint, device), None
     if refused := room_for(checkpoint, device, more):
         cards = _cards(device, more)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import QuantError
-from ..inputs.encoder import Encoder
+from ..inputs.encoder import BY_TOKEN, Encoder
 from ..model.whole import generate
 
 if TYPE_CHECKING:
@@ -160,9 +160,9 @@ def padded(inputs: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
     """
     longest = max(each["input_ids"].shape[1] for each in inputs)
     batch = {}
-    for name in inputs[0]:
-        values = [each[name] for each in inputs]
-        if all(each[name].shape == each["input_ids"].shape for each in inputs):
+    for name in dict.fromkeys(name for each in inputs for name in each):
+        values = [each[name] for each in inputs if name in each]
+        if name in BY_TOKEN:
             fill = pad if name == "input_ids" else 0
             values = [torch.nn.functional.pad(value, (longest - value.shape[1], 0), value=fill) for value in values]
         batch[name] = torch.cat(values)

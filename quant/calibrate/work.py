@@ -4,7 +4,8 @@
     state     JSON: what the job depends on (identity) and how far it came
     text      JSON: what the model wrote for its own calibration, and what that depends on
     export/   the weight files, laid out in full and filled block after block
-    hidden/   TOWER-BLOCK.RANK.safetensors: by SAMPLE.PASS, what the block after it got, or the tower's output
+    hidden/   TOWER-BLOCK.RANK.safetensors: by SAMPLE.PASS, what the block after it got, or the tower's output; where it
+              does not lie in memory axis after axis, SAMPLE.PASS.AXES, by the axes as they lie there
               TOWER-BLOCK.RANK.tap.safetensors: the block's own output, where later code reads it (Tower.taps)
 
 A block is committed in this order: its tensors, synced; its hidden states, synced and renamed; the state, synced and
@@ -156,15 +157,17 @@ class Work:
 
     def _read(self, files: list[Path], keys: Iterable[Key], what: str) -> dict[Key, Tensor]:
         infos = {name: info for file in files for name, info in read_header(file).items()}
+        names = {tuple(map(int, name.split(".")[:2])): name for name in infos}
         tensors = {}
         for key in keys:
-            name = f"{key[0]}.{key[1]}"
-            if name not in infos:
+            if key not in names:
                 raise QuantError(
                     f"{self._hidden}: what is kept {what} lacks sample {key[0]}, pass {key[1] + 1} ({len(infos)} are"
                     f" there); without it the job cannot go on: remove {self.dir} to start anew"
                 )
-            tensors[key] = read_tensor(infos[name])
+            tensor, axes = read_tensor(infos[names[key]]), names[key].split(".")[2:]
+            places = [axes[0].index(str(axis)) for axis in range(tensor.dim())] if axes else range(tensor.dim())
+            tensors[key] = tensor.permute(*places)
         return tensors
 
     def _commit(self, state: State) -> None:
@@ -228,13 +231,19 @@ def work_directory(output: Path) -> Path:
 
 
 def _save(file: Path, tensors: dict[Key, Tensor]) -> None:
-    partial = file.with_suffix(".tmp")
-    writer = SafetensorsWriter(
-        partial, {f"{number}.{turn}": (tensor.dtype, tuple(tensor.shape)) for (number, turn), tensor in tensors.items()}
-    )
+    """By the axes as they lie in memory: of the same numbers, strided otherwise, a product may differ in a last bit."""
+    partial, named = file.with_suffix(".tmp"), {}
+    for (number, turn), tensor in tensors.items():
+        axes = [axis for _, axis in sorted((-stride, axis) for axis, stride in enumerate(tensor.stride()))]
+        turned = tensor.permute(axes)
+        if tensor.is_contiguous() or not turned.is_contiguous():
+            named[f"{number}.{turn}"] = tensor
+        else:
+            named[f"{number}.{turn}.{''.join(map(str, axes))}"] = turned
+    writer = SafetensorsWriter(partial, {name: (each.dtype, tuple(each.shape)) for name, each in named.items()})
     try:
-        for (number, turn), tensor in tensors.items():
-            writer.write(f"{number}.{turn}", tensor)
+        for name, tensor in named.items():
+            writer.write(name, tensor)
         writer.close()
         os.replace(partial, file)
     except OSError as err:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..base.choices import METHODS, PROFILES
 from ..base.config import HELD_OUT, QuantConfig
 from ..base.errors import UsageError
-from .cli import IMAGES, IMAGES_DEFAULT, boolean, share
+from .cli import IMAGES, IMAGES_DEFAULT, add_sampling, boolean, share
 from .flags import default
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision", choices=("int8", "float"), help="the vision tower (default: as in quantize)")
     parser.add_argument("--num_samples", type=int, metavar="N", help=f"measure on N images (default: {PICTURES})")
     parser.add_argument("--max_pixels", type=int, metavar="N", help="largest area an image is resized to")
+    add_sampling(parser, None)
     parser.add_argument("--seed", type=int, metavar="N", help=f"(default: {default('seed')})")
     parser.add_argument("--device_type", choices=("npu", "cuda", "cpu"), help="default: NPU, else CUDA, else CPU")
     parser.add_argument("--trust_remote_code", type=boolean, metavar="BOOL", help="run the checkpoint's code")
@@ -50,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0; 1 where the bound cannot be reached. Raises UsageError and QuantError as quantize and verify do."""
-    names = ("profile", "anti_method", "vision", "max_pixels", "seed", "device_type", "trust_remote_code")
+    names = ["profile", "anti_method", "vision", "max_pixels", "fps", "max_frames"]
+    names += ["seed", "device_type", "trust_remote_code"]
     config = QuantConfig(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
 
     from ..base.console import Reporter

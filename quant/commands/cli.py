@@ -11,7 +11,7 @@ from pathlib import Path
 from traceback import format_exception
 
 from ..base import transformers_api
-from ..base.config import CALIB_IMAGES
+from ..base.config import CALIB_IMAGES, MAX_FRAMES
 from ..base.errors import QuantError
 from ..base.logs import append
 from ..base.process import at_work
@@ -42,10 +42,29 @@ CONSOLE = "ascend-vlm-quant"
 """The console command that pip installs: the distribution's own name, which no other can have."""
 IMAGES_DEFAULT = f"default: the photographs shipped here, {CALIB_IMAGES.name}/"
 """For the help of flags that name calibration images."""
-IMAGES = 'folder of images; or .jsonl, .json, .tsv of {"image" or "images", "prompt", "answer"}'
+IMAGES = 'folder of images; or .jsonl, .json, .tsv of {"image", "images" or "videos", "prompt", "answer"}'
 """For the help of flags that name images."""
+TAKE_VIDEOS = ", ".join(family.name for family in FAMILIES.values() if family.processing.video)
+"""For the help of --fps and --max_frames: the families that take videos."""
 WITH_LIMITS = ", ".join(family.name for family in FAMILIES.values() if family.processing.limits)
 """For the help of --min_pixels and --max_pixels: the families that have them."""
+
+
+def add_sampling(group, default: int | None = MAX_FRAMES) -> None:
+    """--fps and --max_frames. default: of the second; None where the command has none of its own."""
+    group.add_argument(
+        "--fps",
+        type=float,
+        metavar="N",
+        help=f"frames taken of a second of video ({TAKE_VIDEOS}; default: the checkpoint's)",
+    )
+    group.add_argument(
+        "--max_frames",
+        type=int,
+        default=default,
+        metavar="N",
+        help=f"frames of a video at most (default: {MAX_FRAMES})",
+    )
 
 
 def boolean(word: str) -> bool:

@@ -6,7 +6,7 @@ import argparse
 
 from ..base.config import QuantConfig
 from ..base.errors import UsageError
-from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, boolean
+from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, add_sampling, boolean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"largest area an image is resized to ({WITH_LIMITS}; default: the checkpoint's)",
     )
+    add_sampling(samples)
     samples.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images (default: 0)")
     job = parser.add_argument_group("job")
     job.add_argument(
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         prompt=args.prompt,
         num_samples=args.num_samples,
         max_pixels=args.max_pixels,
+        fps=args.fps,
+        max_frames=args.max_frames,
         seed=args.seed,
         dev_type=args.device_type,
         trust_remote_code=args.trust_remote_code,

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError, UsageError
-from .cli import CONSOLE, WITH_LIMITS, boolean
+from .cli import CONSOLE, WITH_LIMITS, add_sampling, boolean
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import Model
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="OCRBench, TextVQA, DocVQA or MMMU as a .tsv, .json or .parquet, or a .jsonl of"
-        ' {"image", "prompt", "answers"}',
+        ' {"image", "images" or "videos", "prompt", "answers"}',
     )
     data.add_argument(
         "--image_folder", metavar="DIR", help="where image paths start from (default: the data file's folder)"
@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"largest area an image is resized to, locally ({WITH_LIMITS}; default: the checkpoint's)",
     )
+    add_sampling(data)
     verdict = parser.add_argument_group("verdict")
     verdict.add_argument(
         "--max_drop",
@@ -169,10 +170,20 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{count} models are given; one or two of --model_path, --quantized and --endpoint are needed")
     if len(args.served_model) not in (0, len(args.endpoint)):
         raise UsageError(f"--served_model is given {len(args.served_model)} times for {len(args.endpoint)} --endpoint")
-    limits = {"max_new_tokens": 1, "max_pixels": 1, "num_samples": 1, "batch_size": 1, "retries": 0, "max_drop": 0}
+    limits = {
+        "max_new_tokens": 1,
+        "max_pixels": 1,
+        "max_frames": 1,
+        "num_samples": 1,
+        "batch_size": 1,
+        "retries": 0,
+        "max_drop": 0,
+    }
     for flag, least in limits.items():
         if getattr(args, flag) is not None and not getattr(args, flag) >= least:
             raise UsageError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
+    if args.fps is not None and not args.fps > 0:
+        raise UsageError(f"--fps {args.fps:g}: must be above 0")
     if not args.timeout > 0:
         raise UsageError(f"--timeout {args.timeout:g}: must be above 0")
 
@@ -191,6 +202,8 @@ def _models(args: argparse.Namespace) -> "list[tuple[str, Model]]":
                 max_new_tokens=args.max_new_tokens,
                 batch_size=args.batch_size,
                 max_pixels=args.max_pixels,
+                fps=args.fps,
+                max_frames=args.max_frames,
                 device=args.device_type,
                 trust_remote_code=args.trust_remote_code,
             )

@@ -5,7 +5,7 @@ import argparse
 from ..base.choices import CALIB_TEXT, METHODS, PROFILES, ROUNDINGS, SCHEMES, lines
 from ..base.config import ALPHA, MAX_SAMPLES, PRESETS, QuantConfig
 from ..families import FAMILIES
-from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, boolean, share
+from .cli import IMAGES, IMAGES_DEFAULT, WITH_LIMITS, add_sampling, boolean, share
 from .export import add_format
 
 
@@ -178,6 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--min_pixels", type=int, metavar="N", help=f"smallest area ({WITH_LIMITS}; default: the checkpoint's)"
     )
+    add_sampling(samples, None)
     samples.add_argument(
         "--seed", type=int, metavar="N", help=f"of every choice made at random (default: {default('seed')})"
     )

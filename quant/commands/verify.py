@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.config import CALIB_IMAGES, HELD_OUT, QuantConfig
 from ..base.errors import QuantError, UsageError
 from ..verify.verdict import CULPRITS, ENOUGH, THRESHOLDS, decibels
-from .cli import IMAGES, WITH_LIMITS, boolean
+from .cli import IMAGES, WITH_LIMITS, add_sampling, boolean
 
 WIDTH = 80
 
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="length of the answers that both models write to the first images; 0 for none (default: 16)",
     )
+    add_sampling(samples)
     verdict = parser.add_argument_group("verdict")
     defaults = " ".join(f"{name}={limit:g}" for name, (limit, _) in THRESHOLDS.items())
     verdict.add_argument(
@@ -96,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         prompt=args.prompt,
         num_samples=args.num_samples,
         max_pixels=args.max_pixels,
+        fps=args.fps,
+        max_frames=args.max_frames,
         seed=args.seed,
         dev_type=args.device_type,
         trust_remote_code=args.trust_remote_code,

@@ -8,7 +8,7 @@
                      "options" and "image_1"; OCRBench with "dataset" and "question_type"
 
 The prompts are the harnesses': VLMEvalKit's request for a single word or phrase, MMMU's for a letter. A question with
-several images, or an open one of MMMU, is left out and counted: what is asked here has one image.
+several images, or an open one of MMMU, is left out and counted: what is asked here of a benchmark has one image.
 """
 
 import io
@@ -29,15 +29,18 @@ LEAST_PEOPLE = 4  # whose answers VQA's rule needs for an answer to be worth a w
 
 
 class Fields(NamedTuple):
-    """A question as a file has it, before it is checked. choices: of a multiple choice, whose answer is a letter."""
+    """A question as a file has it, before it is checked. image: one, or several; choices: of a multiple choice, whose
+    answer is a letter.
+    """
 
-    image: Path | bytes
+    image: Path | bytes | tuple[Path | bytes, ...]
     prompt: object
     answers: object
     category: str | None = None
     math: bool = False
     choices: tuple[str, ...] = ()
     rule: str | None = None
+    videos: tuple[Path, ...] = ()
 
 
 class LeftOut(Exception):
@@ -64,7 +67,12 @@ def vqa_fields(
 
 
 def choice_fields(
-    image: Path | bytes, question: object, choices: Sequence[str], answer: object, category: str | None, hint: str = ""
+    image: Path | bytes | tuple[Path | bytes, ...],
+    question: object,
+    choices: Sequence[str],
+    answer: object,
+    category: str | None,
+    hint: str = "",
 ) -> Fields:
     """A question with choices, as MMMU puts it. Raises QuantError for an answer that is none of their letters."""
     if not isinstance(question, str) or not question.strip():

@@ -11,13 +11,15 @@ every question (401, 403, 404, 405) ends the run. Nothing is invented: a questio
 reported as such.
 
 An image goes as the file's own bytes where every reader sees the same pixels in them, else as a PNG of what the local
-models see. Left out: API keys, client certificates.
+models see; a video as its file's bytes, of which the server takes what frames it will. Left out: API keys, client
+certificates.
 """
 
 import base64
 import http.client
 import io
 import json
+import mimetypes
 import threading
 import time
 import urllib.error
@@ -25,11 +27,12 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from PIL import Image
 
 from ..base.errors import QuantError, UsageError
-from ..inputs.images import decode_image, one_line
+from ..inputs.images import decode_image, one_line, read_bytes
 from .questions import Question
 
 PLAIN = {"PNG": "image/png", "JPEG": "image/jpeg"}
@@ -83,8 +86,9 @@ class Endpoint:
 
     def answer(self, question: Question) -> str:
         """Raises Unanswered; QuantError when no question can be answered."""
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(question)}},
+        content: list[dict] = [
+            *({"type": "image_url", "image_url": {"url": data_url(data, question.where)}} for data in question.data()),
+            *({"type": "video_url", "video_url": {"url": video_url(path)}} for path in question.videos),
             {"type": "text", "text": question.prompt},
         ]
         request = {
@@ -193,9 +197,17 @@ def _excerpt(body: bytes) -> str:
     return repr(text[:120] + ("..." if len(text) > 120 else "")) if text else "an empty body"
 
 
-def data_url(question: Question) -> str:
-    """The image as a data: URL."""
-    data = question.data()
+def video_url(path: Path) -> str:
+    """A video file as a data: URL, as vLLM takes it. Raises Unanswered for a folder of frames."""
+    if path.is_dir():
+        raise Unanswered(f"{path}: a folder of frames cannot be sent to a server; make a file of it")
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    kind = kind if kind.startswith("video/") else "video/mp4"
+    return f"data:{kind};base64,{base64.b64encode(read_bytes(path)).decode()}"
+
+
+def data_url(data: bytes, where: str) -> str:
+    """An image file's bytes as a data: URL. where: what messages call it."""
     with Image.open(io.BytesIO(data)) as image:
         plain = (
             image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1 and not image.has_transparency_data
@@ -203,6 +215,6 @@ def data_url(question: Question) -> str:
         kind = PLAIN.get(image.format or "") if plain else None
     if kind is None:
         buffer = io.BytesIO()
-        decode_image(data, question.where).save(buffer, "PNG")
+        decode_image(data, where).save(buffer, "PNG")
         kind, data = PLAIN["PNG"], buffer.getvalue()
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

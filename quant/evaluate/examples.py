@@ -3,6 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
+from PIL import Image
+
+from ..inputs import video
 from ..inputs.images import thumbnail
 from .questions import Question, QuestionSet
 from .scoring import whole
@@ -31,6 +34,14 @@ def _rank(question: Question, scored: Sequence[float]) -> tuple:
     return min(scored) == 1, hashlib.sha256(question.key.encode()).digest()
 
 
+def _shown(question: Question) -> Image.Image:
+    """The first image, else the first frame."""
+    if question.images:
+        return question.open()[0]
+    _, frames = video.frames(question.videos[0], lambda total, rate: [0])
+    return Image.fromarray(next(frames))
+
+
 def _example(question: Question, predictions: list[str | None], scored: list[float]) -> dict:
     return {
         "where": question.where,
@@ -38,5 +49,5 @@ def _example(question: Question, predictions: list[str | None], scored: list[flo
         "answers": list(question.answers),
         "predictions": predictions,
         "points": [whole(worth) for worth in scored],
-        "image": thumbnail(question.open()),
+        "image": thumbnail(_shown(question)),
     }

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..base.config import MAX_FRAMES
 from ..base.errors import QuantError
 from ..files.fingerprints import model_digest
 from .endpoint import Unanswered
@@ -18,7 +19,8 @@ class LocalModel:
     """A model of this machine, loaded with the first question.
 
     directory: a float checkpoint, or with int8=True an export, which computes as the server would. max_pixels: largest
-    area an image is resized to; batch_size: questions at a time (generation.py).
+    area an image is resized to; fps, max_frames: how videos are sampled; batch_size: questions at a time
+    (generation.py).
 
     Raises UsageError or QuantError as Checkpoint and reader.read do.
     """
@@ -31,6 +33,8 @@ class LocalModel:
         max_new_tokens: int,
         batch_size: int = 1,
         max_pixels: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = MAX_FRAMES,
         device: str | None = None,
         trust_remote_code: bool = False,
     ):
@@ -42,6 +46,7 @@ class LocalModel:
         self.directory, self.int8, self.max_new_tokens = source.dir, int8, max_new_tokens
         self.batch_size = batch_size
         self.max_pixels, self.device, self.trust_remote_code = max_pixels, pick_device(device), trust_remote_code
+        self.sampling = {"fps": fps, "max_frames": max_frames}
         self.loaded: tuple[nn.Module, Encoder] | None = None
 
     def describe(self) -> dict:
@@ -54,6 +59,7 @@ class LocalModel:
             "files": model_digest(self.directory, whole=self.int8),
             "max_new_tokens": self.max_new_tokens,
             "max_pixels": self.max_pixels,
+            **({} if self.sampling == {"fps": None, "max_frames": MAX_FRAMES} else {"videos": self.sampling}),
             "device": self.device,
             **({"batch_size": self.batch_size} if self.batch_size > 1 else {}),
             "torch": torch.__version__,
@@ -77,12 +83,17 @@ class LocalModel:
         if self.loaded is None:
             load = runtime.load if self.int8 else runtime.load_float
             self.loaded = load(
-                self.directory, self.device, max_pixels=self.max_pixels, trust_remote_code=self.trust_remote_code
+                self.directory,
+                self.device,
+                trust_remote_code=self.trust_remote_code,
+                max_pixels=self.max_pixels,
+                **self.sampling,
             )
         encoder, inputs, said = self.loaded[1], {}, dict[int, str | Unanswered]()
         for number, question in enumerate(questions):
             try:
-                inputs[number] = encoder(question.open(), question.prompt)
+                clips = [encoder.clip(path) for path in question.videos]
+                inputs[number] = encoder(question.open(), question.prompt, clips=clips)
             except QuantError as error:
                 said[number] = Unanswered(f"{question.where}: {error}")
         texts = map(encoder.decode, self._generate(list(inputs.values())))

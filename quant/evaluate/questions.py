@@ -5,15 +5,16 @@
     OCRBench TSV    index, image, question, answer, category
                     image: base64, or the index of the row that holds the same image; answer: a Python list as text
     JSONL           {"image": path, "prompt": text, "answers": text or list, "category": text, "choices": list} a line
-                    the last two may be left out; with choices, the answer is the letter of one
+                    the last two may be left out; with choices, the answer is the letter of one; "images" and "videos"
+                    are lists of paths, "video" is one
     TextVQA, DocVQA, MMMU and parquet: benchmarks.py
 
 Paths are relative to the image folder, by default the data file's own. Everything is read and every image decoded
 before the first question is asked; what is wrong is an error with file and line. An empty answer, which would be found
 in whatever is said, is refused too.
 
-A question's key is sha256(image bytes + NUL + prompt), as for calibration samples: what was answered stays known by
-content, whatever the file's name or order. Left out: several images to a question.
+A question's key is that of a calibration sample (sample.py), of one image sha256(image bytes + NUL + prompt): what was
+answered stays known by content, whatever the file's name or order. Left out: benchmarks' questions with several images.
 """
 
 import hashlib
@@ -26,6 +27,8 @@ from typing import Any
 from PIL import Image
 
 from ..base.errors import QuantError, UsageError
+from ..inputs import video
+from ..inputs.fields import paths_of
 from ..inputs.images import decode_image, inside, read_bytes
 from ..inputs.rows import image_of, listed, read_rows
 from ..inputs.sample import key_of
@@ -44,31 +47,37 @@ TYPES = (  # OCRBench's; the first six are its "Text Recognition"
     "Key Information Extraction",
     "Handwritten Mathematical Expression Recognition",
 )
+SHOWN = ("image", "images", "video", "videos")
 MATH_DATASET, MATH_TYPE = "HME100k", TYPES[-1]  # how the JSON and the TSV mark handwritten math
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image. image: its file, or its bytes where the data file holds them; where: "file:line",
-    for messages; choices: of a multiple choice, whose answer is a letter.
+    """One question about images and videos. images: the file of each, or its bytes where the data file holds them;
+    where: "file:line", for messages; choices: of a multiple choice, whose answer is a letter; videos: files and folders
+    of frames, shown behind the images.
     """
 
     key: str
     where: str
-    image: Path | bytes
+    images: tuple[Path | bytes, ...]
     prompt: str
     answers: tuple[str, ...]
     category: str | None
     math: bool
     choices: tuple[str, ...] = ()
+    videos: tuple[Path, ...] = ()
 
-    def data(self) -> bytes:
-        """The image file's bytes."""
-        return self.image if isinstance(self.image, bytes) else read_bytes(self.image)
+    def data(self) -> list[bytes]:
+        """The bytes of each image's file."""
+        return [image if isinstance(image, bytes) else read_bytes(image) for image in self.images]
 
-    def open(self) -> Image.Image:
+    def open(self) -> list[Image.Image]:
         """RGB, 8 bit."""
-        return decode_image(self.data(), self.where if isinstance(self.image, bytes) else self.image)
+        return [
+            decode_image(data, self.where if isinstance(image, bytes) else image)
+            for data, image in zip(self.data(), self.images)
+        ]
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,8 @@ def load_questions(file: str | Path, image_folder: str | Path | None = None) -> 
 
 def _checked(where: str, fields: Fields) -> Question:
     """Check what all formats have in common; decodes the image."""
-    image, prompt, answers, category, math, choices, _ = fields
+    image, prompt, answers, category, math, choices, _, videos = fields
+    images = image if isinstance(image, tuple) else (image,)
     if not isinstance(prompt, str) or not prompt.strip():
         raise QuantError(f"the question must be text that is not empty, found {prompt!r}")
     texts = [answers] if isinstance(answers, str) else answers
@@ -146,9 +156,12 @@ def _checked(where: str, fields: Fields) -> Question:
         raise QuantError(f"the answers must be a text or a list of texts, found {answers!r}")
     if not all(answer.strip() for answer in texts):
         raise QuantError(f"an answer is empty, which every prediction would contain: {answers!r}")
-    data = image if isinstance(image, bytes) else read_bytes(image)
-    decode_image(data, where if isinstance(image, bytes) else image)
-    return Question(key_of([data], prompt), where, image, prompt, tuple(texts), category, math, choices)
+    digests = [video.digest(path) for path in videos]
+    for path in videos:
+        video.check(path)
+    question = Question("", where, images, prompt, tuple(texts), category, math, choices, videos)
+    question.open()
+    return replace(question, key=key_of(question.data(), prompt, videos=digests))
 
 
 # ---- of each format: a row's fields, as _checked takes them; named: the rule that the file's name stands for
@@ -175,18 +188,28 @@ def _tsv_fields(row: dict[str, str], folder: Path, named: str | None) -> Fields:
 
 
 def _jsonl_fields(row: dict, folder: Path, named: str | None) -> Fields:
-    _require(row, "image", "prompt", "answers")
-    if unknown := sorted(set(row) - {"image", "prompt", "answers", "category", "choices"}):
-        raise QuantError(f'unknown key "{unknown[0]}": only image, prompt, answers, category and choices are known')
-    for key in ("image", "category"):
-        if not isinstance(row.get(key, ""), str):
-            raise QuantError(f'"{key}" must be text, found {row[key]!r}')
-    image, category = inside(folder, row["image"]), row.get("category")
+    videos = tuple(_video(folder, name) for name in paths_of(row, "video", ("video",)))
+    images = paths_of(row, "image", ("image",))
+    _require(row, *(() if images or videos else ("image",)), "prompt", "answers")
+    if unknown := sorted(set(row) - {*SHOWN, "prompt", "answers", "category", "choices"}):
+        known = f"{', '.join(SHOWN)}, prompt, answers, category and choices"
+        raise QuantError(f'unknown key "{unknown[0]}": only {known} are known')
+    if not isinstance(row.get("category", ""), str):
+        raise QuantError(f'"category" must be text, found {row["category"]!r}')
+    image, category = tuple(inside(folder, name) for name in images), row.get("category")
     if "choices" not in row:
-        return Fields(image, row["prompt"], row["answers"], category)
+        return Fields(image, row["prompt"], row["answers"], category, videos=videos)
     if not isinstance(row["choices"], list):
         raise QuantError(f"the choices must be a list of texts, found {row['choices']!r:.200}")
-    return benchmarks.choice_fields(image, row["prompt"], row["choices"], row["answers"], category)
+    fields = benchmarks.choice_fields(image, row["prompt"], row["choices"], row["answers"], category)
+    return fields._replace(videos=videos)
+
+
+def _video(folder: Path, name: str) -> Path:
+    path = inside(folder, name, "video")
+    for part in video.parts(path) if path.is_dir() else []:
+        inside(folder, str(part.relative_to(folder)), "frame")
+    return path
 
 
 def _parquet_fields(row: dict[str, Any], folder: Path, named: str | None) -> Fields:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..base.errors import QuantError
 from .shapes import Shapes
+from .video import Video
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,16 @@ class Processing:
     """
     from_config: Callable[[dict], dict] = lambda config: {}
     """config.json -> the processor's arguments that must agree with it."""
-    tiles: Callable[[dict], int] | None = None
-    """The image processor's settings -> into how many tiles of one size it cuts an image at most; None: into none."""
+    tiles: Callable[[dict, dict], int] | None = None
+    """config.json, the image processor's settings -> into how many tiles an image is cut at most; None: into none."""
+    most_features: Callable[[dict], int] | None = None
+    """config.json -> image features that no image exceeds, where tiles do not all give as many; None: they do."""
+    image_settings: Callable[[dict], dict] | None = None
+    """config.json -> the image processor's settings, for checkpoints that have no file of them; None: they must."""
+    added_tokens: tuple[str, ...] = ()
+    """Tokens with the next free numbers, where the tokenizer does not know them."""
+    video: Video | None = None
+    """The same of videos; None: the model takes none."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +233,20 @@ class Family:
     """Whether servers read rope_theta and rope_scaling, as before transformers 5; else rope_parameters stay as they
     are.
     """
+    transformers_class: str | None = None
+    """Its class in transformers, where that is not called as in "architectures"."""
+    transformers_config: Callable[[dict], dict] | None = None
+    """config.json -> what transformers' configuration is made of, where config.json is of another form."""
+    vllm_refuses: str | None = None
+    """What vLLM says of the model instead of loading it; None where it loads it."""
     mindie_refuses: str | None = None
     """What MindIE says of the model instead of loading it; None where it loads it."""
     mindie_unlisted: Callable[[dict], str | None] = lambda config: None
     """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
     mindie_vision_follows: bool = False
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
+    vision_aliases: dict[str, str] = field(default_factory=dict)
+    """Name in a vision block that vLLM-Ascend looks up, though no tensor has it -> the linear it is described as."""
     mindie_experts: bool = False
     """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
 
@@ -244,6 +261,23 @@ class Family:
                 index = name[len(tower.prefix) :].split(".", 1)[0]
                 return (tower, int(index)) if index.isdecimal() else None
         return None
+
+    @property
+    def built_as(self) -> str:
+        """The name of its class in transformers."""
+        return self.transformers_class or self.architecture
+
+    def refuses(self, server: str) -> str | None:
+        """What a server says of the model instead of loading it; None where it loads it."""
+        return {"mindie": self.mindie_refuses, "vllm-ascend": self.vllm_refuses}[server]
+
+    def aliases(self, linears: Iterable[str]) -> dict[str, str]:
+        """Name that only the description has -> the linear among `linears`, hub names, whose type it has there."""
+        inside = [linear for linear in linears if linear.startswith(self.tower("vision").prefix)]
+        pairs = self.vision_aliases.items()
+        return {
+            name.removesuffix(part) + alias: name for alias, part in pairs for name in inside if name.endswith(part)
+        }
 
     def check_depths(self, config: dict, tensors: Iterable[str], where) -> None:
         """Raises QuantError where config.json gives a tower another number of blocks than the hub tensor names

@@ -9,6 +9,7 @@ from .family import Group, Processing, Tower
 from .llava import vision_blocks_used
 from .numbers import vision, vision_side
 from .shapes import Shapes, linear, norm
+from .video import Video, sample_middles
 
 TOWER = "vision_tower."
 
@@ -37,7 +38,18 @@ PROCESSING = Processing(
     merge=lambda config: round(1 / config.get("downsample_ratio", 0.5)),
     limits=None,
     from_config=lambda config: {"image_seq_length": config.get("image_seq_length", 256)},
-    tiles=lambda settings: settings.get("max_patches", 12) + 1,  # and all of it once more, small
+    tiles=lambda config, settings: settings.get("max_patches", 12) + 1,  # and all of it once more, small
+    video=Video(  # a tile for each frame, and in the text the number of each
+        token="<video>",
+        token_id=lambda config: config.get("image_token_id", 151667),
+        chat="<video>\n",
+        layout="frames",
+        sample=sample_middles,
+        fps=None,
+        most=8,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    ),
 )
 
 

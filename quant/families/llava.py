@@ -78,15 +78,22 @@ def _language_block(config: dict, index: int) -> Shapes:
     return decoder_block(LANGUAGE.width(config), LANGUAGE.mlp(config), LANGUAGE.heads(config), bias, bias, mlp_bias)
 
 
-def _outside(config: dict) -> Shapes:
-    width, hidden, words = VISION.width(config), LANGUAGE.width(config), nested_text(config, "vocab_size", 32000)
-    patch, tower = vision(config, "patch_size"), "vision_tower.vision_model."
+def outside_clip(config: dict) -> Shapes:
+    """What is outside the blocks of a CLIP."""
+    width, patch, tower = VISION.width(config), vision(config, "patch_size"), "vision_tower.vision_model."
     return {
         f"{tower}embeddings.class_embedding": (width,),
         f"{tower}embeddings.patch_embedding.weight": (width, 3, patch, patch),
         f"{tower}embeddings.position_embedding.weight": ((vision(config, "image_size", 224) // patch) ** 2 + 1, width),
         **norm(f"{tower}pre_layrnorm", width),
         **norm(f"{tower}post_layernorm", width),
+    }
+
+
+def _outside(config: dict) -> Shapes:
+    width, hidden, words = VISION.width(config), LANGUAGE.width(config), nested_text(config, "vocab_size", 32000)
+    return {
+        **outside_clip(config),
         **linear("multi_modal_projector.linear_1", hidden, width),
         **linear("multi_modal_projector.linear_2", hidden, hidden),
         "language_model.model.embed_tokens.weight": (words, hidden),

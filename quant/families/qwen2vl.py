@@ -7,6 +7,7 @@ float there.
 from .family import Family, Group, Processing, Tower
 from .numbers import text, vision
 from .shapes import Shapes, decoder_block, linear, norm
+from .video import Video, sample_starts, size_of_each
 
 GRIDS = ("image_grid_thw", "video_grid_thw")  # [images, 3]: patches along time, height, width
 
@@ -24,6 +25,19 @@ PROCESSING = Processing(
     patch=lambda config: vision(config, "patch_size", 14),
     merge=lambda config: vision(config, "spatial_merge_size", 2),
     limits=(56 * 56, 28 * 28 * 1280),
+    video=Video(
+        token="<|video_pad|>",
+        token_id=lambda config: config.get("video_token_id", 151656),
+        chat="<|vision_start|><|video_pad|><|vision_end|>",
+        layout="patches",
+        sample=sample_starts,
+        fps=2.0,
+        most=768,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        size=size_of_each,
+        limits=(128 * 28 * 28, 768 * 28 * 28),
+    ),
 )
 
 

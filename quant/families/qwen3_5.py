@@ -11,7 +11,7 @@ from dataclasses import replace
 from .family import Family, Group, Tower
 from .numbers import nested_text
 from .qwen3_5_blocks import drafter, is_full, is_linear, mixer
-from .qwen3_vision import LANGUAGE_MODEL, PROCESSING, VISION, outside
+from .qwen3_vision import LANGUAGE_MODEL, PROCESSING, VIDEO, VISION, outside
 from .qwen3vl import LANGUAGE as QWEN3
 from .qwen3vl import QWEN3_VL
 from .shapes import Shapes, gated_mlp
@@ -58,7 +58,11 @@ QWEN3_5: Family = replace(
     architecture="Qwen3_5ForConditionalGeneration",
     model_type="qwen3_5",
     script="qwen3_5",
-    processing=replace(PROCESSING, image_token_id=lambda config: config.get("image_token_id", 248056)),
+    processing=replace(
+        PROCESSING,
+        image_token_id=lambda config: config.get("image_token_id", 248056),
+        video=replace(VIDEO, token_id=lambda config: config.get("video_token_id", 248057)),
+    ),
     towers=(replace(VISION, taps=lambda config: ()), LANGUAGE),
     holds=lambda config: outside(config, words=WORDS) | drafter(config, _block),
     must_float={

@@ -9,10 +9,25 @@ from .family import Group, Processing, Tower
 from .numbers import nested_text, vision, vision_list
 from .qwen2vl import GRIDS
 from .shapes import Shapes, linear, norm
+from .video import Video, sample_ends, size_of_all
 
 VISUAL, LANGUAGE_MODEL = "model.visual.", "model.language_model."
 DEEPSTACK = (8, 16, 24)  # what transformers makes of a vision_config that does not say it
 
+VIDEO = Video(
+    token="<|video_pad|>",
+    token_id=lambda config: config.get("video_token_id", 151656),
+    chat="<|vision_start|><|video_pad|><|vision_end|>",
+    layout="patches",
+    sample=sample_ends,
+    fps=2.0,
+    most=768,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    size=size_of_all,
+    limits=(128 * 32 * 32, 768 * 32 * 32),
+    all_frames=True,
+)
 PROCESSING = Processing(
     processor="Qwen3VLProcessor",
     image_processors=("Qwen2VLImageProcessor",),
@@ -24,6 +39,7 @@ PROCESSING = Processing(
     patch=lambda config: vision(config, "patch_size", 16),
     merge=lambda config: vision(config, "spatial_merge_size", 2),
     limits=(256 * 256, 4096 * 4096),
+    video=VIDEO,
 )
 
 

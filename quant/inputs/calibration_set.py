@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .encoder import BY_TOKEN
 
-IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is; a passage is all ANSWER
+IMAGE, PROMPT, ANSWER = range(3)  # what a token of the language model is (a video's: IMAGE); a passage is all ANSWER
 
 
 @dataclass
@@ -20,8 +20,9 @@ class CalibrationSet:
 
     encode: sample number -> its inputs, where `inputs` lack the pixels; None where they are complete.
     starts: for each sample the position where the answer begins, T where there is none, 0 for a passage;
-    image_token_id: the placeholder's number, or None where it is not known; skipped: samples of no use; held_out: the
-    inputs of samples that nothing is fitted to, shipped apart (none where the caller prepared the inputs).
+    image_token_id, video_token_id: the placeholders' numbers, or None where they are not known; both count as IMAGE;
+    skipped: samples of no use; held_out: the inputs of samples that nothing is fitted to, shipped apart (none where the
+    caller prepared the inputs).
     """
 
     inputs: list[dict[str, Tensor]]
@@ -34,6 +35,7 @@ class CalibrationSet:
     image_token_id: int | None = None
     skipped: int = 0
     held_out: list[dict[str, Tensor]] = field(default_factory=list)
+    video_token_id: int | None = None
 
     @property
     def different_words(self) -> int:
@@ -65,8 +67,9 @@ class CalibrationSet:
         kinds = torch.full(ids.shape, PROMPT, dtype=torch.uint8)
         if number < len(self.starts):
             kinds[self.starts[number] :] = ANSWER
-        if self.image_token_id is not None:
-            kinds[ids == self.image_token_id] = IMAGE
+        for token in (self.image_token_id, self.video_token_id):
+            if token is not None:
+                kinds[ids == token] = IMAGE
         return kinds
 
     def asked(self, number: int) -> dict[str, Tensor]:

@@ -1,13 +1,16 @@
-"""Images, a prompt and an answer, or a passage of text -> a model's inputs, as the checkpoint's own files have it.
+"""Images, videos, a prompt and an answer, or a passage of text -> a model's inputs, as the checkpoint's own files have
+it.
 
-    text    chat template(images, prompt)  ->  input_ids, attention_mask int64 [1,T]; where the model's class wants
-                                               them, mm_token_type_ids [1,T]
+    text    chat template(images, videos, prompt)  ->  input_ids, attention_mask int64 [1,T]; where the model's class
+                                                       wants them, mm_token_type_ids [1,T]: 1 of an image, 2 of a video
     images  RGB  ->  pixel_values float32, as the family's processor makes them: [patches, 3*2*14*14] with
                      image_grid_thw [N,3] where images keep their proportions, [N,3,H,W] where all get one size
+    videos  files, GIFs, folders of frames  ->  sampled, as video_processor.py does: pixel_values_videos with
+                     video_grid_thw [N,3] and, where the class wants it, second_per_grid_ts [N]; InternVL: pixel_values
     answer  its tokens behind those, where the server has what it generated
 
 templates.py turns the prompt into text, processor.py images and text into tensors; what is particular to a family is
-the `Processing` of its description. Left out: video. transformers is imported when an Encoder is made.
+the `Processing` of its description. transformers is imported when an Encoder is made.
 """
 
 from collections.abc import Sequence
@@ -18,10 +21,11 @@ from ..base.errors import QuantError
 from ..families import family_of
 from ..files.config_json import read_json
 from . import processor_files
-from .images import reopen_images
 from .processor import Processor
+from .reopen import reopen_images
 from .sample import Sample
 from .templates import ChatTemplate, user_turn
+from .video_processor import Clip
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +38,11 @@ class Encoder:
     """The processor of the checkpoint in `directory`: `encoder(images, prompt, answer)` gives the model's inputs.
 
     min_pixels, max_pixels: limits on the resized image's area instead of the checkpoint's own, where the family has
-    limits.
+    limits. fps, max_frames: how videos are sampled, instead of the checkpoint's own.
 
     family, tokenizer: the checkpoint's. limits: (min_pixels, max_pixels) in force, or None. image_token_id: the number
-    of the token that stands for an image feature. tiles: into how many an image is cut at most, None for families that
-    cut none.
+    of the token that stands for an image feature; video_token_id: for a video's, None for families that take none.
+    tiles: into how many an image is cut at most, None for families that cut none.
 
     Raises UsageError: an architecture that is not supported; limits that contradict each other or that the family does
     not have. Raises QuantError: a tokenizer or processor file that is missing, damaged, at odds with config.json, or in
@@ -51,6 +55,8 @@ class Encoder:
         *,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
         trust_remote_code: bool = False,
     ):
         self.directory = Path(directory)
@@ -63,10 +69,14 @@ class Encoder:
             self.family.processing,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
+            fps=fps,
+            max_frames=max_frames,
             trust_remote_code=trust_remote_code,
         )
         self.tokenizer, self.limits = self._processor.tokenizer, self._processor.limits
         self.image_token_id, self.tiles = self._processor.image_token_id, self._processor.tiles
+        video = self.family.processing.video
+        self.video_token_id = video.token_id(config) if video else None
         self._chat = ChatTemplate(self.directory, self.tokenizer, self.family.processing)
 
     def __call__(
@@ -74,9 +84,11 @@ class Encoder:
         images: "Image.Image | Sequence[Image.Image] | None",
         prompt: str | None,
         answer: str | Sequence[int] = "",
+        clips: Sequence[Clip] = (),
     ) -> dict[str, "torch.Tensor"]:
         """RGB images (one, several in the order in which they are shown, or None), prompt and answer -> model inputs,
-        batch 1, as at the top of this file. prompt None: `answer` is a passage of text, without a chat template.
+        batch 1, as at the top of this file. prompt None: `answer` is a passage of text, without a chat template. clips:
+        videos as `clip` reads them, shown behind the images.
 
         Raises QuantError: a text contains an image placeholder, a passage is empty or has images, the processor refuses
         an image (many do when it is over 200 times as wide as high) or would make it too large, or a template or
@@ -85,21 +97,41 @@ class Encoder:
         shown = [] if images is None else list(images) if isinstance(images, Sequence) else [images]
         self._refuse_placeholders("answer", [answer] if isinstance(answer, str) else [])
         if prompt is None:
-            return self._passage(shown, answer)
-        return follow(self.chat([user_turn(prompt, len(shown))], shown), self.answer_ids(answer))
+            return self._passage([*shown, *clips], answer)
+        turn = user_turn(prompt, len(shown), len(clips))
+        return follow(self.chat([turn], shown, clips), self.answer_ids(answer))
 
-    def chat(self, messages: list[dict], images: "list[Image.Image]") -> dict[str, "torch.Tensor"]:
-        """A chat as templates.py has it, and its RGB images in their order -> model inputs, batch [1, ...]:
-        what __call__ gives for one turn.
+    def clip(self, path: Path) -> Clip:
+        """A video, sampled and resized for this model. Raises QuantError in one line: the family takes none, it cannot
+        be decoded or would become too large; UsageError where PyAV is needed and not there.
+        """
+        if self._processor.video is None:
+            raise QuantError(f"{self.family.name} takes no video")
+        return self._processor.video.read(Path(path))
 
-        Raises QuantError as __call__ does, and for a template that has no place for one of the images.
+    def blank_clip(self, frames: int, height: int, width: int) -> Clip:
+        """One of so many black frames of these sides, taken at the usual rate. Raises as `clip` does."""
+        if self._processor.video is None:
+            raise QuantError(f"{self.family.name} takes no video")
+        return self._processor.video.blank(frames, height, width)
+
+    def chat(
+        self, messages: list[dict], images: "list[Image.Image]", clips: Sequence[Clip] = ()
+    ) -> dict[str, "torch.Tensor"]:
+        """A chat as templates.py has it, and its RGB images and its videos in their order -> model inputs, batch [1,
+        ...]: what __call__ gives for one turn.
+
+        Raises QuantError as __call__ does, and for a template that has no place for one of the images or videos.
         """
         parts = [part for message in messages for part in message["content"]]
         self._refuse_placeholders("prompt", [part["text"] for part in parts if part["type"] == "text"])
         text = self._chat.render(messages)
-        if (places := text.count(self.family.processing.image_token)) != len(images):
+        processing = self.family.processing
+        if (places := text.count(processing.image_token)) != len(images):
             raise QuantError(f"the chat template makes {places} places for {len(images)} images")
-        return self._processor(images, text, self._chat.adds_special_tokens(text))
+        if clips and processing.video and (places := text.count(processing.video.token)) != len(clips):
+            raise QuantError(f"the chat template makes {places} places for {len(clips)} videos")
+        return self._processor(images, text, self._chat.adds_special_tokens(text), clips)
 
     def _refuse_placeholders(self, what: str, texts: list[str]) -> None:
         if used := [token for token in self.family.processing.reserved if any(token in text for text in texts)]:
@@ -111,8 +143,8 @@ class Encoder:
         Raises QuantError: an image placeholder among those given, or a tokenizer that takes more than it may.
         """
         if not isinstance(answer, str):
-            if self.image_token_id in answer:
-                raise QuantError(f"the answer's token ids hold {self.image_token_id}, an image's placeholder")
+            for number in {self.image_token_id, self.video_token_id}.intersection(answer):
+                raise QuantError(f"the answer's token ids hold {number}, an image's placeholder")
             return [int(token) for token in answer]
         if not answer:
             return []
@@ -125,7 +157,9 @@ class Encoder:
 
     def _passage(self, images: list, text: str | Sequence[int]) -> dict[str, "torch.Tensor"]:
         if images or not text:
-            raise QuantError("a passage (no prompt) is text alone: it must not be empty, and images need a prompt")
+            raise QuantError(
+                "a passage (no prompt) is text alone: it must not be empty, and images and videos need a prompt"
+            )
         if isinstance(text, str):
             self._chat.tokens(text, add_special_tokens=True)
             return self._processor([], text, True)
@@ -142,11 +176,11 @@ class Encoder:
         """Open and encode a sample: model inputs, batch [1, ...]. Raises QuantError, naming its images or its name, as
         __call__ does, and when a file has changed since.
         """
-        images = reopen_images(sample)
+        images, clips = reopen_images(sample), [self.clip(path) for path in sample.videos]
         try:
-            return self(images, sample.prompt, sample.answer)
+            return self(images, sample.prompt, sample.answer, clips)
         except QuantError as error:
-            where = ", ".join(map(str, sample.images)) or sample.name
+            where = ", ".join(map(str, sample.pictures)) or sample.name
             raise QuantError(f"{where}: {error}") from error.__cause__
 
     def answer_start(self, sample: Sample, inputs: dict[str, "torch.Tensor"]) -> int:
@@ -180,6 +214,8 @@ class Encoder:
         }
         if self.limits:
             described["min_pixels"], described["max_pixels"] = self.limits
+        if self._processor.video:
+            described |= self._processor.video.describe()
         return described
 
 

@@ -1,6 +1,7 @@
 """What counts of a row, whatever other keys it has, by the names that data sets use for it.
 
 images   "image", "file_name" or "image_path": a path; "images": several, for one prompt
+videos   "video" or "video_path": the path of a file or a folder of frames; "videos": several, shown behind the images
 prompt   "prompt" or "question"
 answer   "answer", or "answers", of which the first counts
 both     "conversations", LLaVA's: the first question, without its image markers, and what is answered to it
@@ -8,53 +9,64 @@ text     "text": the answer beside an image (a caption), a passage without one
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..base.errors import QuantError
 from .rows import listed
 
 PATHS, QUESTIONS, ANSWERS = ("image", "file_name", "image_path"), ("prompt", "question"), ("answer", "answers")
-KNOWN = {*PATHS, *QUESTIONS, *ANSWERS, "images", "text", "conversations"}
-MARKERS = ("<image>\n", "\n<image>", "<image>")
+VIDEOS = ("video", "video_path")
+KNOWN = {*PATHS, *VIDEOS, *QUESTIONS, *ANSWERS, "images", "videos", "text", "conversations"}
+MARKERS = [marker for what in ("image", "video") for marker in (f"<{what}>\n", f"\n<{what}>", f"<{what}>")]
 
 
 @dataclass(frozen=True)
 class Fields:
-    """images: paths as they are written; prompt: None where there is none, as for a passage; answer: "" for none."""
+    """images, videos: paths as they are written; prompt: None where there is none, as for a passage; answer: "" for
+    none.
+    """
 
     images: list[str]
     prompt: str | None
     answer: str
+    videos: list[str] = field(default_factory=list)
 
 
 def fields_of(row: dict, embedded: bool = False) -> Fields:
     """What counts of a row. embedded: it holds its image itself, and its answer as OCRBench's TSV has it. Raises
     QuantError for a row of no use.
     """
-    images = [] if embedded else _images(row)
+    images = [] if embedded else paths_of(row, "image", PATHS)
+    videos = [] if embedded else paths_of(row, "video", VIDEOS)
     prompt, answer, text = _text(row, QUESTIONS), _answer(row, embedded), _text(row, ("text",))
     if row.get("conversations") is not None:
         prompt, answer = _first_turn(row["conversations"])
-    if images or embedded:
-        return Fields(images, prompt, answer or text or "")
+    if images or videos or embedded:
+        return Fields(images, prompt, answer or text or "", videos)
     if text and prompt is None and not answer:
         return Fields([], None, text)
     if not prompt or not (answer or text):
-        raise QuantError('neither an image ("image", "images", "file_name"), nor "prompt" and "answer", nor "text"')
+        raise QuantError(
+            'neither an image ("image", "images", "file_name") or a video ("video", "videos"), nor "prompt" and'
+            ' "answer", nor "text"'
+        )
     return Fields([], prompt, answer or text or "")
 
 
-def _images(row: dict) -> list[str]:
-    if row.get("images") is not None:
-        names = row["images"]
+def paths_of(row: dict, what: str, keys: tuple[str, ...]) -> list[str]:
+    """The paths in "images" or "videos", else the one under the first of `keys` that there is. what: "image" or
+    "video". Raises QuantError for what is no path.
+    """
+    if (names := row.get(f"{what}s")) is not None:
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-            raise QuantError(f'"images" must be a list of paths, found {json.dumps(names)[:80]}')
+            raise QuantError(f'"{what}s" must be a list of paths, found {json.dumps(names)[:80]}')
         return names
-    for key in PATHS:
+    for key in keys:
         if row.get(key) is not None:
             if not isinstance(row[key], str) or not row[key]:
-                raise QuantError(f'"{key}" must be the path of an image, found {json.dumps(row[key])[:80]}')
+                article = "an" if what == "image" else "a"
+                raise QuantError(f'"{key}" must be the path of {article} {what}, found {json.dumps(row[key])[:80]}')
             return [row[key]]
     return []
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..base.errors import QuantError, one_line
-from .sample import Picture, Sample, key_of
+from .sample import Picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the content, whatever the name says
@@ -34,21 +34,15 @@ def open_image(path: Path) -> Image.Image:
     return decode_image(read_bytes(Path(path)), path)
 
 
-def reopen_images(sample: Sample) -> list[Image.Image]:
-    """The sample's images as open_image has them. Raises QuantError when a file has changed since the key was taken."""
-    data = [image.data if isinstance(image, Picture) else read_bytes(image) for image in sample.images]
-    if (key := key_of(data, sample.prompt, sample.answer)) != sample.key:
-        raise QuantError(
-            f"{', '.join(map(str, sample.images))}: changed since it was checked: with its prompt sha256 {key[:16]},"
-            f" it was {sample.key[:16]}"
-        )
-    return [decode_image(each, image) for each, image in zip(data, sample.images)]
+def regular(path: Path) -> None:
+    """Raises QuantError for what is no file: a pipe would hang, a folder would give an odd message."""
+    if not os.path.isfile(path):
+        raise QuantError(f"{path}: " + ("not a regular file" if os.path.exists(path) else "no such file"))
 
 
 def read_bytes(path: Path) -> bytes:
     """Raises QuantError in one line, naming the file; ReadError when that is the disk's fault."""
-    if not os.path.isfile(path):  # a pipe would hang, a folder would give an odd message
-        raise QuantError(f"{path}: " + ("not a regular file" if os.path.exists(path) else "no such file"))
+    regular(path)
     try:
         return path.read_bytes()
     except PermissionError as error:
@@ -65,7 +59,7 @@ def decode_image(data: bytes, name: Path | Picture | str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
-            return _rgb(_upright(image))
+            return flattened(_upright(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:  # its text holds both numbers
         raise QuantError(f"{name}: make it smaller: {one_line(error)}") from None
     except Image.UnidentifiedImageError:
@@ -89,8 +83,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB, 8 bit."""
+def flattened(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB, 8 bit, transparency laid on white."""
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip at 255 instead of scaling
         grey = np.asarray(image).astype(np.uint32)  # [H,W], 0..65535
         image = Image.fromarray(((grey.clip(0, 65535) + 128) // 257).astype(np.uint8))
@@ -101,23 +95,23 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def located(folder: Path, name: str, root: Path | None = None) -> Path:
+def located(folder: Path, name: str, root: Path | None = None, what: str = "image") -> Path:
     """`folder/name`, or `name` where that is absolute. root: a folder, resolved, that it must not leave. Raises
-    QuantError where it does: absolute, by way of .., or through a symbolic link.
+    QuantError, calling it `what`, where it does: absolute, by way of .., or through a symbolic link.
     """
     if root is None:
         return folder / name
     try:
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
-        raise QuantError(f"image {json.dumps(name)}: {one_line(error)}") from None
+        raise QuantError(f"{what} {json.dumps(name)}: {one_line(error)}") from None
     if not path.is_relative_to(root):
-        raise QuantError(f"image {json.dumps(name)} leaves the folder {root}")
+        raise QuantError(f"{what} {json.dumps(name)} leaves the folder {root}")
     return folder / name
 
 
-def inside(root: Path, name: str) -> Path:
+def inside(root: Path, name: str, what: str = "image") -> Path:
     """`root/name`. Raises QuantError as `located` does, and where the name is absolute."""
     if Path(name).is_absolute():
-        raise QuantError(f"image {json.dumps(name)} is an absolute path: give it relative to the folder of this file")
-    return located(root, name, root)
+        raise QuantError(f"{what} {json.dumps(name)} is an absolute path: give it relative to the folder of this file")
+    return located(root, name, root, what)

@@ -10,12 +10,15 @@ The files are a stranger's: their numbers are checked before they are used (proc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base import transformers_api
+from ..base import transformers_api, transformers_parts
 from ..base.errors import QuantError, UsageError, one_line
 from ..families.family import Processing
 from . import processor_files
+from .video_processor import Clip, VideoProcessor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL import Image
     from torch import Tensor
 
@@ -25,11 +28,13 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 class Processor:
     """Tokenizer and image processor of the checkpoint in `directory`, whose config.json is `config`.
 
-    min_pixels, max_pixels: instead of the checkpoint's own limits on a resized image's area; None for those.
+    min_pixels, max_pixels: instead of the checkpoint's own limits on a resized image's area; fps, max_frames: instead
+    of how it samples videos; None for those.
 
-    tokenizer: transformers' own. limits: (min_pixels, max_pixels) in force, None where every image is made one size.
-    image_token_id: the placeholder's number. tiles: into how many an image is cut at most, or None. image_processor:
-    its class. filled: the processor's arguments that came from config.json, because the checkpoint's files lack them.
+    tokenizer: transformers' own. video: what prepares videos, None for families that take none. limits: (min_pixels,
+    max_pixels) in force, None where every image is made one size. image_token_id: the placeholder's number. tiles: into
+    how many an image is cut at most, or None. image_processor: its class. filled: the processor's arguments that came
+    from config.json, because the checkpoint's files lack them.
 
     Raises UsageError: limits that contradict each other or that the family does not have. Raises QuantError: a file
     that is missing, damaged, at odds with config.json, or in need of remote code.
@@ -43,25 +48,43 @@ class Processor:
         *,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
         trust_remote_code: bool = False,
     ):
         transformers_api.check_version(models=False)
         self._directory, self._processing = directory, processing
-        self._file, self._settings = processor_files.image_processor(directory)
+        known = processing.image_settings(config) if processing.image_settings else None
+        self._file, self._settings = processor_files.image_processor(directory, known)
         processor_files.check_image_processor(self._file, self._settings, config)
-        self.tiles = processing.tiles(self._settings) if processing.tiles else None
+        self.tiles = processing.tiles(config, self._settings) if processing.tiles else None
+        processor_files.check_tiles(self._file, self.tiles)
         self.limits = self._find_limits(min_pixels=min_pixels, max_pixels=max_pixels)
         # Where there are limits, the file's "size" is one of areas; they were checked just now.
         sides = [key for key in processor_files.SIZES if not (self.limits and key == "size")]
         processor_files.check_sides(self._file, self._settings, sides)
+        self.video = None
+        if processing.video:
+            self.video = VideoProcessor(
+                directory,
+                config,
+                processing,
+                fps=fps,
+                max_frames=max_frames,
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+            )
         arguments = self._arguments(config)
         self._load(arguments, trust_remote_code)
         self.image_token_id = self._find_image_token(config)
 
-    def __call__(self, images: "list[Image.Image]", text: str, add_special_tokens: bool) -> "dict[str, Tensor]":
-        """RGB images and a text with a placeholder for each -> the model's inputs, batch 1.
+    def __call__(
+        self, images: "list[Image.Image]", text: str, add_special_tokens: bool, clips: "Sequence[Clip]" = ()
+    ) -> "dict[str, Tensor]":
+        """RGB images, videos as `video` reads them, and a text with a placeholder for each -> the model's inputs, batch
+        1.
 
-        Raises QuantError: the processor refuses an image or would make it too large.
+        Raises QuantError: the processor refuses an image or would make it too large; videos that do not go together.
         """
         sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
         for image in images:
@@ -71,10 +94,20 @@ class Processor:
                     f"an image of {image.width}x{image.height}: the processor makes it {area} pixels, at most"
                     f" {processor_files.MAX_AREA} are taken; make it smaller"
                 )
+        videos, numbers = None, {}
+        if clips and self.video:
+            sampled = [transformers_api.Sampled(clip.total, clip.rate, clip.taken) for clip in clips]
+            videos = self.video.features(clips), sampled
+            numbers = {"merge_size": self.video.merge, "temporal_patch_size": self.video.frames}
+            if count := self.video.frame_features:
+                numbers["frame_features"] = count
         try:
-            return transformers_api.process(self._processor, images, text, add_special_tokens)
+            return transformers_api.process(self._processor, images, text, add_special_tokens, videos, **numbers)
+        except QuantError:
+            raise
         except Exception as error:
             where = f"an image of {sizes}" if images else "a text without an image"
+            where = f"{', '.join(clip.name for clip in clips)} and {where}" if clips else where
             raise QuantError(f"{where}: {one_line(error)}") from error
 
     def _find_limits(self, **given: int | None) -> tuple[int, int] | None:
@@ -128,7 +161,13 @@ class Processor:
             settings = {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
         try:
             self.tokenizer = transformers_api.read_tokenizer(self._directory, trust_remote_code)
-            images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
+            added = [token for token in self._processing.added_tokens if token not in self.tokenizer.get_vocab()]
+            self.tokenizer.add_tokens(added, special_tokens=True)
+            if self._file.name == "config.json":
+                kind = self._processing.image_processors[0]
+                images = transformers_parts.make_image_processor(kind, self._settings)
+            else:
+                images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
             self._processor = transformers_api.make_processor(
                 self._processing.processor, images, self.tokenizer, **arguments
             )

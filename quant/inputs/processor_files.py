@@ -4,7 +4,7 @@ time and memory.
     file     at most MAX_JSON bytes, of which 64 KB are usual and a tokenizer's 35 MB the most
     pixels   image_mean, image_std: 3 numbers each up to 1000; those of image_std, and rescale_factor, above a millionth
     patches  patch_size, merge_size, temporal_patch_size: as in config.json's vision_config, else at most MAX_PATCH
-    tiles    min_patches, max_patches: at most MAX_TILES
+    tiles    min_patches, max_patches: at most MAX_TILES; image_grid_pinpoints: as in config.json
     sides    size, crop_size, pad_size: at most MAX_SIDE; where size is an area, processor.py checks it
     area     of the resized image, at most MAX_AREA pixels: 24 bytes a pixel in float32 patches, 85,598 image tokens
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from ..base.errors import QuantError
 from ..files.config_json import MAX_JSON, read_json
 
-MAX_SIDE, MAX_PATCH, MAX_AREA, MAX_TILES = 8192, 256, 1 << 26, 64
+MAX_SIDE, MAX_PATCH, MAX_AREA, MAX_TILES, MAX_SAMPLED = 8192, 256, 1 << 26, 64, 1 << 14
 LOW, HIGH = 1e-6, 1000
 HANDED_ON = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*")  # to transformers
 SIZES = ("size", "crop_size", "pad_size")
@@ -46,8 +46,10 @@ def check_files(directory: Path) -> None:
             raise QuantError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def image_processor(directory: Path) -> tuple[Path, dict]:
-    """(file, the image processor's settings in it). Raises QuantError when no file does."""
+def image_processor(directory: Path, known: dict | None = None) -> tuple[Path, dict]:
+    """(file, the image processor's settings in it). known: those of a checkpoint without a file, which then is
+    config.json. Raises QuantError when no file has them, and they are not known.
+    """
     for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
         content = optional_json(directory / name)
         found = content.get(key) if key else content
@@ -58,8 +60,38 @@ def image_processor(directory: Path) -> tuple[Path, dict]:
         if found:
             return directory / name, found
     if not (directory / "preprocessor_config.json").is_file():
+        if known:
+            return directory / "config.json", known
         raise QuantError(f"{directory}: preprocessor_config.json is missing")
     return directory / "preprocessor_config.json", {}
+
+
+def video_processor(directory: Path, known: dict | None = None) -> tuple[Path, dict]:
+    """(file, the video processor's settings in it), where transformers looks for them: a checkpoint without its own
+    shares the image processor's. Raises QuantError as image_processor does.
+    """
+    file = directory / "processor_config.json"
+    if isinstance(found := optional_json(file).get("video_processor"), dict):
+        return file, found
+    file = directory / "video_preprocessor_config.json"
+    if found := optional_json(file):
+        return file, found
+    return image_processor(directory, known)
+
+
+def check_video(file: Path, settings: dict) -> None:
+    """Raises QuantError for a number that says how to sample videos and cannot be."""
+    for key, most in (("min_frames", MAX_SAMPLED), ("max_frames", MAX_SAMPLED), ("num_frames", MAX_SAMPLED)):
+        if settings.get(key) is not None:
+            _check(file, key, settings[key], 1, most)
+    if not _numbers([fps] if (fps := settings.get("fps")) is not None else None, 1, LOW):
+        raise QuantError(f"{file}: fps is {fps!r:.40}, a number from {LOW} to {HIGH} was expected; {FETCH}")
+    size = settings.get("size")
+    for key, number in {**settings, **(size if isinstance(size, dict) else {})}.items():
+        if key in ("min_pixels", "max_pixels", "shortest_edge", "longest_edge") and number is not None:
+            _check(file, key, number, 1, 1 << 40)
+        if key in ("height", "width") and number is not None:
+            _check(file, f"size {key}", number, 1, MAX_SIDE)
 
 
 def optional_json(file: Path) -> dict:
@@ -92,11 +124,23 @@ def check_image_processor(file: Path, settings: dict, config: dict) -> None:
     for key in ("min_patches", "max_patches"):
         if (value := settings.get(key)) is not None:
             _check(file, key, value, 1, MAX_TILES)
+    grid, expected = settings.get("image_grid_pinpoints"), config.get("image_grid_pinpoints")
+    if grid is not None and expected is not None and grid != expected:
+        raise QuantError(
+            f"{file}: image_grid_pinpoints is {str(grid):.40}, config.json's is {str(expected):.40}; they are of"
+            f" different models, {FETCH}"
+        )
     if (resample := settings.get("resample")) is not None:
         _check(file, "resample", resample, 0, 5)  # Pillow's filters
     for key in SWITCHES:
         if not isinstance(settings.get(key, False), bool | None):
             raise QuantError(f"{file}: {key} is {settings[key]!r:.40}, true or false was expected; {FETCH}")
+
+
+def check_tiles(file: Path, tiles: int | None) -> None:
+    """tiles: into how many an image is cut at most. Raises QuantError for more than MAX_TILES."""
+    if tiles and tiles > MAX_TILES:
+        raise QuantError(f"{file}: cuts an image into {tiles} tiles, at most {MAX_TILES} are taken; {FETCH}")
 
 
 def check_sides(file: Path, settings: dict, keys: Iterable[str] = SIZES) -> None:
@@ -110,9 +154,14 @@ def check_sides(file: Path, settings: dict, keys: Iterable[str] = SIZES) -> None
 
 def check_arguments(file: Path, arguments: dict) -> None:
     """The same for what a processor counts image tokens with, where it takes that as an argument."""
-    for key, low in (("patch_size", 1), ("num_additional_image_tokens", 0), ("image_seq_length", 1)):
+    for key, low, most in (
+        ("patch_size", 1, MAX_PATCH),
+        ("num_additional_image_tokens", 0, MAX_PATCH),
+        ("image_seq_length", 1, MAX_PATCH),
+        ("num_image_tokens", 1, MAX_PATCH**2),
+    ):
         if key in arguments:
-            _check(file, key, arguments[key], low, MAX_PATCH)
+            _check(file, key, arguments[key], low, most)
 
 
 def largest_area(width: int, height: int, settings: dict, limits: tuple[int, int] | None) -> int:

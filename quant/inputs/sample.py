@@ -1,7 +1,8 @@
-"""What is put into a model once: pictures, a prompt and an answer, or a passage of text alone; and its identity.
+"""What is put into a model once: pictures, videos, a prompt and an answer, or a passage of text alone; its identity.
 
     key = sha256(image bytes + NUL + prompt)                                    one image, a prompt, no answer
         = sha256(JSON of the sha256 of each image, the prompt and the answer)   everything else
+        = the same with the sha256 of each video (video.py: digest) behind      with videos
 The second cannot be the first of another sample: no image's bytes begin like JSON.
 """
 
@@ -27,11 +28,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """One input of the model. `key` depends on the content of the images, the prompt and the answer only.
+    """One input of the model. `key` depends on the content of the images, the videos, the prompt and the answer only.
 
-    images: none, one, or several of one prompt. prompt: what is asked, in a turn of the chat template; None: a passage,
-    which is `answer` without any template, with what the tokenizer itself puts in front of a text. answer: what follows
-    the prompt, "" for nothing; token ids where a model wrote it, so that nothing is tokenized anew. name: for the user.
+    images: none, one, or several of one prompt; videos, files or folders of frames, are shown behind them. prompt: what
+    is asked, in a turn of the chat template; None: a passage, which is `answer` without any template, with what the
+    tokenizer itself puts in front of a text. answer: what follows the prompt, "" for nothing; token ids where a model
+    wrote it, so that nothing is tokenized anew. name: for the user.
     """
 
     images: tuple[Path | Picture, ...]
@@ -39,6 +41,12 @@ class Sample:
     answer: str | tuple[int, ...]
     key: str
     name: str = field(default="", compare=False)
+    videos: tuple[Path, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Path | Picture, ...]:
+        """The images and videos; none for a sample of text alone."""
+        return self.images + self.videos
 
     @property
     def is_passage(self) -> bool:
@@ -46,18 +54,23 @@ class Sample:
         return self.prompt is None
 
 
-def key_of(images: Sequence[bytes], prompt: str | None, answer: str | tuple[int, ...] = "") -> str:
-    """sha256, in hex, as at the top of this file. Raises QuantError for half a surrogate pair, which is no text."""
+def key_of(
+    images: Sequence[bytes], prompt: str | None, answer: str | tuple[int, ...] = "", videos: Sequence[str] = ()
+) -> str:
+    """sha256, in hex, as at the top of this file. videos: the digest of each. Raises QuantError for half a surrogate
+    pair, which is no text.
+    """
     for name, text in (("prompt", prompt), ("answer", answer)):
         if isinstance(text, str):
             try:
                 text.encode()
             except UnicodeEncodeError:
                 raise QuantError(f'"{name}" holds half a surrogate pair, which is no text') from None
-    if len(images) == 1 and prompt is not None and not answer:
+    if len(images) == 1 and prompt is not None and not answer and not videos:
         return hashlib.sha256(images[0] + b"\0" + prompt.encode()).hexdigest()
     digests = [hashlib.sha256(data).hexdigest() for data in images]
-    return hashlib.sha256(json.dumps([digests, prompt, answer]).encode()).hexdigest()
+    content = [digests, prompt, answer, *([list(videos)] if videos else [])]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def passage(text: str | tuple[int, ...], name: str) -> Sample:

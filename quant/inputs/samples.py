@@ -57,7 +57,9 @@ def prepare(
     Raises UsageError: nothing that can be used, or with config.strict anything that cannot.
     """
     if isinstance(data, list):
-        return _from_inputs(data, family.processing.image_token_id(checkpoint.config))
+        processing = family.processing
+        video_token_id = processing.video.token_id(checkpoint.config) if processing.video else None
+        return _from_inputs(data, processing.image_token_id(checkpoint.config), video_token_id)
     source = Path(data or CALIB_IMAGES)
     loaded = load_samples(
         source,
@@ -78,6 +80,8 @@ def prepare(
         checkpoint.dir,
         min_pixels=config.min_pixels,
         max_pixels=config.max_pixels,
+        fps=config.fps,
+        max_frames=config.max_frames,
         trust_remote_code=config.trust_remote_code,
     )
     if config.calib_text not in CALIB_TEXT and is_written(Path(config.calib_text)):
@@ -120,8 +124,8 @@ def _written(write: Write, source: Path, loaded: Loaded, encoder: Encoder, most:
     texts, left = _within([] if shipped else loaded.texts, encoder, most, notices)
     if (written := write(samples, encoder, left)) is None:
         return False
-    loaded.samples = [sample for sample in written if sample.images]
-    loaded.texts = texts + [sample for sample in written if not sample.images]
+    loaded.samples = [sample for sample in written if sample.pictures]
+    loaded.texts = texts + [sample for sample in written if not sample.pictures]
     loaded.notices += notices
     return True
 
@@ -177,6 +181,7 @@ def _encoded(loaded: Loaded, encoder: Encoder, config: QuantConfig, shared: bool
         [encoder.answer_start(sample, inputs) for sample, inputs in taken],
         encoder.image_token_id,
         loaded.skipped,
+        video_token_id=encoder.video_token_id,
     )
 
 
@@ -215,7 +220,7 @@ def _without_pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in inputs.items() if not tensor.is_floating_point()}
 
 
-def _from_inputs(data: list, image_token_id: int) -> CalibrationSet:
+def _from_inputs(data: list, image_token_id: int, video_token_id: int | None) -> CalibrationSet:
     if not data or not all(isinstance(inputs, dict) and "input_ids" in inputs for inputs in data):
         raise UsageError(
             "calib_data is a list, but not of the model's inputs: every entry must be a dict with input_ids and the"
@@ -227,6 +232,7 @@ def _from_inputs(data: list, image_token_id: int) -> CalibrationSet:
         [key for key, _ in keyed],
         [f"input {number}" for number in range(len(keyed))],
         image_token_id=image_token_id,
+        video_token_id=video_token_id,
     )
 
 

@@ -10,8 +10,8 @@ patches of patch x patch pixels (2 and 14 for Qwen's):
            = m ceil(h b / m), m ceil(w b / m), b = sqrt(min_pixels / (h w))           if it is below
     patches = h' w' / patch^2    visual tokens = h' w' / m^2    input = visual tokens + those of template and prompt
 
-Other families (LLaVA) make every image one size. There, and for the text, the checkpoint's own processor is asked. Left
-out: video, several images in one request (each adds its visual tokens and two more).
+Other families (LLaVA) make every image one size. There, for videos, and for the text, the checkpoint's own processor is
+asked. Left out: several images in one request (each adds its visual tokens and two more).
 """
 
 import math
@@ -20,16 +20,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..base.errors import QuantError
+from ..families.areas import resize
 from ..files.config_json import read_json
 from .encoder import Encoder
-
-STEEPEST = 200  # times as long as wide; beyond it the processors refuse an image
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """An image of (height, width) in pixels: what it is resized to, and what the towers then see.
+    """An image of (height, width) in pixels, or frames of that size of a video: what it is resized to, and what the
+    towers then see.
 
     pixel_values: shape of the vision tower's input. text: tokens of chat template and prompt.
     """
@@ -45,27 +44,6 @@ class Sizes:
     def input(self) -> int:
         """Tokens that the language model is prefilled with."""
         return self.visual + self.text
-
-
-def resize(height: int, width: int, multiple: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) in pixels as a processor with limits makes it.
-
-    Raises QuantError for an image more than STEEPEST times as long as wide.
-    """
-    if max(height, width) > STEEPEST * min(height, width):
-        raise QuantError(
-            f"an image of {height}x{width}: one side is over {STEEPEST} times the other, the processor refuses it;"
-            " crop it"
-        )
-    area = multiple * round(height / multiple) * multiple * round(width / multiple)
-    if area > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        height, width = (max(multiple, multiple * math.floor(side / shrink / multiple)) for side in (height, width))
-        return height, width
-    if area < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        return multiple * math.ceil(height * grow / multiple), multiple * math.ceil(width * grow / multiple)
-    return multiple * round(height / multiple), multiple * round(width / multiple)
 
 
 class Measure:
@@ -87,8 +65,10 @@ class Measure:
         encoder = Encoder(directory, min_pixels=min_pixels, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
         config, processing = read_json(Path(directory) / "config.json"), encoder.family.processing
         self.limits, self._patch, self._merge = encoder.limits, processing.patch(config), processing.merge(config)
+        self._encoder, self._prompt = encoder, prompt
         self._encode = lambda height, width: encoder(Image.new("RGB", (width, height)), prompt)
         self._image_token, self._tiles = encoder.image_token_id, encoder.tiles
+        self._most = processing.most_features(config) if processing.most_features else None
         blank = self._encode(self._patch * self._merge, self._patch * self._merge)
         self._blank_pixels = tuple(blank["pixel_values"].shape)
         self._blank_visual = int((blank["input_ids"] == encoder.image_token_id).sum())
@@ -99,7 +79,7 @@ class Measure:
         if self._tiles:  # which grid of tiles suits an image best is the processor's to say
             inputs = self._encode(height, width)
             pixels, visual = tuple(inputs["pixel_values"].shape), int((inputs["input_ids"] == self._image_token).sum())
-            patches = pixels[0] * (pixels[-2] // self._patch) * (pixels[-1] // self._patch)
+            patches = math.prod(pixels[:-3]) * (pixels[-2] // self._patch) * (pixels[-1] // self._patch)
             return Sizes((height, width), (pixels[-2], pixels[-1]), patches, pixels, visual, self.text)
         if self.limits is None:
             rows, columns = self._blank_pixels[-2:]
@@ -112,9 +92,23 @@ class Measure:
             pixels, visual = (patches, self._blank_pixels[1]), patches // self._merge**2
         return Sizes((height, width), (rows, columns), patches, pixels, visual, self.text)
 
+    def video(self, frames: int, height: int, width: int) -> Sizes:
+        """So many frames that are taken of a video. Raises QuantError where the processor refuses them, and for a
+        family that takes none.
+        """
+        clip = self._encoder.blank_clip(frames, height, width)
+        inputs = self._encoder(None, self._prompt, clips=[clip])
+        pixels = tuple(inputs["pixel_values_videos" if "pixel_values_videos" in inputs else "pixel_values"].shape)
+        rows, columns = clip.frames.shape[2:]
+        patches = pixels[0] if len(pixels) == 2 else frames * (rows // self._patch) * (columns // self._patch)
+        visual = inputs["input_ids"].flatten().tolist().count(self._encoder.video_token_id)
+        text = inputs["input_ids"].numel() - visual
+        return Sizes((height, width), (rows, columns), patches, pixels, visual, text)
+
     def largest(self) -> tuple[int, int]:
         """(patches, visual tokens) that no image exceeds."""
         if self.limits is None:
             one = self(self._patch, self._patch)
-            return one.patches * (self._tiles or 1), one.visual * (self._tiles or 1)
+            tile = one.resized[0] // self._patch * (one.resized[1] // self._patch)
+            return tile * (self._tiles or 1), self._most or one.visual * (self._tiles or 1)
         return self.limits[1] // self._patch**2, self.limits[1] // (self._patch * self._merge) ** 2

@@ -6,19 +6,20 @@
     .txt      passages, with empty lines between them
 What counts of an object is said in fields.py.
 
-Images are read and decoded in full before any work starts: a broken file is found in the first seconds, not in the last
-hour. What is of no use is named and skipped; a disk that fails ends it. A sample's identity is its content (sample.py):
-samples are sorted by key, and the choice of `num_samples` ranks them by sha256(seed:key), so neither the order of files
-nor their names can change a result.
+Images are read and decoded in full before any work starts, and the first frame of each video: a broken file is found in
+the first seconds, not in the last hour. What is of no use is named and skipped; a disk that fails ends it. A sample's
+identity is its content (sample.py): samples are sorted by key, and the choice of `num_samples` ranks them by
+sha256(seed:key), so neither the order of files nor their names can change a result.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import QuantError, UsageError
+from . import video
 from .fields import KNOWN, fields_of
 from .images import SUFFIXES, ReadError, decode_image, located, read_bytes
 from .rows import FORMATS, Rows, decoded, image_of, read_rows
@@ -32,8 +33,8 @@ Prompt = str | tuple[str, ...]
 
 @dataclass
 class Loaded:
-    """samples: those with images, sorted by key; texts: those of text alone, in the order in which they are to be
-    taken; notices: lines for the user: what was skipped and why, how many of how many count; skipped: how many.
+    """samples: those with images or videos, sorted by key; texts: those of text alone, in the order in which they are
+    to be taken; notices: lines for the user: what was skipped and why, how many of how many count; skipped: how many.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -180,9 +181,11 @@ class _Reader:
                     images = [Picture(image_of(row), where)]
                 else:
                     images += [located(folder, name, self.root) for name in fields.images]
-                if images and not texts_alone:
-                    self._add(images, None if images_alone else fields.prompt, "" if images_alone else fields.answer)
-                elif not images and not images_alone:
+                videos = [self._video(folder, name) for name in fields.videos]
+                if (images or videos) and not texts_alone:
+                    prompt, answer = (None, "") if images_alone else (fields.prompt, fields.answer)
+                    self._add(images, prompt, answer, videos=videos)
+                elif not images and not videos and not images_alone:
                     self._add([], fields.prompt, fields.answer, where)
             except ReadError:
                 raise
@@ -208,28 +211,51 @@ class _Reader:
         for sample in self.found:
             first = unique.setdefault(sample.key, sample)
             if first is not sample:
-                what = "the same image and prompt" if sample.images else "the same text"
+                what = (
+                    f"the same {'image' if sample.images else 'video'} and prompt"
+                    if sample.pictures
+                    else "the same text"
+                )
                 self.notices.append(f"{sample.name}: {what} as {first.name}, counted once")
         if self.skipped > SHOWN:
             self.notices.append(f"skipped {self.skipped - SHOWN} more; {self.skipped} in all")
         samples = [unique[key] for key in sorted(unique)]
         return Loaded(
-            [sample for sample in samples if sample.images],
-            [sample for sample in samples if not sample.images],
+            [sample for sample in samples if sample.pictures],
+            [sample for sample in samples if not sample.pictures],
             self.notices,
             self.skipped,
         )
 
-    def _add(self, images: list[Path | Picture], prompt: str | None, answer: str, name: str = "") -> None:
-        """Raises QuantError for an image that cannot be decoded."""
+    def _video(self, folder: Path, name: str) -> Path:
+        """Raises QuantError for one that leaves the root, a folder of frames by one of them."""
+        path = located(folder, name, self.root, "video")
+        for part in video.parts(path) if path.is_dir() else []:
+            located(path, part.name, self.root, "frame")
+        return path
+
+    def _add(
+        self,
+        images: list[Path | Picture],
+        prompt: str | None,
+        answer: str,
+        name: str = "",
+        videos: Sequence[Path] = (),
+    ) -> None:
+        """Raises QuantError for an image or a video that cannot be decoded."""
         data = [image.data if isinstance(image, Picture) else read_bytes(image) for image in images]
         for each, image in zip(data, images):
             decode_image(each, image)
-        if images and prompt is None:
+        digests = [video.digest(path) for path in videos]
+        for path in videos:
+            video.check(path)
+        if (images or videos) and prompt is None:
             several = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
-            prompt = several[int(hashlib.sha256(data[0]).hexdigest(), 16) % len(several)]
-        name = name or ", ".join(image.name for image in images)
-        self.found.append(Sample(tuple(images), prompt, answer, key_of(data, prompt, answer), name))
+            content = hashlib.sha256(data[0]).hexdigest() if data else digests[0]
+            prompt = several[int(content, 16) % len(several)]
+        name = name or ", ".join(shown.name for shown in (*images, *videos))
+        key = key_of(data, prompt, answer, digests)
+        self.found.append(Sample(tuple(images), prompt, answer, key, name, tuple(videos)))
 
 
 def _rows(file: Path) -> Rows:

@@ -5,7 +5,8 @@ A template is a program, in Jinja, that a stranger wrote. It runs, and the token
 process with limits (limited_process.py); only then is the text used here.
 
 A chat is a list of messages as templates take them:
-    {"role": "system", "user" or "assistant", "content": [{"type": "image"}, {"type": "text", "text": "..."}, ...]}
+    {"role": "system", "user" or "assistant",
+     "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "..."}, ...]}
 The family's own format knows one turn of the user alone.
 """
 
@@ -22,9 +23,10 @@ from .processor_files import optional_json
 MOST_TEXTS = 1024  # rendered ones that are kept
 
 
-def user_turn(prompt: str, images: int) -> dict:
-    """The message of a user who asks `prompt` about so many images, which come first."""
-    return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": prompt}]}
+def user_turn(prompt: str, images: int, videos: int = 0) -> dict:
+    """The message of a user who asks `prompt` about so many images and videos, which come first."""
+    shown = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    return {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}
 
 
 class ChatTemplate:
@@ -140,7 +142,10 @@ class ChatTemplate:
     def _fill(self, template: str | None, messages: list[dict]) -> str:
         if template is None:
             parts = messages[0]["content"]
-            shown = self._processing.chat_image * sum(part["type"] == "image" for part in parts)
+            places = {"image": self._processing.chat_image}
+            if self._processing.video:
+                places["video"] = self._processing.video.chat
+            shown = "".join(places.get(part["type"], "") for part in parts)
             prompt = "\n".join(part["text"] for part in parts if part["type"] == "text")
             return self._processing.chat.replace("{images}", shown).replace("{prompt}", prompt)
         return self._tokenizer.apply_chat_template(

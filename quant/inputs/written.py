@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..base.config import TEXT_FILE
 from ..base.errors import UsageError, one_line
-from .images import read_bytes
-from .sample import Picture, Sample, key_of, passage
+from .reopen import image_data, video_digests
+from .sample import Sample, key_of, passage
 
 Ids = tuple[int, ...]
 
@@ -48,8 +48,7 @@ def answered(sample: Sample, answer: str | Ids) -> Sample:
     """The sample with that answer, "" for none. Raises ReadError as read_bytes does."""
     if answer == sample.answer:
         return sample
-    data = [image.data if isinstance(image, Picture) else read_bytes(image) for image in sample.images]
-    return replace(sample, answer=answer, key=key_of(data, sample.prompt, answer))
+    return replace(sample, answer=answer, key=key_of(image_data(sample), sample.prompt, answer, video_digests(sample)))
 
 
 def is_written(file: Path) -> bool:

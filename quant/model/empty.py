@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..base import transformers_api
-from ..base.errors import QuantError, one_line
+from ..base import transformers_api, transformers_parts
+from ..base.errors import QuantError, UsageError, one_line
 from ..families.family import Family
 from ..files.checkpoint import Source
 from .experts import unfuse
@@ -52,14 +52,17 @@ def empty_model(
     from accelerate import init_empty_weights
 
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        if family.transformers_config:
+            config = transformers.AutoConfig.for_model(**family.transformers_config(checkpoint.config))
+        else:
+            config = transformers.AutoConfig.from_pretrained(
+                checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code
+            )
         with torch.device("meta"):
-            _refuse_absurd(transformers_api.build_model(family.architecture, config, dtype), checkpoint)
+            _refuse_absurd(transformers_api.build_model(family.built_as, config, dtype), checkpoint)
         with _LargeOnMeta(), init_empty_weights(include_buffers=False):
-            model = transformers_api.build_model(family.architecture, config, dtype)
-    except QuantError:
+            model = transformers_api.build_model(family.built_as, config, dtype)
+    except (QuantError, UsageError):
         raise
     except Exception as err:  # of any kind: transformers reads an untrusted file
         raise QuantError(
@@ -67,6 +70,8 @@ def empty_model(
             f" ({one_line(err)})"
         ) from None
     unfuse(model)
+    if (video := family.processing.video) and video.newline_rows(checkpoint.config):
+        transformers_parts.end_rows_in_newline(model)
     return model.eval()
 
 

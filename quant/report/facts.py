@@ -19,7 +19,8 @@ from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import read_json
 from ..files.fingerprints import model_digest
-from ..inputs.images import reopen_images, thumbnail
+from ..inputs.images import thumbnail
+from ..inputs.reopen import reopen_images
 from ..inputs.sources import load_samples
 from ..inputs.written import answered, is_written, read_written
 from ..verify.sensitivity import GroupCost, Sensitivity

@@ -39,7 +39,7 @@ def loadings(directory: Path) -> list[Loading]:
     """
     opened, results = open_directory(directory), []
     for server, name in SERVERS.items():
-        refused = None if server in serving(opened) else str(opened.family.mindie_refuses)
+        refused = None if server in serving(opened) else opened.family.refuses(server)
         findings = [] if refused else check_directory(opened, [server])
         sizes = {
             size: [

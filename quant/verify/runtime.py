@@ -14,7 +14,7 @@ Left out: kernels that keep fewer bits of deq_scale than float32 has, quantized 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QuantError
 from ..export import reader
@@ -39,27 +39,27 @@ def refuse_outside(export: Export, family: Family) -> None:
 
 
 def load(
-    directory: str | Path, device: str = "cpu", *, max_pixels: int | None = None, trust_remote_code: bool = False
+    directory: str | Path, device: str = "cpu", *, trust_remote_code: bool = False, **sizes: Any
 ) -> "tuple[PreTrainedModel, Encoder]":
     """An export of either layout -> (transformers' model with QuantizedLinears in the place of the int8 linears, its
     Encoder).
 
     model.generate(**encoder(image, prompt)) works, and is greedy. device: "cpu", "cuda" or "npu". The whole model is in
-    memory, the int8 linears at one byte a weight. Raises UsageError when it is no export, QuantError when it is a
-    damaged one.
+    memory, the int8 linears at one byte a weight. sizes: max_pixels and others of the Encoder's. Raises UsageError when
+    it is no export, QuantError when it is a damaged one.
     """
     export = reader.read(directory)
     streamed = whole_model(export, pick_device(device), trust_remote_code, absent=set(export.linear_names))
     for name in export.linear_names:
         parent, _, leaf = streamed.names[f"{name}.weight"].removesuffix(".weight").rpartition(".")
         setattr(streamed.model.get_submodule(parent), leaf, export.linear(name).to(streamed.device))
-    return streamed.model, Encoder(export.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
+    return streamed.model, Encoder(export.dir, trust_remote_code=trust_remote_code, **sizes)
 
 
 def load_float(
-    directory: str | Path, device: str = "cpu", *, max_pixels: int | None = None, trust_remote_code: bool = False
+    directory: str | Path, device: str = "cpu", *, trust_remote_code: bool = False, **sizes: Any
 ) -> "tuple[PreTrainedModel, Encoder]":
     """The float checkpoint -> (model, Encoder), by the same way and in the same arithmetic as load()."""
     checkpoint = Checkpoint(directory)
     streamed = whole_model(checkpoint, pick_device(device), trust_remote_code)
-    return streamed.model, Encoder(checkpoint.dir, max_pixels=max_pixels, trust_remote_code=trust_remote_code)
+    return streamed.model, Encoder(checkpoint.dir, trust_remote_code=trust_remote_code, **sizes)

@@ -209,11 +209,14 @@ def compare_answers(samples: CalibrationSet, wanted: list[Tensor], got: list[Ten
 
 
 def compared_positions(inputs: dict[str, Tensor], family: Family, config: dict) -> Tensor:
-    """Where the next token is compared, int64 [positions]: after the image, at most the last POSITIONS. config: the
-    checkpoint's, in which the family finds the image's token.
+    """Where the next token is compared, int64 [positions]: after the images and videos, at most the last POSITIONS.
+    config: the checkpoint's, in which the family finds their tokens.
     """
-    ids = inputs["input_ids"][0]
-    image = (ids == family.processing.image_token_id(config)).nonzero()
+    ids, processing = inputs["input_ids"][0], family.processing
+    shown = ids == processing.image_token_id(config)
+    if processing.video:
+        shown |= ids == processing.video.token_id(config)
+    image = shown.nonzero()
     start = max(int(image[-1]) + 1 if len(image) else 0, len(ids) - POSITIONS)
     return torch.arange(min(start, len(ids) - 1), len(ids))
 

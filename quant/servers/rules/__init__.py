@@ -37,6 +37,7 @@ _RULES = (
     Rule(description.description_size, vllm_ascend=None),
     Rule(description.description_keys, "taste", "error"),
     Rule(description.description_entry),
+    Rule(description.description_alias),
     Rule(description.description_type),
     Rule(description.description_parts, "warning", "warning"),
     Rule(description.description_stale, "error", "warning"),
@@ -70,7 +71,7 @@ _RULES = (
     Rule(config.nested_config, vllm_ascend=None),
     Rule(source.same_model),
     Rule(source.sampling, vllm_ascend=None),
-    Rule(deployment.served, vllm_ascend=None),
+    Rule(deployment.served),
     Rule(deployment.activation_type, "warning", None),
     Rule(deployment.one_type, vllm_ascend=None),
     Rule(deployment.hardware, vllm_ascend=None),
@@ -99,7 +100,7 @@ def check(
 
 def serving(opened: Directory) -> list[str]:
     """The servers that have a loader for the model."""
-    return [server for server in SERVERS if server != "mindie" or not opened.family.mindie_refuses]
+    return [server for server in SERVERS if not opened.family.refuses(server)]
 
 
 def check_directory(
@@ -116,7 +117,7 @@ def check_directory(
         for name, rule in RULES.items():
             if not opened.readable and rule.judge.__module__ != files.__name__:
                 continue  # half the tensors would be reported as missing
-            if server == "mindie" and opened.family.mindie_refuses and rule.judge is not deployment.served:
+            if opened.family.refuses(server) and rule.judge is not deployment.served:
                 continue  # it does not come to the rest
             for finding in rule.judge(opened, target) if rule.level(server) else ():
                 if server not in finding.effects:

@@ -11,21 +11,29 @@ TRIED = (1, 2, 4, 8, 16)  # the sizes that a summary names
 
 
 def served(directory: Directory, target: Target) -> Iterator[Finding]:
-    """MindIE has a folder for each model_type that it serves, and a list of the sizes that it takes in W8A8.
+    """vLLM has a class for each architecture. MindIE has a folder for each model_type that it serves, and a list of the
+    sizes that it takes in W8A8.
     (MindIE-LLM 8b4871a: atb_llm.models, models.internvl.router_internvl; the README of examples/models/qwen3_vl.)
     """
     family = directory.family
-    if family.mindie_refuses:
+    if family.vllm_refuses and target.server == "vllm-ascend":
+        yield Finding(
+            "config.json: architectures",
+            f"is {family.architecture}, for which vLLM has no class",
+            {"vllm-ascend": family.vllm_refuses},
+            "no server has it: it can be run, scored and served here",
+        )
+    elif family.mindie_refuses:
         yield Finding(
             "config.json: model_type",
             f"is {family.model_type!r}, for which MindIE has no loader",
             {"mindie": family.mindie_refuses},
-            "use vLLM-Ascend",
+            "use vLLM-Ascend" if not family.vllm_refuses else "no server has it: it can be run and served here",
         )
     elif unlisted := family.mindie_unlisted(directory.config):
         yield Finding(
             "config.json",
-            f"describes a {family.name} of another size: {unlisted}",
+            f"describes a {family.name} that is not documented: {unlisted}",
             {"mindie": "has its loader; whether it computes this size right was not established"},
             "use vLLM-Ascend, or try it",
             level="warning",

@@ -193,6 +193,11 @@ class Directory:
         return present + outside
 
     @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Name that vLLM-Ascend looks up, though no tensor has it -> the linear whose entry it repeats."""
+        return self.family.aliases(self.linears)
+
+    @cached_property
     def int8(self) -> list[str]:
         """The linears whose weight is int8."""
         weights = ((name, self.tensors[f"{name}.weight"]) for name in self.linears)
