@@ -24,13 +24,15 @@ def model_type(words: Collection[str], family: Family | None = None) -> str:
 
 def describe(names: Collection[str], words: dict[str, str], family: Family) -> dict[str, str]:
     """The description. names: of all tensors; words: int8 linear -> its type. A tied head has no tensor of its own, but
-    vLLM-Ascend looks its entry up.
+    vLLM-Ascend looks its entry up; nor have the family's aliases.
     """
     entries = {}
     for name in names:
         linear, _, part = name.rpartition(".")
         word = words.get(linear)
         entries[name] = word if word and part in SCHEMES[word].parts else "FLOAT"
+    linears = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+    entries |= {f"{alias}.weight": entries[f"{linear}.weight"] for alias, linear in family.aliases(linears).items()}
     if head := head_of(family):
         entries.setdefault(f"{head}.weight", "FLOAT")
     return {"version": VERSION, "model_quant_type": model_type(set(words.values()), family), **entries}

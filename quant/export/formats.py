@@ -136,6 +136,7 @@ def _write_ascend(export: Export, directory: Path, save_type: str, act: str) -> 
     words = {linear: WORDS.get(act, word) for linear, word in export.words.items()}
     before = {f"{linear}.{part}" for linear in words for part in export.scheme(linear).parts}
     after = {f"{linear}.{part}": word for linear, word in words.items() for part in SCHEMES[word].parts}
+    after |= {f"{alias}.weight": words[linear] for alias, linear in export.aliases.items() if linear in words}
     kept = {name: info for name, info in export.tensors.items() if name in after or name not in before}
     word = model_type(words.values())
     names = _write_weights(export, kept, directory, weights_stem(word))

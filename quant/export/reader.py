@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..arithmetic.schemes import SCHEMES, QuantizedLinear
 from ..base.errors import QuantError, UsageError
+from ..families import family_of
 from ..files import config_json
 from ..files.safetensors_io import TensorInfo, read_header, read_tensor
 from .description import DESCRIPTION
@@ -30,8 +31,14 @@ class Export:
         return {
             name.removesuffix(".weight"): word
             for name, word in self.description.items()
-            if name.endswith(".weight") and word in SCHEMES
+            if name.endswith(".weight") and word in SCHEMES and name.removesuffix(".weight") not in self.aliases
         }
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Name that only the description has -> the linear that it is another name of, for a server."""
+        linears = [name.removesuffix(".weight") for name in self.tensors if name.endswith(".weight")]
+        return family_of(self.config, self.dir / "config.json").aliases(linears)
 
     @property
     def linear_names(self) -> list[str]:

@@ -14,6 +14,12 @@ from typing import Literal
 from ..base.errors import QuantError
 from .shapes import Shapes
 
+AGREES = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
+
 
 @dataclass(frozen=True)
 class Group:
@@ -44,7 +50,7 @@ class Group:
     experts: bool = False
     """Whether a * in the linears' names stands for the number of every expert."""
     first: bool = False
-    """Whether a scale divides the source's first rows, where it has more than those: up and gate fused in this order."""
+    """Whether a scale divides the source's first rows, where it has more than those: up and gate in one linear."""
     with_experts: tuple[str, ...] = ()
     """Linears that read the tensor beside the experts, such as an expert that all tokens share."""
 
@@ -159,6 +165,14 @@ class Processing:
     """config.json -> the processor's arguments that must agree with it."""
     tiles: Callable[[dict], int] | None = None
     """The image processor's settings -> into how many tiles of one size it cuts an image at most; None: into none."""
+    agrees: dict[str, str] = field(default_factory=lambda: dict(AGREES))
+    """The image processor's settings that must equal a number of vision_config -> its name there."""
+    frames: int = 1
+    """As how many frames an image counts in the areas that the processor's file limits."""
+    at_least: Callable[[int, int, int], tuple[int, int]] | None = None
+    """(height, width, m) -> what an image with a side below m pixels, a visual token's, is enlarged to before its area
+    is looked at; None: it is not.
+    """
 
 
 @dataclass(frozen=True)
@@ -239,6 +253,15 @@ class Family:
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
     mindie_experts: bool = False
     """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
+    may_hold: Callable[[dict], Shapes] = lambda config: {}
+    """config.json -> the tensors that a float checkpoint may hold besides, with shapes: transformers does not run them,
+    and does not write them where it saves the model. They are copied; one in a block behind the towers' own is a
+    drafter's.
+    """
+    also_called: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Pattern of linears -> last parts of further names under which vLLM-Ascend looks their types up: of one that it
+    packs of several, or takes for several. The description has an entry under each. Read in sources, not run.
+    """
 
     def tower(self, name: str) -> Tower:
         """The tower of that name."""
@@ -252,12 +275,21 @@ class Family:
                 return (tower, int(index)) if index.isdecimal() else None
         return None
 
+    def aliases(self, linears: Iterable[str]) -> dict[str, str]:
+        """Name that only the description has -> the linear among `linears`, hub names, whose type it has there."""
+        found, names = {}, dict.fromkeys(linears)
+        for linear in names if self.also_called else ():
+            pattern = match(self.also_called, linear)
+            for last in self.also_called[pattern] if pattern else ():
+                found[f"{linear.rpartition('.')[0]}.{last}"] = linear
+        return {alias: linear for alias, linear in found.items() if alias not in names}
+
     def check_depths(self, config: dict, tensors: Iterable[str], where) -> None:
         """Raises QuantError where config.json gives a tower another number of blocks than the hub tensor names
         `tensors` do; where: their directory.
         """
-        held = dict.fromkeys((tower.name for tower in self.towers), 0)
-        for tower, index in filter(None, map(self.block_of, tensors)):
+        held, spare = dict.fromkeys((tower.name for tower in self.towers), 0), self.may_hold(config)
+        for tower, index in filter(None, (self.block_of(name) for name in tensors if name not in spare)):
             held[tower.name] = max(held[tower.name], index + 1)
         for tower in self.towers:
             if (stated := tower.blocks(config)) != held[tower.name]:

@@ -37,6 +37,7 @@ _RULES = (
     Rule(description.description_size, vllm_ascend=None),
     Rule(description.description_keys, "taste", "error"),
     Rule(description.description_entry),
+    Rule(description.description_alias),
     Rule(description.description_type),
     Rule(description.description_parts, "warning", "warning"),
     Rule(description.description_stale, "error", "warning"),

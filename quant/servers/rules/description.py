@@ -106,6 +106,28 @@ def description_entry(directory: Directory, target: Target) -> Iterator[Finding]
         )
 
 
+def description_alias(directory: Directory, target: Target) -> Iterator[Finding]:
+    """An entry under each further name of a linear, of the linear's type: vLLM asks by the name of the module that it
+    packs, or takes one apart that the checkpoint has fused.
+
+    Inferred from sources, not run: vllm-ascend 182b75ea, quantization.modelslim_config, get_linear_quant_type; which
+    table of packed modules counts when, in vLLM 0.27.1 and 0.32.0, model_loader.utils.configure_quant_config; names and
+    prefixes in model_executor.models: paddleocr_vl (SiglipAttention), glm_ocr (GlmOcrVisionAttention), glm4_1v, glm4.
+    """
+    if directory.description is None:
+        return
+    for alias, linear in directory.aliases.items():
+        says, wanted = directory.description.get(f"{alias}.weight"), directory.description.get(f"{linear}.weight")
+        if says == wanted:
+            continue
+        yield Finding(
+            f"{directory.description_name}: {alias}.weight",
+            "has no entry" if says is None else f"is {says!r}, its part {linear} is {wanted!r}",
+            {"vllm-ascend": f"KeyError: '{alias}.weight'" if says is None else "builds it for another type"},
+            f"describe it as {linear}: --fix does it",
+        )
+
+
 def description_type(directory: Directory, target: Target) -> Iterator[Finding]:
     """A type that servers know, and that of the tensor: int8 for W8A8, a float for FLOAT."""
     if directory.description is None:
@@ -182,6 +204,8 @@ def description_stale(directory: Directory, target: Target) -> Iterator[Finding]
     for tensor in directory.description:
         linear, _, part = tensor.rpartition(".")
         if tensor in directory.tensors or tensor in METADATA or tensor == f"{directory.head}.weight" or not linear:
+            continue
+        if part == "weight" and linear in directory.aliases:
             continue
         lost = f"{linear}.weight" in directory.expected and f"{linear}.weight" not in directory.tensors
         if (linear in int8 or lost) and part in STATIC or tensor in directory.expected:

@@ -80,6 +80,7 @@ def describe(opened: Directory) -> dict:
     kept = {key: value for key, value in (opened.description or {}).items() if value is not None and "." not in key}
     entries = {name: parts.get(name, "FLOAT") for name in opened.tensors}
     entries.setdefault(f"{opened.head}.weight", "FLOAT")
+    entries |= {f"{alias}.weight": entries[f"{linear}.weight"] for alias, linear in opened.aliases.items()}
     return {**kept, "version": "1.0.0", "model_quant_type": _main(opened, kinds), **entries}
 
 
