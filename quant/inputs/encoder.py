@@ -2,8 +2,9 @@
 
     text    chat template(images, prompt)  ->  input_ids, attention_mask int64 [1,T]; where the model's class wants
                                                them, mm_token_type_ids [1,T]
-    images  RGB  ->  pixel_values float32, as the family's processor makes them: [patches, 3*2*14*14] with
-                     image_grid_thw [N,3] where images keep their proportions, [N,3,H,W] where all get one size
+    images  RGB  ->  pixel_values float32, as the family's processor makes them: [patches, 3*2*14*14] or
+                     [patches,3,14,14] with image_grid_thw [N,3] where images keep their proportions, [N,3,H,W] where
+                     all get one size
     answer  its tokens behind those, where the server has what it generated
 
 templates.py turns the prompt into text, processor.py images and text into tensors; what is particular to a family is
