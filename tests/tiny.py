@@ -29,6 +29,8 @@ FAMILIES = {
     "qwen3_vl_moe": "qwen3vl_moe-tiny",
     "qwen3_5": "qwen3_5-tiny",
     "qwen3_5_moe": "qwen3_5_moe-tiny",
+    "glm_ocr": "glm_ocr-tiny",
+    "paddleocr_vl": "paddleocr_vl-tiny",
 }
 
 
