@@ -15,6 +15,7 @@ import copy
 from typing import NamedTuple
 
 QWEN_SPECIAL = 151643  # id of <|endoftext|>, the first of Qwen's fourteen special tokens
+GLM_SPECIAL = 59246  # id of <|endoftext|>, the first of GLM-OCR's thirty-six special tokens
 # What transformers' LlamaConfig assumes, and llava-1.5-7b-hf therefore does not state.
 LLAMA_DEFAULTS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 
@@ -434,6 +435,102 @@ def internvl(*, text: dict, vision: dict, special: int = QWEN_SPECIAL, tied: boo
     }
 
 
+def glm_ocr(*, text: dict, vision: dict, special: int = GLM_SPECIAL) -> dict:
+    """GLM-OCR. Heads have 128 channels whatever the width; behind the blocks there is one more, of a drafter."""
+    return {
+        "architectures": ["GlmOcrForConditionalGeneration"],
+        "image_end_token_id": special + 11,
+        "image_start_token_id": special + 10,
+        "image_token_id": special + 34,
+        "model_type": "glm_ocr",
+        "text_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "dtype": "bfloat16",
+            "eos_token_id": [special, special + 7],
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "max_position_embeddings": 131072,
+            "model_type": "glm_ocr_text",
+            "num_nextn_predict_layers": 1,
+            "pad_token_id": special,
+            "rms_norm_eps": 1e-05,
+            "rope_parameters": {
+                "mrope_section": [16, 24, 24],
+                "partial_rotary_factor": 1.0,
+                "rope_theta": 10000,
+                "rope_type": "default",
+            },
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            **text,
+        },
+        "tie_word_embeddings": False,
+        "transformers_version": "5.0.1dev0",
+        "video_end_token_id": special + 13,
+        "video_start_token_id": special + 12,
+        "video_token_id": special + 35,
+        "vision_config": {
+            "attention_bias": True,
+            "hidden_act": "silu",
+            "hidden_dropout_prob": 0.0,
+            "image_size": 336,
+            "initializer_range": 0.02,
+            "model_type": "glm_ocr_vision",
+            "out_hidden_size": text["hidden_size"],
+            "patch_size": 14,
+            "rms_norm_eps": 1e-05,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            **vision,
+        },
+    }
+
+
+def paddleocr_vl(*, text: dict, vision: dict, image: int = 100295, start: int = 101305) -> dict:
+    """PaddleOCR-VL: flat, with code of its own beside it, which nothing here runs."""
+    return {
+        "architectures": ["PaddleOCRVLForConditionalGeneration"],
+        "auto_map": {
+            "AutoConfig": "configuration_paddleocr_vl.PaddleOCRVLConfig",
+            "AutoModelForCausalLM": "modeling_paddleocr_vl.PaddleOCRVLForConditionalGeneration",
+        },
+        "compression_ratio": 1.0,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "image_token_id": image,
+        "max_position_embeddings": 131072,
+        "model_type": "paddleocr_vl",
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-05,
+        "rope_is_neox_style": True,
+        "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"},
+        "rope_theta": 500000,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.55.0",
+        "use_bias": False,
+        "use_cache": False,
+        "video_token_id": start + 2,
+        "vision_config": {
+            "architectures": ["SiglipVisionModel"],
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-06,
+            "model_type": "paddleocr_vl",
+            "num_channels": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            **vision,
+        },
+        "vision_end_token_id": start + 1,
+        "vision_start_token_id": start,
+        **text,
+    }
+
+
 def _text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int = 8, vocab: int = 151936) -> dict:
     return {
         "hidden_size": hidden,
@@ -637,6 +734,41 @@ SIZES = {
     ),
     "llava_onevision-tiny": Size(
         llava_onevision(text=_text(256, 320, 2, 2, 1, 576), vision=_SIGLIP_TINY, special=512, most=(3, 2)), None
+    ),
+    "glm_ocr": Size(
+        glm_ocr(
+            text=_text(1536, 4608, 16, 16, 8, 59392),
+            vision=dict(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16),
+        ),
+        max_pixels=4816896,
+    ),
+    "glm_ocr-tiny": Size(
+        glm_ocr(
+            text=_text(192, 576, 2, 2, 1, 576),
+            vision=dict(depth=2, hidden_size=128, intermediate_size=208, num_heads=2),
+            special=512,
+        ),
+        max_pixels=112 * 112,
+    ),
+    "paddleocr_vl": Size(
+        paddleocr_vl(
+            text=_text(1024, 3072, 18, 16, 2, 103424),
+            vision=dict(
+                hidden_size=1152, image_size=384, intermediate_size=4304, num_attention_heads=16, num_hidden_layers=27
+            ),
+        ),
+        max_pixels=2822400,
+    ),
+    "paddleocr_vl-tiny": Size(
+        paddleocr_vl(
+            text=_text(192, 320, 2, 2, 1, 576),
+            vision=dict(
+                hidden_size=144, image_size=56, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2
+            ),
+            image=512,
+            start=513,
+        ),
+        max_pixels=112 * 112,
     ),
     "llava-tiny": Size(llava(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512), max_pixels=None),
 }

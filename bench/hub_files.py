@@ -50,6 +50,17 @@ INTERN_TOKENS = [
     "</box>",
     "<video>",
 ]
+GLM_SPECIALS = [
+    "<|endoftext|>",
+    *("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+    *("<|begin_of_audio|>", "<|end_of_audio|>", "<|begin_of_transcription|>", "<|end_of_transcription|>"),
+    *("<|code_prefix|>", "<|code_middle|>", "<|code_suffix|>", "/nothink", "<think>", "</think>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<|begin_of_box|>", "<|end_of_box|>"),
+    *("<|image|>", "<|video|>"),
+]
+LLAMA_SPECIALS = ["<unk>", "<s>", "</s>"]
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -107,6 +118,33 @@ MISTRAL_TEMPLATE = """\
 {%- for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor -%}
 {{- ' [/INST]' if message.role == 'user' else '</s>' -}}
 {%- endfor -%}
+"""
+GLM_TEMPLATE = """\
+{{- '[gMASK]<sop>' -}}
+{%- for message in messages -%}
+{{- '<|' + message.role + '|>\\n' -}}
+{%- if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' %}{{ '<|begin_of_image|><|image|><|end_of_image|>' }}\
+{% elif part.type == 'video' %}{{ '<|begin_of_video|><|video|><|end_of_video|>' }}\
+{% else %}{{ part.text }}{% endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif -%}
+"""
+PADDLE_TEMPLATE = """\
+{{- '<|begin_of_sentence|>' -}}
+{%- for message in messages -%}
+{%- if message.role == 'system' %}{{ message.content[0].text + '\\n' }}{% else -%}
+{{- message.role.capitalize().replace('Assistant', 'Assistant:\\n').replace('User', 'User: ') -}}
+{%- for part in message.content if part.type == 'image' %}{{ '<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>' }}\
+{% endfor -%}
+{%- for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor -%}
+{{- '</s>' if message.role == 'assistant' else '\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif -%}
 """
 LLAVA_TEMPLATE = """\
 {%- for message in messages -%}
@@ -249,6 +287,42 @@ def _qwen3(config: dict, max_pixels: int) -> dict[str, object]:
     }
 
 
+def _glm_ocr(config: dict, max_pixels: int) -> dict[str, object]:
+    """GLM-OCR: limits of two frames' areas, the chat template in a file of its own."""
+    text = config["text_config"]
+    first = text["pad_token_id"]
+    files = _qwen_tokenizer(first, GLM_SPECIALS, GLM_TEMPLATE, text["max_position_embeddings"])
+    said = {
+        **files["tokenizer_config.json"],
+        "eos_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }  # type: ignore
+    del said["chat_template"]
+    return {
+        "tokenizer.json": files["tokenizer.json"],
+        "tokenizer_config.json": {**said, "processor_class": "Glm46VProcessor"},
+        "chat_template.jinja": GLM_TEMPLATE,
+        "generation_config.json": {
+            "_from_model_config": True,
+            "do_sample": False,
+            "eos_token_id": text["eos_token_id"],
+            "pad_token_id": first,
+            "transformers_version": "5.0.1dev0",
+        },
+        "preprocessor_config.json": {
+            "size": {"shortest_edge": min(12544, max_pixels // 2), "longest_edge": 2 * max_pixels},
+            "do_rescale": True,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+            "image_processor_type": "Glm46VImageProcessor",
+            "processor_class": "Glm46VProcessor",
+        },
+    }
+
+
 def _internvl(config: dict) -> dict[str, object]:
     text, side = config["text_config"], config["vision_config"]["image_size"][0]
     specials = (
@@ -289,17 +363,89 @@ def _internvl(config: dict) -> dict[str, object]:
     }
 
 
-def _llava(config: dict, old: bool) -> dict[str, object]:
-    merges = _merges([prefix + word for prefix in ("", "▁") for word in [*WORDS, "USER:", "ASSISTANT:"]])
+def _llama_vocabulary(words: list[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Tokens of a byte-complete BPE as LLaMA has it, `size` of them, and merges for these words besides WORDS."""
+    merges = _merges([prefix + word for prefix in ("", "▁") for word in [*WORDS, *words]])
     letters = sorted({character for pair in merges for character in pair[0][:1] + pair[1]})
+    return _fill([*LLAMA_SPECIALS, *(f"<0x{b:02X}>" for b in range(256)), *letters], merges, size), merges
+
+
+def _paddleocr_vl(config: dict, max_pixels: int) -> dict[str, object]:
+    """PaddleOCR-VL: LLaMA's tokenizer without its <s> in front, and what is special in two places."""
+    image, start = config["image_token_id"], config["vision_start_token_id"]
+    begin = image - 22
+    vocab, merges = _llama_vocabulary(["User:", "Assistant:"], begin)
+    added = {number: _added(token) for number, token in enumerate(LLAMA_SPECIALS)}
+    added |= {begin: _added("<|begin_of_sentence|>"), image: _added("<|IMAGE_PLACEHOLDER|>")}
+    names = ("<|IMAGE_START|>", "<|IMAGE_END|>", "<|video_pad|>")
+    added |= {start + number: _added(token) for number, token in enumerate(names)}
+    vocab |= {f"<|unused_{number}|>": number for number in range(begin, start) if number not in added}
+    vocab |= {token["content"]: number for number, token in added.items()}  # or they were numbered from the end on
+    return {
+        "tokenizer.json": _tokenizer_json(
+            added,
+            vocab,
+            merges,
+            normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            pre_tokenizer=None,
+            post_processor=None,
+            decoder={
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                ],
+            },
+            model={"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True},
+        ),
+        "tokenizer_config.json": {
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "added_tokens_decoder": {str(number): token for number, token in added.items()},
+            "additional_special_tokens": [token["content"] for token in list(added.values())[4:]],
+            "bos_token": "<s>",
+            "clean_up_tokenization_spaces": False,
+            "cls_token": "<|begin_of_sentence|>",
+            "eos_token": "</s>",
+            "image_token": "<|IMAGE_PLACEHOLDER|>",
+            "legacy": False,
+            "model_max_length": config["max_position_embeddings"],
+            "pad_token": "<unk>",
+            "processor_class": "PaddleOCRVLProcessor",
+            "tokenizer_class": "LlamaTokenizer",
+            "unk_token": "<unk>",
+        },
+        "chat_template.jinja": PADDLE_TEMPLATE,
+        "generation_config.json": {"eos_token_id": 2, "transformers_version": "4.55.0", "use_cache": False},
+        "preprocessor_config.json": {
+            "auto_map": {"AutoImageProcessor": "image_processing_paddleocr_vl.PaddleOCRVLImageProcessor"},
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "PaddleOCRVLImageProcessor",
+            "image_std": [0.5, 0.5, 0.5],
+            "max_pixels": max_pixels,
+            "merge_size": 2,
+            "min_pixels": min(147384, max_pixels // 4),
+            "patch_size": 14,
+            "processor_class": "PaddleOCRVLProcessor",
+            "resample": 3,
+            "rescale_factor": 0.00392156862745098,
+            "temporal_patch_size": 1,
+        },
+    }
+
+
+def _llava(config: dict, old: bool) -> dict[str, object]:
     last = {"<video>": config.get("video_token_index"), "<image>": config["image_token_index"]}
     last = {token: number for token, number in last.items() if number} | {"<pad>": config["pad_token_id"]}
-    pad, template = (
-        last["<pad>"],
-        MISTRAL_TEMPLATE if config["text_config"]["model_type"] == "mistral" else LLAVA_TEMPLATE,
-    )
-    specials = ["<unk>", "<s>", "</s>"]
-    vocab = _fill([*specials, *(f"<0x{b:02X}>" for b in range(256)), *letters], merges, min(last.values()))
+    mistral = config["text_config"]["model_type"] == "mistral"
+    pad, template = last["<pad>"], MISTRAL_TEMPLATE if mistral else LLAVA_TEMPLATE
+    specials = LLAMA_SPECIALS
+    vocab, merges = _llama_vocabulary(["USER:", "ASSISTANT:"], min(last.values()))
     added = {i: _added(t) for i, t in enumerate(specials)} | {i: _added(t) for t, i in last.items()}
     side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
     keys = {
@@ -458,6 +604,10 @@ def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
         files = _llava_video(config)
     elif config["model_type"] == "internvl":
         files = _internvl(config)
+    elif config["model_type"] == "glm_ocr":
+        files = _glm_ocr(config, size.max_pixels)
+    elif config["model_type"] == "paddleocr_vl":
+        files = _paddleocr_vl(config, size.max_pixels)
     else:
         files = (_qwen3 if config["model_type"].startswith("qwen3") else _qwen)(config, size.max_pixels)
     for name, content in {**files, "config.json": config}.items():

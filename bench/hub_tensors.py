@@ -278,6 +278,117 @@ def _siglip_vision(prefix: str, vision: dict) -> list[Tensor]:
     return found + [tensor for name, tensor in clip.items() if name.startswith(("encoder.", "post_layernorm."))]
 
 
+def _glm_block(block: str, text: dict) -> list[Tensor]:
+    """Norms in front of attention and MLP, norms behind them, gate and up in one."""
+    width, inner = text["hidden_size"], text["intermediate_size"]
+    queries, values = (text[f"num_{kind}_heads"] * text["head_dim"] for kind in ("attention", "key_value"))
+    found = _norm(f"{block}input_layernorm", width, bias=False)
+    found += _linear(f"{block}mlp.gate_up_proj", 2 * inner, width, bias=False, behind_norm=width)
+    found += _linear(f"{block}mlp.down_proj", width, inner, bias=False)
+    found += _norm(f"{block}post_attention_layernorm", width, bias=False)
+    found += _norm(f"{block}post_mlp_layernorm", width, bias=False, outliers=False)
+    found += _norm(f"{block}post_self_attn_layernorm", width, bias=False, outliers=False)
+    for part, out in (("k", values), ("q", queries), ("v", values)):
+        found += _linear(f"{block}self_attn.{part}_proj", out, width, bias=False, behind_norm=width)
+    return found + _linear(f"{block}self_attn.o_proj", width, queries, bias=False)
+
+
+def _glm_ocr(config: dict) -> list[Tensor]:
+    """GLM-OCR: ViT, merger, decoder, head, and the drafter's block behind the others."""
+    text, vision = config["text_config"], config["vision_config"]
+    width, inner, merged = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
+    patch = (3, vision["temporal_patch_size"], vision["patch_size"], vision["patch_size"])
+    square = vision["spatial_merge_size"]
+    channels = width // vision["num_heads"]
+    prefix = "model.visual."
+    found = [
+        Tensor(f"{prefix}patch_embed.proj.weight", (width, *patch), math.prod(patch) ** -0.5),
+        Tensor(f"{prefix}patch_embed.proj.bias", (width,), 0.1),
+    ]
+    for i in range(vision["depth"]):
+        block = f"{prefix}blocks.{i}."
+        found += _norm(f"{block}norm1", width, bias=False) + _norm(f"{block}norm2", width, bias=False)
+        found += [Tensor(f"{block}attn.{part}_norm.weight", (channels,), 0.1, 1.0) for part in "qk"]
+        found += _linear(f"{block}attn.qkv", 3 * width, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}attn.proj", width, width, bias=True)
+        for part in ("gate", "up"):
+            found += _linear(f"{block}mlp.{part}_proj", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.down_proj", width, inner, bias=True)
+    found += _norm(f"{prefix}post_layernorm", width, bias=False, outliers=False)
+    found += [
+        Tensor(f"{prefix}downsample.weight", (merged, width, square, square), (width * square**2) ** -0.5),
+        Tensor(f"{prefix}downsample.bias", (merged,), 0.1),
+        *_linear(f"{prefix}merger.proj", merged, merged, bias=False),
+        *_norm(f"{prefix}merger.post_projection_norm", merged, bias=True, outliers=False),
+    ]
+    for part in ("gate", "up"):
+        found += _linear(f"{prefix}merger.{part}_proj", text["intermediate_size"], merged, bias=False)
+    found += _linear(f"{prefix}merger.down_proj", merged, text["intermediate_size"], bias=False)
+    hidden, words, layers = text["hidden_size"], text["vocab_size"], text["num_hidden_layers"]
+    found += [Tensor("model.language_model.embed_tokens.weight", (words, hidden), hidden**-0.5)]
+    for i in range(layers):
+        found += _glm_block(f"model.language_model.layers.{i}.", text)
+    found += _norm("model.language_model.norm", hidden, bias=False, outliers=False)
+    found += _linear("lm_head", words, hidden, bias=False)
+    for i in range(layers, layers + text["num_nextn_predict_layers"]):
+        block = f"model.language_model.layers.{i}."
+        found += [Tensor(f"{block}embed_tokens.weight", (words, hidden), hidden**-0.5)]
+        for name in ("enorm", "hnorm", "shared_head.norm"):
+            found += _norm(f"{block}{name}", hidden, bias=False, outliers=False)
+        found += _linear(f"{block}eh_proj", hidden, 2 * hidden, bias=False)
+        found += _linear(f"{block}shared_head.head", words, hidden, bias=False) + _glm_block(block, text)
+    return found
+
+
+def _paddleocr_vl(config: dict) -> list[Tensor]:
+    """PaddleOCR-VL: projector, SigLIP with what nothing runs, ERNIE-4.5, head."""
+    vision, prefix = config["vision_config"], "visual.vision_model."
+    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    merged = width * vision["spatial_merge_size"] ** 2
+    found = _linear("mlp_AR.linear_1", merged, merged, bias=True)
+    found += _linear("mlp_AR.linear_2", config["hidden_size"], merged, bias=True)
+    found += _norm("mlp_AR.pre_norm", width, bias=True, outliers=False)
+    positions = {"packing_position_embedding": 32768, "position_embedding": (vision["image_size"] // patch) ** 2}
+    found += [
+        Tensor(f"{prefix}embeddings.{name}.weight", (count, width), width**-0.5) for name, count in positions.items()
+    ]
+    found += [
+        Tensor(f"{prefix}embeddings.patch_embedding.weight", (width, 3, patch, patch), (3 * patch * patch) ** -0.5),
+        Tensor(f"{prefix}embeddings.patch_embedding.bias", (width,), 0.1),
+    ]
+    for i in range(vision["num_hidden_layers"]):
+        block = f"{prefix}encoder.layers.{i}."
+        found += _norm(f"{block}layer_norm1", width, bias=True) + _norm(f"{block}layer_norm2", width, bias=True)
+        found += _linear(f"{block}mlp.fc1", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}mlp.fc2", width, inner, bias=True)
+        for part in ("k_proj", "q_proj", "v_proj"):
+            found += _linear(f"{block}self_attn.{part}", width, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}self_attn.out_proj", width, width, bias=True)
+    found += [
+        Tensor(f"{prefix}head.attention.in_proj_weight", (3 * width, width), width**-0.5),
+        Tensor(f"{prefix}head.attention.in_proj_bias", (3 * width,), 0.1),
+        *_linear(f"{prefix}head.attention.out_proj", width, width, bias=True),
+        *_norm(f"{prefix}head.layernorm", width, bias=True, outliers=False),
+        *_linear(f"{prefix}head.mlp.fc1", inner, width, bias=True),
+        *_linear(f"{prefix}head.mlp.fc2", width, inner, bias=True),
+        Tensor(f"{prefix}head.probe", (1, 1, width), 0.1),
+        *_norm(f"{prefix}post_layernorm", width, bias=True, outliers=False),
+    ]
+    words, hidden, channels = config["vocab_size"], config["hidden_size"], config["head_dim"]
+    queries, values = (config[f"num_{kind}_heads"] * channels for kind in ("attention", "key_value"))
+    found += [Tensor("model.embed_tokens.weight", (words, hidden), hidden**-0.5)]
+    for i in range(config["num_hidden_layers"]):
+        block = f"model.layers.{i}."
+        found += _norm(f"{block}input_layernorm", hidden, bias=False)
+        found += _gated_mlp(f"{block}mlp", hidden, config["intermediate_size"])
+        found += _norm(f"{block}post_attention_layernorm", hidden, bias=False)
+        for part, out in (("k", values), ("q", queries), ("v", values)):
+            found += _linear(f"{block}self_attn.{part}_proj", out, hidden, bias=False, behind_norm=hidden)
+        found += _linear(f"{block}self_attn.o_proj", hidden, queries, bias=False)
+    found += _norm("model.norm", hidden, bias=False, outliers=False)
+    return found + _linear("lm_head", words, hidden, bias=False)
+
+
 def _internvl(config: dict) -> list[Tensor]:
     text, vision, tied = config["text_config"], config["vision_config"], config["tie_word_embeddings"]
     names = "language_model.model.", "language_model.lm_head"
@@ -316,6 +427,10 @@ def tensors(config: dict) -> list[Tensor]:
         return _internvl(config)
     if config["model_type"] == "llava_qwen":
         return _llava_video(config)
+    if config["model_type"] == "glm_ocr":
+        return _glm_ocr(config)
+    if config["model_type"] == "paddleocr_vl":
+        return _paddleocr_vl(config)
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
     seen = _siglip_vision if vision["model_type"] == "siglip_vision_model" else _clip_vision
     newline = [] if config["model_type"] == "llava" else [Tensor("image_newline", (text["hidden_size"],), 0.02)]

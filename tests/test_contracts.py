@@ -510,7 +510,11 @@ def test_the_server_that_does_not_mind_says_nothing(exports, tmp_path, name):
 
 
 def test_every_rule_has_its_mutation():
-    tested_elsewhere = {"description-alias", "activation-type", "one-type"}  # test_formats.py, test_schemes.py
+    tested_elsewhere = {
+        "description-alias",
+        "activation-type",
+        "one-type",
+    }  # test_documents.py, test_formats.py, test_schemes.py
     tested_elsewhere |= {rule for case in CASES for said in (*case.mindie[1:], *case.vllm[1:]) for rule in named(said)}
     assert set(RULES) == {case.rule for case in BROKEN.values()} | tested_elsewhere
     assert len(BROKEN) >= 30

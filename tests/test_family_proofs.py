@@ -111,6 +111,8 @@ ROWS = (
     ),
     Row("llava_next_video", ("llava_next_video-7b",), jobs=("static", "mixed"), errors={"mixed": {"one-type"}}),
     Row("llava_video", ("llava_video-7b",), jobs=("static",), served=False, errors={"all": {"served"}}),
+    Row("glm_ocr", ("glm_ocr",), errors={"all": {"served"}}),
+    Row("paddleocr_vl", ("paddleocr_vl",), other_vision="int8", errors={"all": {"served"}}),
 )
 ROWS = tuple(
     row for row in ROWS if hasattr(transformers, FAMILIES[row.architecture].built_as)
@@ -183,12 +185,17 @@ def test_streamed_equals_whole(tmp_path, made, row, dtype):
     assert_equal_to_the_whole(model, source, model.dtype, samples, cut=again)
 
 
+def copied(checkpoint: Checkpoint) -> set[str]:
+    """The tensors that transformers does not run."""
+    known = family_of(checkpoint.config, checkpoint.dir).may_hold(checkpoint.config)
+    return {name for name in checkpoint.tensors if name.startswith("mtp.") or name in known}
+
+
 @rows
 def test_names_of_the_tiny_size(made, row):
     checkpoint = Checkpoint(made.source(row))
     model = StreamedModel(checkpoint, family_of(checkpoint.config, checkpoint.dir), torch.bfloat16)
-    mine = {name for name in checkpoint.tensors if not name.startswith("mtp.")}
-    assert set(model.names) == mine
+    assert set(model.names) == checkpoint.tensors.keys() - copied(checkpoint)
     assert sorted(model.names.values()) == sorted(name for name, _ in model.model.named_parameters())
 
 
@@ -199,6 +206,7 @@ PARAMETERS = {
     "qwen3vl-32b": 33_357_390_064,
     "qwen3_5-27b": 27_781_427_952,
     "qwen3_5-35b-a3b": 35_951_822_704,
+    "glm_ocr": 1_325_258_240,
 }
 """Of the published checkpoints, drafter and all: half the total_size of their index. Of the others it was not found."""
 PUBLISHED = [(row, size) for row in ROWS for size in row.published]
@@ -213,7 +221,7 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
     checkpoint = headers_only(tmp_path, config, tensors)
     family = family_of(config, tmp_path)
     model = StreamedModel(checkpoint, family, torch.bfloat16)
-    ignored = {name for name in checkpoint.tensors if name.startswith("mtp.")}
+    ignored = copied(checkpoint)
     assert model.names.keys() == checkpoint.tensors.keys() - ignored
     tied = {f"{model.head}.weight"} if config["tie_word_embeddings"] else set()
     parameters = {name for name, _ in model.model.named_parameters(remove_duplicate=False)} - tied
@@ -233,7 +241,7 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
     routers = {name for name in decided if name.endswith("mlp.gate")}  # a module of its own since transformers 5
     assert decided.keys() - linears.keys() <= routers
     assert all(decision.why for decision in plan.decisions.values())
-    expected = {**family.holds(config)}
+    expected = family.holds(config) | family.may_hold(config)
     for tower in family.towers:
         for index in range(tower.blocks(config)):
             expected |= {tower.block(index) + name: shape for name, shape in tower.holds(config, index).items()}
@@ -317,20 +325,27 @@ def test_read_back_by_the_runtime(made, row):
     assert len(greedy(model, inputs, 3)) == 3
 
 
-HYBRID = pytest.mark.parametrize("row", [row for row in ROWS if "3_5" in row.tiny], ids=lambda row: row.tiny)
+COPIED = pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if "3_5" in row.tiny or row.tiny in ("glm_ocr", "paddleocr_vl")],
+    ids=lambda row: row.tiny,
+)
 
 
 @pytest.mark.parametrize("name", ["static", "dynamic", "mixed"])
-@HYBRID
-def test_the_drafter_is_copied_bit_for_bit_and_described(made, row, name):
+@COPIED
+def test_what_transformers_does_not_run_is_copied_bit_for_bit_and_described(made, row, name):
     source, out = Checkpoint(made.source(row)), made.job(row, name)
     made_of, said = reader.read(out), json.loads((out / "quant_model_description.json").read_text())
-    drafter = [name for name in source.tensors if name.startswith("mtp.")]
-    assert drafter and {name for name in made_of.tensors if name.startswith("mtp.")} == set(drafter)
-    for name in drafter:
+    names = copied(source)
+    assert names and names <= made_of.tensors.keys()
+    for name in names:
         before, after = source.load(name), made_of.load(name)
         assert before.dtype == after.dtype and torch.equal(before.view(torch.int16), after.view(torch.int16)), name
         assert said[name] == "FLOAT"
+
+
+HYBRID = pytest.mark.parametrize("row", [row for row in ROWS if "3_5" in row.tiny], ids=lambda row: row.tiny)
 
 
 @HYBRID
@@ -377,15 +392,13 @@ def test_a_key_that_is_lost_is_found_before_the_server_finds_it(tmp_path, made, 
         edit_json(broken / "quant_model_description.json", lambda described, key=key: described.pop(key))
         description = vllm_names.renamed({k: v for k, v in said.items() if k != key}, vllm_names.MAPPERS[kind])
         with pytest.raises(KeyError):
-            for module in vllm_names.asked(config):
-                vllm_names.kind_of(module, description, vllm_names.PACKED[kind])
+            for module, packed in vllm_names.built(config):
+                vllm_names.kind_of(module, description, packed)
         findings = [finding for finding in check(broken, ["vllm-ascend"]) if finding.rule == "description-entry"]
         assert [finding.where for finding in findings] == [f"quant_model_description.json: {key}"]
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS if FAMILIES[row.architecture].vision_aliases], ids=lambda r: r.tiny
-)
+@pytest.mark.parametrize("row", [row for row in ROWS if FAMILIES[row.architecture].also_called], ids=lambda r: r.tiny)
 def test_a_packed_name_that_vllm_looks_up_as_it_is(tmp_path, made, row):
     """It is described as its parts are, in every format; its absence, or another type, is found, and mended."""
     for job, act, word in (("static", "static", "FLOAT"), ("other vision", "dynamic", "W8A8_DYNAMIC")):

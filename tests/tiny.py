@@ -39,6 +39,8 @@ FAMILIES = {
     "llava_next": "llava_next-tiny",
     "llava_next_video": "llava_next_video-tiny",
     "llava_video": "llava_video-tiny",
+    "glm_ocr": "glm_ocr-tiny",
+    "paddleocr_vl": "paddleocr_vl-tiny",
 }
 
 

@@ -4,7 +4,8 @@ modules of a model it asks for, and what it does with the answer. A key that is 
 Read in vllm-ascend 182b75ea of August 2026, vllm_ascend/quantization/modelslim_config.py (get_linear_quant_type,
 is_layer_skipped_ascend, quant_prefix_mapper, packed_modules_model_mapping), and in the model classes of vLLM 0.32.0
 (hf_to_vllm_mapper, and the LinearBase, VocabParallelEmbedding and fused MoE layers that each model builds with a
-quant_config).
+quant_config). Of GLM-OCR and PaddleOCR-VL also in vLLM 0.27.1, which that vllm-ascend is for: the table of packed
+modules there changes while the model is built (model_loader.utils.configure_quant_config, interfaces.SupportsQuant).
 """
 
 import json
@@ -26,13 +27,10 @@ PACKED = {
     "llava_next": QKV | GATE_UP,
     "llava_next_video": QKV | GATE_UP,
     "llava_onevision": QKV | GATE_UP,
+    "glm_ocr": QKV | GATE_UP,
+    "paddleocr_vl": QKV | GATE_UP,
 }
 """model_type -> what is packed into one: the plugin's table where it has the model, else the class's own."""
-UNPACKED_VISION = ("llava_onevision",)
-"""Classes that do not say it: only once the language model is built, by a class that does, the table is there, and of
-the vision tower, which is built before, the packed names are looked up as they are. (llava_onevision.py; siglip.py's
-SiglipVisionModel says nothing either.)
-"""
 
 QWEN2_MAPPER = {
     "model.language_model.": "language_model.model.",
@@ -63,6 +61,12 @@ MAPPERS: dict[str, dict[str, str | None]] = {
     "llava_next": {**LLAVA_MAPPER, "model.image_newline": "image_newline"},
     "llava_next_video": {**LLAVA_MAPPER, "model.image_newline": "image_newline"},
     "llava_onevision": {**LLAVA_MAPPER, "model.image_newline": "image_newline"},
+    "glm_ocr": {
+        "lm_head.": "language_model.lm_head.",
+        "model.language_model.": "language_model.model.",
+        "model.visual.": "visual.",
+    },
+    "paddleocr_vl": {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
 }
 """model_type -> prefix in the checkpoint -> prefix of the module; None: the key is dropped."""
 DRAFTER: dict[str, dict[str, str | None]] = {"model.language_model.": "model.", "mtp.": "mtp."}
@@ -105,32 +109,53 @@ def kind_of(module: str, description: dict[str, str], packed: dict[str, list[str
 
 
 def assert_found(out: Path) -> dict[str, str]:
-    """Every module that is built of the export `out` finds its keys, and whatever is int8 there is built for its type;
-    the drafter, where there is one, is float. -> the type of each module.
+    """Every module that is built of the export `out` finds its keys, and is built for the type of the tensors that are
+    loaded into it; whatever is int8 there is loaded; the drafter, where there is one, is float. -> the type of each
+    module.
     """
     config, said = (json.loads((out / file).read_text()) for file in ("config.json", "quant_model_description.json"))
-    mapper, packed = MAPPERS[config["model_type"]], PACKED[config["model_type"]]
-    description = renamed(said, mapper)
-    unpacked = "vision_tower." if config["model_type"] in UNPACKED_VISION else "nothing"
-    found = {
-        module: kind_of(module, description, {} if module.startswith(unpacked) else packed, module.endswith(".experts"))
-        for module in asked(config)
-    }
-    parts = {part for module, word in found.items() if word != "FLOAT" for part in (module, *parts_of(module, packed))}
+    mapper = MAPPERS[config["model_type"]]
+    description, found = renamed(said, mapper), {}
+    for module, packed in built(config):
+        kind = kind_of(module, description, packed, module.endswith(".experts"))
+        assert found.setdefault(module, kind) == kind, f"{module} is built for two types"
+        loaded = [f"{part}.weight" for part in parts_of(module) if f"{part}.weight" in description]
+        assert {description[key] for key in loaded if ".experts" not in key} <= {kind}, module
+    parts = {part for module, word in found.items() if word != "FLOAT" for part in parts_of(module)}
     int8 = {key: word for key, word in description.items() if word != "FLOAT" and key.endswith(".weight")}
     assert int8, "nothing is int8"
     lost = {key for key in int8 if not any(key.startswith(f"{part}.") for part in parts)}
     assert not lost, f"int8 that nobody asks for: {sorted(lost)[:3]}"
     if config.get("text_config", {}).get("mtp_num_hidden_layers"):
-        drafter = renamed(said, DRAFTER)
+        drafter, packed = renamed(said, DRAFTER), PACKED[config["model_type"]]
         assert {kind_of(module, drafter, packed) for module in asked_by_drafter(config)} == {"FLOAT"}
     return found
 
 
-def parts_of(module: str, packed: dict[str, list[str]]) -> list[str]:
-    """What a module is packed of; all experts' linears have its own name in front."""
-    last = module.rsplit(".", 1)[-1]
-    return [module] if last == "experts" else [module.replace(last, part) for part in packed.get(last, [last])]
+def parts_of(module: str) -> list[str]:
+    """The names under which tensors are loaded into a module: its own, which all experts' linears have in front, and
+    those that it is packed of.
+    """
+    last, packs = module.rsplit(".", 1)[-1], QKV | GATE_UP | DELTA
+    return [module, *(module.replace(last, part) for part in packs.get(last, []))]
+
+
+def built(config: dict) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """The modules of a model of this config.json, each with the table of packed ones that is in force as it is built.
+
+    GLM-OCR's tower is first built as GLM-4V's, under that class's table; its own comes behind the decoder, whose table
+    has taken its place. PaddleOCR-VL's class has no table, nor has LLaVA-OneVision's: until the decoder is
+    built, nothing counts as packed.
+    """
+    kind, names = config["model_type"], list(asked(config))
+    if kind == "glm_ocr":
+        tower = [name for name in names if name.startswith("visual.")]
+        first = [name.replace("attn.qkv_proj", "attn.qkv") for name in tower]
+        yield from ((name, QKV | {"gate_up_proj": ["gate_up_proj"]}) for name in first)
+        yield from ((name, PACKED[kind]) for name in (*names, *first, *tower))
+    else:
+        early = {"paddleocr_vl": "visual.", "llava_onevision": "vision_tower."}.get(kind, "nothing")
+        yield from ((name, {} if name.startswith(early) else PACKED[kind]) for name in names)
 
 
 def asked(config: dict) -> Iterator[str]:
@@ -176,10 +201,20 @@ def _vision(config: dict) -> Iterator[str]:
     if kind == "internvl":  # attention and projector are plain linears, which nobody asks for
         for index in range(vision["num_hidden_layers"]):
             yield from (f"vision_tower.encoder.layer.{index}.mlp.{name}" for name in ("fc1", "fc2"))
+    elif kind == "paddleocr_vl":
+        for index in range(vision["num_hidden_layers"]):
+            yield from _clip_block(f"visual.vision_model.encoder.layers.{index}.", vision, siglip=True)
+    elif kind == "glm_ocr":
+        for index in range(vision["depth"]):
+            block = f"visual.blocks.{index}."
+            yield from (
+                f"{block}{name}" for name in ("attn.qkv_proj", "attn.proj", "mlp.gate_up_proj", "mlp.down_proj")
+            )
+        yield from (f"visual.merger.{name}" for name in ("proj", "gate_up_proj", "down_proj"))
     elif kind.startswith("llava"):
         for index in range(vision["num_hidden_layers"] + config["vision_feature_layer"] + 1):
             block = f"vision_tower.vision_model.encoder.layers.{index}."
-            yield from (f"{block}{name}" for name in ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"))
+            yield from _clip_block(block, vision, siglip=kind == "llava_onevision")
         if kind in ("llava", "llava_next"):  # the projectors of the others are plain linears, which nobody asks for
             yield from (f"multi_modal_projector.{name}" for name in ("linear_1", "linear_2"))
     else:
@@ -192,3 +227,10 @@ def _vision(config: dict) -> Iterator[str]:
         stacks = range(len(vision.get("deepstack_visual_indexes") or ()))
         for merger in ("merger", *(f"deepstack_merger_list.{index}" for index in stacks)):
             yield from (f"visual.{merger}.{part}" for part in parts)
+
+
+def _clip_block(block: str, vision: dict, siglip: bool) -> Iterator[str]:
+    yield from (f"{block}self_attn.{name}" for name in ("qkv_proj", "out_proj"))
+    # siglip.SiglipMLP drops quant_config where a width is no multiple of 64.
+    if not siglip or not (vision["hidden_size"] % 64 or vision["intermediate_size"] % 64):
+        yield from (f"{block}mlp.{name}" for name in ("fc1", "fc2"))

@@ -182,6 +182,8 @@ def _linears(checkpoint: Checkpoint, family: Family) -> Iterator[tuple[str, Towe
 def _unlisted(name: str, family: Family, config: dict) -> str:
     """Why a linear that no group of any block lists stays float."""
     tower, index = family.block_of(name) or (None, 0)
+    if f"{name}.weight" in family.may_hold(config):
+        return "transformers does not run it: it is copied"
     if tower is None:
         return "outside the blocks"
     if index >= tower.blocks(config):

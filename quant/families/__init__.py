@@ -4,12 +4,14 @@ walks through one.
 
 from ..base.errors import UsageError
 from .family import Family
+from .glm_ocr import GLM_OCR
 from .internvl import INTERNVL
 from .llava import LLAVA
 from .llava_next import LLAVA_NEXT
 from .llava_next_video import LLAVA_NEXT_VIDEO
 from .llava_onevision import LLAVA_ONEVISION
 from .llava_video import LLAVA_VIDEO
+from .paddleocr_vl import PADDLEOCR_VL
 from .qwen2_5vl import QWEN2_5_VL
 from .qwen2vl import QWEN2_VL
 from .qwen3_5 import QWEN3_5
@@ -21,7 +23,7 @@ FAMILIES: dict[str, Family] = {
     family.architecture: family
     for family in (
         *(QWEN2_VL, QWEN2_5_VL, LLAVA, QWEN3_VL, INTERNVL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE),
-        *(LLAVA_ONEVISION, LLAVA_NEXT, LLAVA_NEXT_VIDEO, LLAVA_VIDEO),
+        *(LLAVA_ONEVISION, LLAVA_NEXT, LLAVA_NEXT_VIDEO, LLAVA_VIDEO, GLM_OCR, PADDLEOCR_VL),
     )
 }
 """config.json's "architectures" -> Family."""

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Literal
 
 from ..base.errors import QuantError
+from .processing import Processing
 from .shapes import Shapes
-from .video import Video
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Group:
 
     kind says how the scale is folded into `source` (fold.py): "norm" divides a norm's weight; "value" divides the value
     rows of an attention projection (its last rows, where q, k and v are fused), heads that share a value sharing the
-    scale; "up" divides the rows of a gated MLP's linear half. A group without a source is rounded, never smoothed.
+    scale; "up" divides the rows of a gated MLP's linear half (its last rows, where gate and up are fused; `first`: its
+    first ones). A group without a source is rounded, never smoothed.
     """
 
     linears: tuple[str, ...]
@@ -43,6 +44,8 @@ class Group:
     """
     experts: bool = False
     """Whether a * in the linears' names stands for the number of every expert."""
+    first: bool = False
+    """Whether a scale divides the source's first rows, where it has more than those: up and gate in one linear."""
     with_experts: tuple[str, ...] = ()
     """Linears that read the tensor beside the experts, such as an expert that all tokens share."""
 
@@ -54,6 +57,10 @@ class Group:
     def of(self, experts: int) -> "Group":
         """The group with the names of this many experts."""
         return _expanded(self, experts) if self.experts else self
+
+    def divided(self, outputs: int, count: int) -> slice:
+        """Which of the source's `outputs` rows a scale of `count` numbers divides."""
+        return slice(0, count) if self.first else slice(outputs - count, outputs)
 
     def source_in(self, prefix: str) -> str:
         """Hub name of the source in the block with this prefix. Raises ValueError for a group without one."""
@@ -119,48 +126,6 @@ class Tower:
     def passes(self, inputs: Mapping) -> int:
         """How many times a sample with these inputs enters the tower in one forward."""
         return sum(name in inputs for name in self.inputs)
-
-
-@dataclass(frozen=True)
-class Processing:
-    """How images and a prompt become the model's inputs."""
-
-    processor: str
-    """Class in transformers."""
-    image_processors: tuple[str, ...]
-    """Classes in transformers that preprocessor_config.json may name, without the "Fast" of some."""
-    image_token: str
-    """Stands for an image in the text; the processor repeats it once for each image feature."""
-    image_token_id: Callable[[dict], int]
-    """config.json -> its number, as the model knows it."""
-    reserved: tuple[str, ...]
-    """Placeholders that a prompt must not contain."""
-    chat: str
-    """One turn in the documented format, for checkpoints without a chat template; {images} and {prompt} are filled
-    in.
-    """
-    chat_image: str
-    """What {images} holds for each image."""
-    patch: Callable[[dict], int]
-    """config.json -> pixels a side of a patch."""
-    merge: Callable[[dict], int]
-    """config.json -> patches a side of the square that becomes one image feature."""
-    limits: tuple[int, int] | None
-    """The processor's own (min_pixels, max_pixels), within which it brings the area of every image; None: every image
-    is made one size.
-    """
-    from_config: Callable[[dict], dict] = lambda config: {}
-    """config.json -> the processor's arguments that must agree with it."""
-    tiles: Callable[[dict, dict], int] | None = None
-    """config.json, the image processor's settings -> into how many tiles an image is cut at most; None: into none."""
-    most_features: Callable[[dict], int] | None = None
-    """config.json -> image features that no image exceeds, where tiles do not all give as many; None: they do."""
-    image_settings: Callable[[dict], dict] | None = None
-    """config.json -> the image processor's settings, for checkpoints that have no file of them; None: they must."""
-    added_tokens: tuple[str, ...] = ()
-    """Tokens with the next free numbers, where the tokenizer does not know them."""
-    video: Video | None = None
-    """The same of videos; None: the model takes none."""
 
 
 @dataclass(frozen=True)
@@ -245,10 +210,17 @@ class Family:
     """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
     mindie_vision_follows: bool = False
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
-    vision_aliases: dict[str, str] = field(default_factory=dict)
-    """Name in a vision block that vLLM-Ascend looks up, though no tensor has it -> the linear it is described as."""
     mindie_experts: bool = False
     """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
+    may_hold: Callable[[dict], Shapes] = lambda config: {}
+    """config.json -> the tensors that a float checkpoint may hold besides, with shapes: transformers does not run them,
+    and does not write them where it saves the model. They are copied; one in a block behind the towers' own is a
+    drafter's.
+    """
+    also_called: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Pattern of linears -> last parts of further names under which vLLM-Ascend looks their types up: of one that it
+    packs of several, or takes for several. The description has an entry under each. Read in sources, not run.
+    """
 
     def tower(self, name: str) -> Tower:
         """The tower of that name."""
@@ -273,18 +245,19 @@ class Family:
 
     def aliases(self, linears: Iterable[str]) -> dict[str, str]:
         """Name that only the description has -> the linear among `linears`, hub names, whose type it has there."""
-        inside = [linear for linear in linears if linear.startswith(self.tower("vision").prefix)]
-        pairs = self.vision_aliases.items()
-        return {
-            name.removesuffix(part) + alias: name for alias, part in pairs for name in inside if name.endswith(part)
-        }
+        found, names = {}, dict.fromkeys(linears)
+        for linear in names if self.also_called else ():
+            pattern = match(self.also_called, linear)
+            for last in self.also_called[pattern] if pattern else ():
+                found[f"{linear.rpartition('.')[0]}.{last}"] = linear
+        return {alias: linear for alias, linear in found.items() if alias not in names}
 
     def check_depths(self, config: dict, tensors: Iterable[str], where) -> None:
         """Raises QuantError where config.json gives a tower another number of blocks than the hub tensor names
         `tensors` do; where: their directory.
         """
-        held = dict.fromkeys((tower.name for tower in self.towers), 0)
-        for tower, index in filter(None, map(self.block_of, tensors)):
+        held, spare = dict.fromkeys((tower.name for tower in self.towers), 0), self.may_hold(config)
+        for tower, index in filter(None, (self.block_of(name) for name in tensors if name not in spare)):
             held[tower.name] = max(held[tower.name], index + 1)
         for tower in self.towers:
             if (stated := tower.blocks(config)) != held[tower.name]:

@@ -5,9 +5,10 @@ vLLM builds its attention of plain linears, which are float whatever the descrip
 up.
 """
 
-from .family import Group, Processing, Tower
+from .family import Group, Tower
 from .llava import vision_blocks_used
 from .numbers import vision, vision_side
+from .processing import Processing
 from .shapes import Shapes, linear, norm
 from .video import Video, sample_middles
 

@@ -5,8 +5,9 @@ carried over unseen.
 """
 
 from ..base.errors import UsageError
-from .family import Family, Group, Processing, Tower
+from .family import Family, Group, Tower
 from .numbers import nested_text, vision
+from .processing import Processing
 from .shapes import Shapes, decoder_block, linear, norm
 
 

@@ -7,11 +7,12 @@ one tile each. vLLM builds the projector of plain linears.
 from dataclasses import replace
 
 from . import anyres
-from .family import Family, Processing
+from .family import Family
 from .llava import VISION as CLIP
 from .llava import vision_blocks_used
 from .llava_decoder import MODEL, RENAMES, Decoder
 from .numbers import vision
+from .processing import Processing
 from .shapes import Shapes, norm
 from .video import Video, sample_evenly
 
@@ -108,6 +109,7 @@ LLAVA_ONEVISION = Family(
     must_float={
         "language_model.lm_head": "servers load the head in float",
         "multi_modal_projector.*": "vLLM builds the projector of plain linears",
+        f"{TOWER}encoder.layers.*.mlp.*": "vLLM builds this MLP, of 4304 channels, without quantization",
     },
     recipe_float={f"{MODEL}layers.*.mlp.down_proj": "kept float by the published recipes"},
     vision="float",
@@ -123,5 +125,5 @@ LLAVA_ONEVISION = Family(
     mindie_transposed=None,
     prompt="Describe this image in detail.",
     mindie_refuses="NotImplementedError: unsupported model type: llava_onevision",
-    vision_aliases={"self_attn.qkv_proj": "self_attn.q_proj"},  # vLLM's class does not say what SigLIP packs
+    also_called={f"{TOWER}encoder.layers.*.self_attn.q_proj": ("qkv_proj",)},  # vLLM's class does not say what it packs
 )

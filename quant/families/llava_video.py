@@ -169,5 +169,5 @@ LLAVA_VIDEO = replace(
     vocab_size=_of(LLAVA_ONEVISION.vocab_size),
     mindie_refuses="NotImplementedError: unsupported model type: llava_qwen",
     vllm_refuses="Model architectures ['LlavaQwenForCausalLM'] are not supported for now.",
-    vision_aliases={},
+    also_called={},
 )

@@ -4,8 +4,9 @@ MindIE's ViT takes attn.qkv, attn.proj and mlp.fc1 of every block in int8 or non
 float there.
 """
 
-from .family import Family, Group, Processing, Tower
+from .family import Family, Group, Tower
 from .numbers import text, vision
+from .processing import Processing
 from .shapes import Shapes, decoder_block, linear, norm
 from .video import Video, sample_starts, size_of_each
 

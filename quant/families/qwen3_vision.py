@@ -5,8 +5,9 @@ Deepstack (Qwen3-VL): what some vision blocks answered goes through mergers of i
 behind the first decoder blocks.
 """
 
-from .family import Group, Processing, Tower
+from .family import Group, Tower
 from .numbers import nested_text, vision, vision_list
+from .processing import Processing
 from .qwen2vl import GRIDS
 from .shapes import Shapes, linear, norm
 from .video import Video, sample_ends, size_of_all

@@ -3,8 +3,9 @@ it.
 
     text    chat template(images, videos, prompt)  ->  input_ids, attention_mask int64 [1,T]; where the model's class
                                                        wants them, mm_token_type_ids [1,T]: 1 of an image, 2 of a video
-    images  RGB  ->  pixel_values float32, as the family's processor makes them: [patches, 3*2*14*14] with
-                     image_grid_thw [N,3] where images keep their proportions, [N,3,H,W] where all get one size
+    images  RGB  ->  pixel_values float32, as the family's processor makes them: [patches, 3*2*14*14] or
+                     [patches,3,14,14] with image_grid_thw [N,3] where images keep their proportions, [N,3,H,W] where
+                     all get one size
     videos  files, GIFs, folders of frames  ->  sampled, as video_processor.py does: pixel_values_videos with
                      video_grid_thw [N,3] and, where the class wants it, second_per_grid_ts [N]; InternVL: pixel_values
     answer  its tokens behind those, where the server has what it generated

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..base import transformers_api, transformers_parts
 from ..base.errors import QuantError, UsageError, one_line
-from ..families.family import Processing
+from ..families.processing import Processing
 from . import processor_files
 from .video_processor import Clip, VideoProcessor
 
@@ -56,7 +56,7 @@ class Processor:
         self._directory, self._processing = directory, processing
         known = processing.image_settings(config) if processing.image_settings else None
         self._file, self._settings = processor_files.image_processor(directory, known)
-        processor_files.check_image_processor(self._file, self._settings, config)
+        processor_files.check_image_processor(self._file, self._settings, config, processing.agrees)
         self.tiles = processing.tiles(config, self._settings) if processing.tiles else None
         processor_files.check_tiles(self._file, self.tiles)
         self.limits = self._find_limits(min_pixels=min_pixels, max_pixels=max_pixels)
@@ -118,23 +118,26 @@ class Processor:
             if name := next((name for name, value in given.items() if value is not None), None):
                 raise UsageError(f"{name}: {self._processing.processor} resizes every image to one size, leave it out")
             return None
-        size = self._settings.get("size")
+        size, frames = self._settings.get("size"), self._processing.frames
         size = size if isinstance(size, dict) else {}
         found = []
         for name, edge, default in zip(given, ("shortest_edge", "longest_edge"), self._processing.limits):
-            candidates = (given[name], self._settings.get(name), size.get(edge), size.get(name), default)
-            found.append(next(value for value in candidates if value is not None))
+            asked = given[name]
+            if type(asked) is int:
+                asked *= frames
+            stored = (self._settings.get(name), size.get(edge), size.get(name), default * frames)
+            found.append(next(value for value in (asked, *stored) if value is not None))
         if not all(type(value) is int for value in found):
             raise QuantError(
                 f"{self._directory}: min_pixels and max_pixels of its processor must be integers, are {str(found):.80}"
             )
-        if not 0 < found[0] <= found[1]:
-            raise UsageError(f"min_pixels {found[0]}, max_pixels {found[1]}: the first must not exceed the second")
-        if found[0] > (most := processor_files.MAX_AREA):
-            raise UsageError(
-                f"{self._file}: min_pixels {found[0]}: an image of at most {most} is taken; pass --min_pixels"
-            )
-        return found[0], found[1]
+        self._edges = found[0], found[1]  # as the file has them: of all frames together
+        low, high = -(-found[0] // frames), found[1] // frames
+        if not 0 < low <= high:
+            raise UsageError(f"min_pixels {low}, max_pixels {high}: the first must not exceed the second")
+        if low > (most := processor_files.MAX_AREA):
+            raise UsageError(f"{self._file}: min_pixels {low}: an image of at most {most} is taken; pass --min_pixels")
+        return low, high
 
     def _arguments(self, config: dict) -> dict:
         """The processor's arguments that must agree with config.json: as processor_config.json has them, else as
@@ -157,7 +160,7 @@ class Processor:
             raise QuantError(f"{self._directory}: no {', '.join(VOCABULARIES[:-1])} or {VOCABULARIES[-1]}")
         settings = {}
         if self.limits:
-            low, high = self.limits
+            low, high = self._edges
             settings = {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
         try:
             self.tokenizer = transformers_api.read_tokenizer(self._directory, trust_remote_code)

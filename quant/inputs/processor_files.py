@@ -23,11 +23,7 @@ LOW, HIGH = 1e-6, 1000
 HANDED_ON = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*")  # to transformers
 SIZES = ("size", "crop_size", "pad_size")
 SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad")
-FROM_CONFIG = {
-    "patch_size": "patch_size",
-    "temporal_patch_size": "temporal_patch_size",
-    "merge_size": "spatial_merge_size",
-}
+PATCHES = ("patch_size", "temporal_patch_size", "merge_size")
 FETCH = "fetch the processor's files again"
 
 
@@ -99,14 +95,15 @@ def optional_json(file: Path) -> dict:
     return read_json(file) if file.is_file() else {}
 
 
-def check_image_processor(file: Path, settings: dict, config: dict) -> None:
-    """settings: image_processor's; config: config.json. Raises QuantError, with both numbers, for what the top of this
-    file excludes.
+def check_image_processor(file: Path, settings: dict, config: dict, agrees: dict[str, str]) -> None:
+    """settings: image_processor's; config: config.json; agrees: setting -> the key of vision_config whose number it
+    must be. Raises QuantError, with both numbers, for what the top of this file excludes.
     """
     vision = config.get("vision_config")
-    for key, name in FROM_CONFIG.items():
+    for key in PATCHES:
         if (value := settings.get(key)) is not None:
-            expected = vision.get(name) if isinstance(vision, dict) else None
+            name = agrees.get(key)
+            expected = vision.get(name) if name and isinstance(vision, dict) else None
             _check(file, key, value, 1, MAX_PATCH)
             if expected is not None and value != expected:
                 raise QuantError(

@@ -10,8 +10,9 @@ patches of patch x patch pixels (2 and 14 for Qwen's):
            = m ceil(h b / m), m ceil(w b / m), b = sqrt(min_pixels / (h w))           if it is below
     patches = h' w' / patch^2    visual tokens = h' w' / m^2    input = visual tokens + those of template and prompt
 
-Other families (LLaVA) make every image one size. There, for videos, and for the text, the checkpoint's own processor is
-asked. Left out: several images in one request (each adds its visual tokens and two more).
+Some families enlarge an image with a side below m first (`Processing.at_least`), in some an image counts as several
+frames (`Processing.frames`). Other families (LLaVA) make every image one size. There, for videos, and for the text, the
+checkpoint's own processor is asked. Left out: several images in one request (each adds its visual tokens and two more).
 """
 
 import math
@@ -66,6 +67,7 @@ class Measure:
         config, processing = read_json(Path(directory) / "config.json"), encoder.family.processing
         self.limits, self._patch, self._merge = encoder.limits, processing.patch(config), processing.merge(config)
         self._encoder, self._prompt = encoder, prompt
+        self._at_least = processing.at_least
         self._encode = lambda height, width: encoder(Image.new("RGB", (width, height)), prompt)
         self._image_token, self._tiles = encoder.image_token_id, encoder.tiles
         self._most = processing.most_features(config) if processing.most_features else None
@@ -84,12 +86,15 @@ class Measure:
         if self.limits is None:
             rows, columns = self._blank_pixels[-2:]
         else:
-            rows, columns = resize(height, width, self._patch * self._merge, *self.limits)
+            multiple, sides = self._patch * self._merge, (height, width)
+            if self._at_least and min(sides) < multiple:
+                sides = self._at_least(height, width, multiple)
+            rows, columns = resize(*sides, multiple, *self.limits)
         patches = rows // self._patch * (columns // self._patch)
         if self.limits is None:
             pixels, visual = self._blank_pixels, self._blank_visual
         else:
-            pixels, visual = (patches, self._blank_pixels[1]), patches // self._merge**2
+            pixels, visual = (patches, *self._blank_pixels[1:]), patches // self._merge**2
         return Sizes((height, width), (rows, columns), patches, pixels, visual, self.text)
 
     def video(self, frames: int, height: int, width: int) -> Sizes:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..base.errors import QuantError, one_line
-from ..families.family import Processing
+from ..families.processing import Processing
 from .limited_process import MAX_ANSWER, JobFailed, run_with_limits
 from .processor_files import optional_json
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import QuantError
-from ..families.family import Processing
+from ..families.processing import Processing
 from ..families.video import Video
 from . import processor_files, video
 
@@ -73,7 +73,7 @@ class VideoProcessor:
         self._file, self._settings = processor_files.video_processor(
             directory, processing.image_settings(config) if processing.image_settings else None
         )
-        processor_files.check_image_processor(self._file, self._settings, config)
+        processor_files.check_image_processor(self._file, self._settings, config, processing.agrees)
         processor_files.check_video(self._file, self._settings)
         self.patch, self.merge = processing.patch(config), processing.merge(config)
         self.frames = self._settings.get("temporal_patch_size") or TEMPORAL

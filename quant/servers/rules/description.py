@@ -107,10 +107,13 @@ def description_entry(directory: Directory, target: Target) -> Iterator[Finding]
 
 
 def description_alias(directory: Directory, target: Target) -> Iterator[Finding]:
-    """Where a class of vLLM does not say what it packs into one linear, vLLM-Ascend looks the packed name up as it is,
-    and finds it only if the description has it beside its parts. (vLLM 0.32.0: llava_onevision's class has no
-    packed_modules_mapping, siglip packs qkv_proj; vllm-ascend 182b75ea: quantization.modelslim_config,
-    is_layer_skipped_ascend, get_linear_quant_type.)
+    """An entry under each further name of a linear, of the linear's type: vLLM asks by the name of the module that it
+    packs, or takes one apart that the checkpoint has fused.
+
+    Inferred from sources, not run: vllm-ascend 182b75ea, quantization.modelslim_config, get_linear_quant_type; which
+    table of packed modules counts when, in vLLM 0.27.1 and 0.32.0, model_loader.utils.configure_quant_config; names and
+    prefixes in model_executor.models: llava_onevision and paddleocr_vl (SiglipAttention), glm_ocr
+    (GlmOcrVisionAttention), glm4_1v, glm4.
     """
     if directory.description is None:
         return

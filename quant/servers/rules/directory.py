@@ -93,10 +93,10 @@ class Directory:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the float model that config.json's numbers make, with its shape; {} where the family does not
-        know it. An int8 linear's `weight` has the shape of the float one.
+        """Every tensor of the float model that config.json's numbers make, with its shape, also of one that may
+        be missing; {} where the family does not know it. An int8 linear's `weight` has the shape of the float one.
         """
-        found = dict(self.family.holds(self.config))
+        found = self.family.holds(self.config) | self.family.may_hold(self.config)
         for tower in self.family.towers:
             for index in range(tower.blocks(self.config)):
                 inside = tower.holds(self.config, index)
@@ -109,6 +109,7 @@ class Directory:
         all that is known of a family that does not say, and else the shift of a norm.
         """
         names = {f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight", *self.shapes}
+        names -= self.family.may_hold(self.config).keys()
         for tower in self.family.towers:
             inside = (
                 name[len(tower.prefix) :].partition(".")[2] for name in self.tensors if name.startswith(tower.prefix)

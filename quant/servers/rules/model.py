@@ -71,15 +71,17 @@ def unknown_tensors(directory: Directory, target: Target) -> Iterator[Finding]:
 
 def block_count(directory: Directory, target: Target) -> Iterator[Finding]:
     """No more blocks than config.json counts. (Fewer are missing_tensors' affair.)"""
+    spare = directory.family.may_hold(directory.config)
+    places = [place for name in directory.tensors if name not in spare and (place := directory.family.block_of(name))]
     for tower in directory.family.towers:
-        counted, there = tower.blocks(directory.config), directory.blocks(tower)
-        if there and there[-1] >= counted:
+        counted, there = tower.blocks(directory.config), [index for owner, index in places if owner is tower]
+        if there and max(there) >= counted:
             yield Finding(
                 f"config.json: the {tower.name} tower",
-                f"has {counted} blocks, the weights have {there[-1] + 1}",
+                f"has {counted} blocks, the weights have {max(there) + 1}",
                 {
                     "mindie": f"loads the first {counted} without a word: another model",
-                    "vllm-ascend": f"ValueError: There is no module or parameter named {tower.block(there[-1])!r}, or"
+                    "vllm-ascend": f"ValueError: There is no module or parameter named {tower.block(max(there))!r}, or"
                     " KeyError",
                 },
                 "take the number over from the source's config.json",
