@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from quant.arithmetic.fold import FoldedLinear, FoldedNorm, share_heads, spread_heads
+from quant.families.family import Group
 
 INPUTS, OUTPUTS, TOKENS = 32, 24, 10
 
@@ -100,6 +101,28 @@ def test_value_rows_are_the_last_of_a_fused_projection():
     qkv.divide_rows(torch.full((4,), 2.0))
     assert torch.equal(qkv.float()[:8], weight[:8]) and torch.equal(qkv.float()[8:], weight[8:] / 2)
     assert torch.equal(qkv.bias[:8], bias[:8]) and torch.equal(qkv.bias[8:], bias[8:] / 2)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["up first", "gate first"])
+def test_the_linear_half_of_a_fused_gate_and_up(first):
+    """down(silu(gate) * up): the half that no silu stands behind takes the scale, whichever comes first."""
+    group, inner = Group(("down",), source="fused", kind="up", first=first), 8
+    fused, down = (
+        FoldedLinear("fused", seeded(2 * inner, INPUTS), seeded(2 * inner)),
+        FoldedLinear("down", seeded(OUTPUTS, inner), None),
+    )
+    x = seeded(TOKENS, INPUTS)
+
+    def output():
+        halves = (x @ fused.float().T + fused.bias).chunk(2, -1)
+        up, gate = halves if first else halves[::-1]
+        return (nn.functional.silu(gate) * up) @ down.float().T
+
+    expected, scale = output(), seeded(inner, seed=4).exp()
+    fused.divide_rows(scale, group.divided(2 * inner, inner))
+    down.scale_columns(scale)
+    assert (output() - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert group.divided(inner, inner) == slice(0, inner)
 
 
 def test_folds_compose_and_agree_with_column_max():

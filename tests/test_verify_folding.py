@@ -2,7 +2,7 @@
 export holds is never called damage, and a channel of a norm that is wrong always is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from quant.arithmetic.schemes import DynamicLinear, StaticLinear
 from quant.arithmetic.smoothing import Problem, Smoothing
 from quant.arithmetic.stats import Stats
 from quant.base.choices import METHODS
-from quant.families.family import Tower
+from quant.families.family import Group, Tower
 from quant.families.qwen2vl import LANGUAGE, VISION
 from quant.verify.fit import half_step
 from quant.verify.folding import check_block
@@ -115,6 +115,48 @@ def language_block(seed: int, width: int, dtype: torch.dtype, stored: torch.dtyp
     return Block(LANGUAGE, config, source, int8, dtype)
 
 
+def fused_block(first: bool):
+    """A block whose q, k and v are one linear and whose gate and up are one; first: up before gate."""
+
+    def made(seed: int, width: int, dtype: torch.dtype, stored: torch.dtype) -> Block:
+        generator, tower = torch.Generator().manual_seed(seed), FUSED[first]
+        parts = [
+            norm("norm1", width, generator, False),
+            linear("qkv", 2 * width, width, generator, True),
+            linear("out", width, width, generator, False),
+            norm("norm2", width, generator, False),
+            linear("up", 4 * width, width, generator, False),
+            linear("down", width, 2 * width, generator, False),
+        ]
+        source = {f"{tower.block(0)}{name}": value.to(stored) for part in parts for name, value in part.items()}
+        float_ = {f"{tower.block(0)}down"} if seed % 2 else set()
+        int8 = {name.removesuffix(".weight") for name, value in source.items() if value.dim() == 2} - float_
+        config = {
+            "num_hidden_layers": 1,
+            "hidden_size": width,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        return Block(tower, config, source, int8, dtype)
+
+    return made
+
+
+FUSED = {
+    first: replace(
+        LANGUAGE,
+        prefix="blocks.",
+        groups=(
+            Group(("qkv",), source="norm1", kind="norm"),
+            Group(("out",), source="qkv", kind="value"),
+            Group(("up",), source="norm2", kind="norm"),
+            Group(("down",), source="up", kind="up", first=first),
+        ),
+    )
+    for first in (True, False)
+}
+
+
 def observed(block: Block, group, generator) -> Stats:
     """Of a group's input: what leaves the norm, a few channels of which are outliers, or plain noise."""
     prefix = block.tower.block(0)
@@ -176,7 +218,8 @@ def export(block: Block, method: str, seed: int, scheme=StaticLinear) -> dict[st
                 if source not in block.int8:
                     scale = power_of_two(scale)
                     folded.add(source)
-                linears[source].divide_rows(share_heads(scale, *heads) if group.kind == "value" else scale)
+                divisor = share_heads(scale, *heads) if group.kind == "value" else scale
+                linears[source].divide_rows(divisor, group.divided(len(linears[source].weight), len(divisor)))
             for consumer in consumers:
                 consumer.scale_columns(scale, shift if consumer.bias is not None else None)
             stats = stats.smoothed(scale, shift)
@@ -210,6 +253,19 @@ def test_a_good_export_has_no_damage(kind, method):
             if damage := block.check(export(block, method, seed, scheme)):
                 found[seed, dtype, stored] = damage
     assert found == {}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["up first", "gate first"])
+def test_a_gate_and_an_up_in_one_linear(first):
+    """The rows that a scale may have divided are the linear half's; any other row that is off is damage."""
+    for seed in range(12):
+        block = fused_block(first)(seed, WIDTHS[seed % len(WIDTHS)], *DTYPES[seed % len(DTYPES)])
+        exported, name = export(block, "m4", seed), f"{block.tower.block(0)}up"
+        assert block.check(exported) == []
+        gate = len(exported[f"{name}.weight"]) - 3 if first else 3
+        exported[f"{name}.weight_scale"] = exported[f"{name}.weight_scale"].clone()
+        exported[f"{name}.weight_scale"][gate] *= 1.5
+        assert f"row {gate}" in {entry.tensor: entry.problem for entry in block.check(exported)}[f"{name}.weight_scale"]
 
 
 @EACH_DTYPE

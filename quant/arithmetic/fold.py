@@ -3,6 +3,7 @@
   norm -> linears  norm.weight /= s, norm.bias = (norm.bias - z) / s;  consumers: bias += W z, W *= s (column c by s_c)
   value -> o       value rows and their bias /= s;                     columns of o *= s
   up -> down       rows of up and their bias /= s;                     columns of down *= s
+                   (up fused with the gate: its half of the rows)
 
 The float side of a fold is stored in the checkpoint's dtype and would lose bits. A norm's weight is rounded first, and
 the scale the consumers absorb is what the rounding left, s := w / w'; likewise z := b - s b'. So nothing is lost but
@@ -68,10 +69,12 @@ class FoldedLinear:
             return largest if self.column is None else largest * self.column
         return torch.stack([part.abs().amax(0) for part in self.parts()]).amax(0)
 
-    def divide_rows(self, scale: Tensor) -> None:
-        """Divide the last len(scale) outputs: all of them, or the value rows of a fused q/k/v."""
+    def divide_rows(self, scale: Tensor, rows: slice | None = None) -> None:
+        """Divide the outputs `rows` by `scale`, float32 [O']; None: the last ones, which are all of them, or the value
+        rows of a fused q/k/v.
+        """
         whole = torch.ones(len(self.weight), device=self.weight.device)
-        whole[-len(scale) :] = scale
+        whole[slice(-len(scale), None) if rows is None else rows] = scale
         self.row = whole if self.row is None else self.row * whole
         if self.bias is not None:
             self.bias = self.bias / whole

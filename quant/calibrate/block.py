@@ -229,7 +229,7 @@ class BlockQuantizer:
             if not self.plan.is_int8(source.name):
                 scale = power_of_two(scale)  # rows that are stored as floats keep all their bits
             rows = share_heads(scale, *self.tower.heads(self.plan.config)) if group.kind == "value" else scale
-            source.divide_rows(rows)
+            source.divide_rows(rows, group.divided(len(source.weight), len(rows)))
         for consumer in consumers:
             # Without a bias there is nothing to take a shift up with; a method gives none then, and what rounding the
             # norm's own bias left is lost, as it is in any export of that norm.

@@ -29,7 +29,7 @@ def channel_sizes(
     if reader is not None:
         weight = weight * stats[reader].rows.square().mean(0).sqrt()
     size = weight.square().sum(1).sqrt()
-    if group.kind != "value":
-        return size
-    values = len(stats[group].lo) // heads[0] * heads[1]  # the last rows of a fused q/k/v
-    return spread_heads(size[-values:], *heads)
+    if group.kind == "up":
+        return size[group.divided(len(size), len(stats[group].lo))]
+    values = len(stats[group].lo) // heads[0] * heads[1]
+    return spread_heads(size[group.divided(len(size), values)], *heads)

@@ -21,7 +21,8 @@ class Group:
 
     kind says how the scale is folded into `source` (fold.py): "norm" divides a norm's weight; "value" divides the value
     rows of an attention projection (its last rows, where q, k and v are fused), heads that share a value sharing the
-    scale; "up" divides the rows of a gated MLP's linear half. A group without a source is rounded, never smoothed.
+    scale; "up" divides the rows of a gated MLP's linear half (its last rows, where gate and up are fused; `first`: its
+    first ones). A group without a source is rounded, never smoothed.
     """
 
     linears: tuple[str, ...]
@@ -42,6 +43,8 @@ class Group:
     """
     experts: bool = False
     """Whether a * in the linears' names stands for the number of every expert."""
+    first: bool = False
+    """Whether a scale divides the source's first rows, where it has more than those: up and gate fused in this order."""
     with_experts: tuple[str, ...] = ()
     """Linears that read the tensor beside the experts, such as an expert that all tokens share."""
 
@@ -53,6 +56,10 @@ class Group:
     def of(self, experts: int) -> "Group":
         """The group with the names of this many experts."""
         return _expanded(self, experts) if self.experts else self
+
+    def divided(self, outputs: int, count: int) -> slice:
+        """Which of the source's `outputs` rows a scale of `count` numbers divides."""
+        return slice(0, count) if self.first else slice(outputs - count, outputs)
 
     def source_in(self, prefix: str) -> str:
         """Hub name of the source in the block with this prefix. Raises ValueError for a group without one."""

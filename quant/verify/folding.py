@@ -28,6 +28,7 @@ from .tensors import Damage, difference, where
 
 RMS_STEPS = 1.0  # rounding leaves 0.29, in bfloat16 0.5
 WORST_STEPS = 4.0  # rounding leaves 0.5, in bfloat16 1
+NOT_DIVIDED = (None, slice(0, 0))
 LOST = 0.25  # share of rows that are not the source's, above which the weight is called another one
 
 
@@ -60,8 +61,8 @@ class BlockCheck:
     int8: set[str]
     damage: list[Damage] = field(default_factory=list)
     relations: dict[str, Relation] = field(default_factory=dict)
-    folds: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """Producer -> (consumer, how many of the producer's last rows the fold may have divided)."""
+    folds: dict[str, tuple[str, slice]] = field(default_factory=dict)
+    """Producer -> (consumer, which of the producer's rows the fold may have divided)."""
 
     def run(self) -> None:
         """Fill damage and relations."""
@@ -72,15 +73,16 @@ class BlockCheck:
             consumer = self.prefix + group.linears[0]
             width = self.source[f"{consumer}.weight"].shape[1]
             count = width * self.heads[1] // self.heads[0] if group.kind == "value" else width
-            self.folds[f"{self.prefix}{group.source}"] = (consumer, count)
+            producer = f"{self.prefix}{group.source}"
+            self.folds[producer] = (consumer, group.divided(len(self.source[f"{producer}.weight"]), count))
         # Norm groups first: they give the columns of value and up, and so their rows, and so the columns of o and down.
         for group in sorted(self.groups, key=lambda group: group.kind != "norm"):
             self._weights(group)
         for name, relation in self.relations.items():
             if not relation.lost:
-                consumer_of, count = self.folds.get(name, (None, 0))
+                consumer_of, rows = self.folds.get(name, NOT_DIVIDED)
                 mates = self._mates(name)
-                self.damage += LinearCheck(name, relation, self.source, self.exported, consumer_of, count, mates).run()
+                self.damage += LinearCheck(name, relation, self.source, self.exported, consumer_of, rows, mates).run()
         folded = {f"{self.prefix}{group.source}" for group in groups if group.kind == "norm"} | set(self.relations)
         folded |= {self.prefix + reader for group in groups if group.source for reader in group.readers}
         for name, tensor in self.source.items():
@@ -170,20 +172,20 @@ class BlockCheck:
     def _fold(self, group: Group, source: str, pairs: dict[str, WeightPair], trusted: bool) -> Tensor:
         """The columns of o or down, [I]: what the rows of value or up (`source`) were divided by."""
         ((name, pair),) = pairs.items()
-        producer, count = self.relations[source], self.folds[source][1]
+        producer, rows = self.relations[source], self.folds[source][1]
         if producer.lost:  # its rows say nothing, the columns themselves have to
             ones = [torch.ones(size, device=pair.source.device) for size in pair.source.shape]
             return pair.column_factors(*ones)[0]
         share, spread = (share_heads, spread_heads) if group.kind == "value" else (lambda x, *_: x, lambda x, *_: x)
-        column, producer.factor[-count:] = spread(1 / producer.row[-count:], *self.heads), 1.0
+        column, producer.factor[rows] = spread(1 / producer.row[rows], *self.heads), 1.0
         missed, bad = self._missed(pairs, column)
         if not trusted or bad.float().mean() > 0.5:
             return column
         # A row of value is wrong where all query heads that read it say so.
         everywhere = -share(-bad.float(), *self.heads) > 0
         column = torch.where(spread(everywhere.float(), *self.heads) > 0, column * missed, column)
-        producer.factor[-count:] = torch.where(everywhere, share(missed, *self.heads), 1.0)
-        producer.row[-count:] = torch.where(everywhere, 1 / share(column, *self.heads), producer.row[-count:])
+        producer.factor[rows] = torch.where(everywhere, share(missed, *self.heads), 1.0)
+        producer.row[rows] = torch.where(everywhere, 1 / share(column, *self.heads), producer.row[rows])
         return column
 
     def _pair(self, name: str) -> WeightPair:
@@ -237,7 +239,7 @@ class BlockCheck:
         product, energy, total = (torch.zeros_like(shift), torch.zeros_like(shift), torch.zeros_like(shift[0]))
         for name, pair in pairs.items():
             if f"{name}.bias" in self.exported:
-                fixed = slice(None, len(pair.source) - self.folds.get(name, (None, 0))[1])
+                fixed = ~self._folded_rows(name)
                 weight = pair.source[fixed].float()
                 stored, before = self.exported[f"{name}.bias"][fixed], self.source[f"{name}.bias"][fixed].float()
                 error = stored.float() - before - weight @ shift
@@ -284,4 +286,6 @@ class BlockCheck:
     def _folded_rows(self, name: str) -> Tensor:
         """bool [O]: the rows that a fold may have divided."""
         weight = self.source[f"{name}.weight"]
-        return torch.arange(len(weight), device=weight.device) >= len(weight) - self.folds.get(name, (None, 0))[1]
+        divided = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+        divided[self.folds.get(name, NOT_DIVIDED)[1]] = True
+        return divided

@@ -67,9 +67,9 @@ class Relation:
 class LinearCheck:
     """The check of one linear's scales and biases; run() returns the damage.
 
-    name: of the linear; source, exported: hub tensor name -> tensor of its block; consumer, count: the linear that
-    absorbed what its last `count` rows were divided by, or None and 0; mates: the other int8 linears that read the same
-    tensor.
+    name: of the linear; source, exported: hub tensor name -> tensor of its block; consumer, divided: the linear
+    that absorbed what these of its rows were divided by, or None and none of them; mates: the other int8 linears that
+    read the same tensor.
     """
 
     name: str
@@ -77,7 +77,7 @@ class LinearCheck:
     source: dict[str, Tensor]
     exported: dict[str, Tensor]
     consumer: str | None
-    count: int
+    divided: slice
     mates: list[str]
     damage: list[Damage] = field(default_factory=list)
 
@@ -130,8 +130,12 @@ class LinearCheck:
         if not off.any():
             return
         first = int(off.nonzero()[0])
-        factor, column = self.relation.factor[first], first - (len(off) - self.count)
-        reader = f" or column {column} of {self.consumer}.weight" if column >= 0 and self.consumer else ""
+        factor, column = self.relation.factor[first], first - self.divided.start
+        reader = (
+            f" or column {column} of {self.consumer}.weight"
+            if 0 <= column and first < self.divided.stop and self.consumer
+            else ""
+        )
         if f"{self.name}.weight_scale" not in self.exported or factor < 0:
             self.say("weight", f"wrong in {where(off)}{reader}: {factor:.4g} times what is expected")
             return
