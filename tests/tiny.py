@@ -29,6 +29,7 @@ FAMILIES = {
     "qwen3_vl_moe": "qwen3vl_moe-tiny",
     "qwen3_5": "qwen3_5-tiny",
     "qwen3_5_moe": "qwen3_5_moe-tiny",
+    "molmo": "molmo-tiny",
 }
 
 

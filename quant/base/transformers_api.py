@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import QuantError, UsageError, one_line
+from .own_code import own_class
 
 if TYPE_CHECKING:
     import torch
@@ -81,14 +82,19 @@ def _class(name: str) -> Any:
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
-def build_model(architecture: str, config, dtype: "torch.dtype") -> "PreTrainedModel":
+def build_model(architecture: str, config, dtype: "torch.dtype", own_code: Path | None = None) -> "PreTrainedModel":
     """The class `architecture` with freshly made parameters, on the device that torch makes tensors on.
 
-    config: transformers' own, of AutoConfig. dtype: of the parameters; 4.57 makes those of a part of the model with a
+    config: transformers' own, of AutoConfig. own_code: the checkpoint, where code that it brings may be run: it has the
+    classes that transformers has not. dtype: of the parameters; 4.57 makes those of a part of the model with a
     configuration of its own in the dtype that is written there, so what is put in their place must bring its dtype.
     The documented AutoModel...from_config chooses the class itself. Raises UsageError when there is no such class, and
     whatever transformers does about the config.
     """
+    import transformers
+
+    if own_code is not None and not hasattr(transformers, architecture):
+        return own_class(architecture, config, own_code)._from_config(config, dtype=dtype)
     return _class(architecture)._from_config(config, dtype=dtype)
 
 

@@ -6,6 +6,7 @@ from ..base.errors import UsageError
 from .family import Family
 from .internvl import INTERNVL
 from .llava import LLAVA
+from .molmo import MOLMO
 from .qwen2_5vl import QWEN2_5_VL
 from .qwen2vl import QWEN2_VL
 from .qwen3_5 import QWEN3_5
@@ -15,7 +16,7 @@ from .qwen3vl_moe import QWEN3_VL_MOE
 
 FAMILIES: dict[str, Family] = {
     family.architecture: family
-    for family in (QWEN2_VL, QWEN2_5_VL, LLAVA, QWEN3_VL, INTERNVL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE)
+    for family in (QWEN2_VL, QWEN2_5_VL, LLAVA, QWEN3_VL, INTERNVL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE, MOLMO)
 }
 """config.json's "architectures" -> Family."""
 

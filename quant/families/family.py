@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Literal
 
+from ..base.choices import Choice
 from ..base.errors import QuantError
 from .shapes import Shapes
 
@@ -44,7 +45,7 @@ class Group:
     experts: bool = False
     """Whether a * in the linears' names stands for the number of every expert."""
     first: bool = False
-    """Whether a scale divides the source's first rows, where it has more than those: up and gate fused in this order."""
+    """Whether a scale divides the source's first rows, where it has more than those: up and gate in one linear."""
     with_experts: tuple[str, ...] = ()
     """Linears that read the tensor beside the experts, such as an expert that all tokens share."""
 
@@ -132,7 +133,7 @@ class Processing:
     """How images and a prompt become the model's inputs."""
 
     processor: str
-    """Class in transformers."""
+    """Class in transformers, or of the checkpoint's own code."""
     image_processors: tuple[str, ...]
     """Classes in transformers that preprocessor_config.json may name, without the "Fast" of some."""
     image_token: str
@@ -159,6 +160,14 @@ class Processing:
     """config.json -> the processor's arguments that must agree with it."""
     tiles: Callable[[dict], int] | None = None
     """The image processor's settings -> into how many tiles of one size it cuts an image at most; None: into none."""
+    tile: Callable[[dict], int] | None = None
+    """config.json -> pixels a side of a tile, where the tower gets [1, tiles, patches, numbers]; None: its shape says
+    it.
+    """
+    own: Choice | None = None
+    """The class here that stands in for the processor, where the checkpoint's is code of its own (inputs/crops.py)."""
+    alone: bool = False
+    """Whether the inputs of several samples make no batch: answers are written one at a time."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,7 @@ class Family:
     towers: tuple[Tower, ...]
     """In the order in which data flows."""
     embedding: str
-    """Hub name of the token embedding."""
+    """Hub name of the token embedding's module."""
     final_norm: str
     """Hub name of the norm between the last language block and the head."""
     head: str
@@ -237,8 +246,17 @@ class Family:
     """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
     mindie_vision_follows: bool = False
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
+    embedding_leaf: str = "weight"
+    """What the embedding's table is called in that module, where words beside the vocabulary have one of their own."""
+    own_code: bool = False
+    """Whether the model's class is code that the checkpoint brings, which transformers has no class for."""
     mindie_experts: bool = False
     """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
+
+    @property
+    def embedding_tensor(self) -> str:
+        """Hub name of the embedding's table [vocabulary, hidden]."""
+        return f"{self.embedding}.{self.embedding_leaf}"
 
     def tower(self, name: str) -> Tower:
         """The tower of that name."""

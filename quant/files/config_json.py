@@ -77,8 +77,8 @@ def edit(
         if not flat and key in text:  # where MindIE looks for Qwen3-VL's
             text[key] = str(dtype).removeprefix("torch.")
     edited["quantize"] = "w8a8"
-    edited["vision_config"].pop("quantize", None)
-    if vision_int8:
+    edited.get("vision_config", {}).pop("quantize", None)
+    if vision_int8 and "vision_config" in edited:
         edited["vision_config"]["quantize"] = "w8a8"
     return edited
 

@@ -128,10 +128,13 @@ class Processor:
             settings = {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
         try:
             self.tokenizer = transformers_api.read_tokenizer(self._directory, trust_remote_code)
-            images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
-            self._processor = transformers_api.make_processor(
-                self._processing.processor, images, self.tokenizer, **arguments
-            )
+            if self._processing.own:
+                self._processor = images = self._processing.own.load()(self._file, self._settings, self.tokenizer)
+            else:
+                images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
+                self._processor = transformers_api.make_processor(
+                    self._processing.processor, images, self.tokenizer, **arguments
+                )
         except (KeyboardInterrupt, SystemExit, QuantError):
             raise
         # OSError, ValueError, KeyError and more, by file and version; of the tokenizer's Rust, what is no Exception.
