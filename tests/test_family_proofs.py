@@ -167,7 +167,8 @@ def test_streamed_equals_whole(tmp_path, made, row, dtype):
     encoder = Encoder(source)
     samples += [two_images(encoder)] if row.several else []
     samples += [encoder(None, "How are you?")]
-    sizes = {tuple(sample[family.tower("vision").inputs[0]].shape) for sample in samples[:-1]}
+    pixels = family.tower("vision").inputs[0]
+    sizes = {tuple(sample[pixels].shape) for sample in samples if pixels in sample}
     assert len(sizes) > 1 or not family.processing.limits and not family.processing.tile
     model = StreamedModel(checkpoint, family, getattr(torch, dtype), trust_remote_code=row.own_code)
     again = {"vision": 1, "language": 1} if dtype == "bfloat16" else None  # taken up inside each tower

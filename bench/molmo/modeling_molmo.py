@@ -43,7 +43,7 @@ def rotated(x, positions, theta: float):
     return (whole * angles.cos() + torch.cat((-high, low), dim=-1) * angles.sin()).to(x.dtype)
 
 
-class Block(nn.Module):
+class DecoderLayer(nn.Module):
     """A decoder block; answers its output and, where they are to be kept, keys and values."""
 
     def __init__(self, config: MolmoConfig):
@@ -242,7 +242,7 @@ class Molmo(nn.Module):
             {
                 "wte": Embedding(config.embedding_size, config.hidden_size),
                 "ln_f": RMSNorm(config.hidden_size, config.layer_norm_eps),
-                "blocks": nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)]),
+                "blocks": nn.ModuleList([DecoderLayer(config) for _ in range(config.num_hidden_layers)]),
                 "ff_out": nn.Linear(config.hidden_size, config.embedding_size, bias=False),
             }
         )

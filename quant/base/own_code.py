@@ -64,7 +64,7 @@ def _usable(own: Any) -> Any:
             "use_cache": True,
         }
 
-    def generate(self, *args, **given) -> "Tensor":
+    def generate(self, *args, **given) -> Any:
         """transformers' own, without a cache of its own making."""
         return GenerationMixin.generate(self, *args, **given, use_cache=False)
 

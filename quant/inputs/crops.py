@@ -136,12 +136,13 @@ class Crops:
         side, (left, right) = self._side // POOL, (margin // POOL for margin in self._margins)
         step = self._between // POOL
         grids = [(side, side), (tiling[0] * step + left + right, tiling[1] * step + left + right)]
-        tokens, rasters = [], []
+        tokens: list[int] = []
+        rasters: list[np.ndarray] = []
         for rows, columns in grids:
             raster = np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)
             rasters.append(raster + len(tokens) + 1)
-            row = [self._ids[PATCH]] * columns + [self._ids[COLUMN]]
-            tokens += [self._ids[START], *row * rows, self._ids[END]]
+            line = [self._ids[PATCH]] * columns + [self._ids[COLUMN]]
+            tokens += [self._ids[START], *line * rows, self._ids[END]]
         places = [rasters[0]]
         for row in range(tiling[0]):
             for column in range(tiling[1]):

@@ -103,7 +103,8 @@ class Measure:
             pixels, visual = tuple(inputs[self._pixels].shape), int((inputs["input_ids"] == self._image_token).sum())
             rows, columns = (self._side, self._side) if self._side else pixels[-2:]
             patches = self._tiles_of(pixels) * (rows // self._patch) * (columns // self._patch)
-            return Sizes((height, width), (rows, columns), patches, pixels, visual, self.text)
+            text = inputs["input_ids"].numel() - visual  # tokens that set off rows and tiles are more in some images
+            return Sizes((height, width), (rows, columns), patches, pixels, visual, text)
         if self.limits is None:
             rows, columns = self._blank_pixels[-2:]
         else:
