@@ -74,9 +74,8 @@ WITHIN = {
         "ff_norm": "post_attention_layernorm",
     }
 }
-"""Prefixes of Molmo's keys, which no other model has -> what is replaced anywhere in them before prefixes are. Read in
-vLLM f06ae651, where molmo.py gives its linears no prefix: there nothing int8 is loaded. From 0.15 it does, by the pages
-of vLLM's documentation; of the decoder's linears the names are inferred from where the modules stand.
+"""Prefixes of Molmo's keys, which no other model has -> what is replaced anywhere in them before prefixes are. (In
+vLLM f06ae651 of 2025 molmo.py gave its linears no prefix: there all of them are built float.)
 """
 DRAFTER: dict[str, dict[str, str | None]] = {"model.language_model.": "model.", "mtp.": "mtp."}
 """The same of the drafter, a model of its own (qwen3_5_mtp.py) that reads the mtp tensors of the same directory."""
@@ -150,7 +149,7 @@ def asked(config: dict) -> Iterator[str]:
     """The modules that a model of this config.json asks for; those of fused experts end in ".experts"."""
     yield from _vision(config)
     if config["model_type"] == "molmo":
-        yield from ("model.embed_tokens", "lm_head")
+        yield "lm_head"  # the embedding has no prefix, and is float like all that has none
         parts = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
         yield from (f"model.layers.{index}.{part}" for index in range(config["num_hidden_layers"]) for part in parts)
         return

@@ -33,7 +33,6 @@ def describe(names: Collection[str], words: dict[str, str], family: Family) -> d
         entries[name] = word if word and part in SCHEMES[word].parts else "FLOAT"
     if head := head_of(family):
         entries.setdefault(f"{head}.weight", "FLOAT")
-    entries = dict.fromkeys(family.looked_up, "FLOAT") | entries
     return {"version": VERSION, "model_quant_type": model_type(set(words.values()), family), **entries}
 
 

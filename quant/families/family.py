@@ -246,8 +246,6 @@ class Family:
     """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
     mindie_vision_follows: bool = False
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
-    looked_up: tuple[str, ...] = ()
-    """Keys that vLLM-Ascend may look up beside those of the tensors; the description has them as FLOAT. Inferred."""
     embedding_leaf: str = "weight"
     """What the embedding's table is called in that module, where words beside the vocabulary have one of their own."""
     own_code: bool = False

@@ -184,6 +184,5 @@ MOLMO = Family(
     prompt="Describe this image in detail.",
     old_rope=False,
     mindie_refuses="NotImplementedError: unsupported model type: molmo",
-    looked_up=("model.embed_tokens.weight",),  # vLLM joins the two tables of words under this name
     own_code=True,
 )
