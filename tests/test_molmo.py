@@ -18,6 +18,7 @@ from quant.base.own_code import own_class
 from quant.commands.cli import main
 from quant.compare.compare import compare
 from quant.compare.features import Dump, Writer
+from quant.evaluate.local_model import LocalModel
 from quant.families.molmo import LANGUAGE, MOLMO, VISION
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.crops import Crops, choose_tiling
@@ -238,6 +239,17 @@ def test_what_it_writes_is_what_one_forward_after_the_other_says(source):
         )
         whole = model(**follow(inputs, expected[:1]), use_cache=False)
         assert torch.allclose(again.logits[0, -1], whole.logits[0, -1], atol=1e-4)
+
+
+@torch.inference_mode()
+def test_samples_of_several_crops_are_answered_one_by_one(source):
+    """Their inputs make no batch: places in the text would move with the padding, and the crops are not as many."""
+    model, encoder = runtime.load_float(source, trust_remote_code=True)
+    samples = [encoder(Image.fromarray(noise(*size)), "What is this?") for size in ((120, 90), (90, 300))]
+    local = LocalModel(source, False, max_new_tokens=2, batch_size=2, trust_remote_code=True)
+    local.loaded = (model, encoder)
+    expected = [greedy(model, inputs, 2).tolist() for inputs in samples]
+    assert [answer.tolist() for answer in local._generate(samples)] == expected
 
 
 # ---- features
