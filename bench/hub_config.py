@@ -18,6 +18,15 @@ QWEN_SPECIAL = 151643  # id of <|endoftext|>, the first of Qwen's fourteen speci
 GLM_SPECIAL = 59246  # id of <|endoftext|>, the first of GLM-OCR's thirty-six special tokens
 # What transformers' LlamaConfig assumes, and llava-1.5-7b-hf therefore does not state.
 LLAMA_DEFAULTS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+# What the code that Molmo-7B-D-0924 brings says of its vision tower, and config.json does not.
+MOLMO_VISION = {
+    "hidden_size": 1024,
+    "image_size": 336,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "patch_size": 14,
+}
 
 
 class Size(NamedTuple):
@@ -531,6 +540,53 @@ def paddleocr_vl(*, text: dict, vision: dict, image: int = 100295, start: int = 
     }
 
 
+def molmo(
+    *,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    vocab: int = 152064,
+    vision: dict | None = None,
+    vit_layers: list[int] | None = None,
+) -> dict:
+    """Molmo-7B-D-0924. `intermediate` counts gate and up; vision, vit_layers: of a tower that is not the published one,
+    which config.json does not mention.
+    """
+    return {
+        "architectures": ["MolmoForCausalLM"],
+        "attention_layer_norm": False,
+        "auto_map": {
+            "AutoConfig": "config_molmo.MolmoConfig",
+            "AutoModelForCausalLM": "modeling_molmo.MolmoForCausalLM",
+        },
+        "clip_qkv": None,
+        "embedding_size": vocab,
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": intermediate,
+        "layer_norm_eps": 1e-06,
+        "layer_norm_type": "rms",
+        "max_position_embeddings": 4096,
+        "model_type": "molmo",
+        "norm_after": False,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "qkv_bias": True,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "transformers_version": "4.43.3",
+        "use_cache": True,
+        "use_position_ids": True,
+        "vocab_size": vocab,
+        "weight_tying": False,
+        **({"vision_config": vision, "vit_layers": vit_layers} if vision else {}),
+    }
+
+
 def _text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int = 8, vocab: int = 151936) -> dict:
     return {
         "hidden_size": hidden,
@@ -555,6 +611,11 @@ def cut(config: dict, vision_blocks: int, language_blocks: int) -> dict:
     """
     config = copy.deepcopy(config)
     text, vision = config.get("text_config", config), config.get("vision_config", {})
+    if config["model_type"] == "molmo":  # features of the last block but one, and of one before it
+        config["vit_layers"], vision = (
+            [-min(2, vision_blocks), -min(9, vision_blocks)],
+            config.setdefault("vision_config", {}),
+        )
     text["num_hidden_layers"] = language_blocks
     if "layer_types" in text:  # the last one keeps its full attention
         text["layer_types"] = text["layer_types"][:language_blocks][:-1] + ["full_attention"]
@@ -607,6 +668,10 @@ _INTERN_VIT_6B = dict(
 )  # fmt: skip
 _INTERN_VIT_TINY = dict(
     hidden_size=128, image_size=56, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2
+)
+
+_MOLMO_VIT_TINY = dict(
+    hidden_size=128, image_size=112, intermediate_size=208, num_attention_heads=2, num_hidden_layers=4
 )
 
 _QWEN3_5_VIT = {key: value for key, value in _QWEN3_VIT.items() if key != "deepstack_visual_indexes"}
@@ -769,6 +834,22 @@ SIZES = {
             start=513,
         ),
         max_pixels=112 * 112,
+    ),
+    "molmo-7b": Size(
+        molmo(hidden=3584, intermediate=37888, layers=28, heads=28, kv_heads=4), None, shard_bytes=5_000_000_000
+    ),
+    "molmo-tiny": Size(
+        molmo(
+            hidden=256,
+            intermediate=640,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            vocab=576,
+            vision=_MOLMO_VIT_TINY,
+            vit_layers=[-2, -4],
+        ),  # fmt: skip
+        max_pixels=None,
     ),
     "llava-tiny": Size(llava(text=_LLAMA_TINY, vision=_CLIP_TINY, base_vocab=448, vocab=512), max_pixels=None),
 }

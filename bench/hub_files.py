@@ -14,7 +14,7 @@ and contractions, for which GPT-2's stands.
 import json
 from pathlib import Path
 
-from bench.hub_config import Size
+from bench.hub_config import MOLMO_VISION, Size
 
 WORDS = "a the of is in this image photo what describe detail text user assistant system you are helpful".split()
 QWEN_SPECIALS = [
@@ -61,6 +61,7 @@ GLM_SPECIALS = [
     *("<|image|>", "<|video|>"),
 ]
 LLAMA_SPECIALS = ["<unk>", "<s>", "</s>"]
+MOLMO_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>"]
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -145,6 +146,10 @@ PADDLE_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif -%}
+"""
+MOLMO_TEMPLATE = """\
+{%- for message in messages -%}{{ ' ' + message['role'] | capitalize + ': ' + message['content'] }}{%- endfor -%}
+{%- if add_generation_prompt %}{{ ' Assistant:' }}{% endif -%}
 """
 LLAVA_TEMPLATE = """\
 {%- for message in messages -%}
@@ -360,6 +365,48 @@ def _internvl(config: dict) -> dict[str, object]:
             "image_seq_length": config["image_seq_length"],
             "processor_class": "InternVLProcessor",
         },
+    }
+
+
+def _molmo(config: dict) -> dict[str, object]:
+    """Molmo-7B-D-0924, whose model is code that the checkpoint brings: bench/molmo, written for this project."""
+    words, own = config["embedding_size"], Path(__file__).parent / "molmo"
+    first = 151643 if words == 152064 else words - 64
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    specials += [f"|<EXTRA_TOKENS_{i}>|" for i in range(words - first - len(specials))] + MOLMO_TOKENS
+    files = _qwen_tokenizer(first, specials, MOLMO_TEMPLATE, 32768)
+    said: dict = {**files["tokenizer_config.json"], "eos_token": "<|endoftext|>"}  # type: ignore[dict-item]
+    del files["chat_template.json"]
+    vision = {**MOLMO_VISION, **config.get("vision_config", {})}
+    side, patch = vision["image_size"], vision["patch_size"]
+    features, tiny = side // patch // 2, side != MOLMO_VISION["image_size"]
+    return {
+        **files,
+        "tokenizer_config.json": {**said, "auto_map": {"AutoProcessor": "preprocessing_molmo.MolmoProcessor"}},
+        "generation_config.json": {"_from_model_config": True, "transformers_version": "4.43.3"},
+        "preprocessor_config.json": {
+            "auto_map": {
+                "AutoImageProcessor": "image_preprocessing_molmo.MolmoImageProcessor",
+                "AutoProcessor": "preprocessing_molmo.MolmoProcessor",
+            },
+            "base_image_input_size": [side, side],
+            "do_normalize": True,
+            "image_mean": CLIP_MEAN,
+            "image_padding_mask": True,
+            "image_patch_size": patch,
+            "image_processor_type": "MolmoImageProcessor",
+            "image_std": CLIP_STD,
+            "image_token_length_h": features,
+            "image_token_length_w": features,
+            "max_crops": 4 if tiny else 12,
+            "overlap_margins": [2, 2] if tiny else [4, 4],
+            "processor_class": "MolmoProcessor",
+        },
+        "processor_config.json": {
+            "auto_map": {"AutoProcessor": "preprocessing_molmo.MolmoProcessor"},
+            "processor_class": "MolmoProcessor",
+        },
+        **{name: (own / name).read_text(encoding="utf-8") for name in ("config_molmo.py", "modeling_molmo.py")},
     }
 
 
@@ -608,6 +655,8 @@ def write(directory: Path, size: Size, *, old_llava: bool = False) -> None:
         files = _glm_ocr(config, size.max_pixels)
     elif config["model_type"] == "paddleocr_vl":
         files = _paddleocr_vl(config, size.max_pixels)
+    elif config["model_type"] == "molmo":
+        files = _molmo(config)
     else:
         files = (_qwen3 if config["model_type"].startswith("qwen3") else _qwen)(config, size.max_pixels)
     for name, content in {**files, "config.json": config}.items():

@@ -18,7 +18,7 @@ Left out: outliers inside v and up, which no group in front of a norm sees, and 
 import math
 from typing import NamedTuple
 
-from bench.hub_config import LLAMA_DEFAULTS, TOWERS
+from bench.hub_config import LLAMA_DEFAULTS, MOLMO_VISION, TOWERS
 
 
 class Tensor(NamedTuple):
@@ -412,6 +412,49 @@ def _llava_video(config: dict) -> list[Tensor]:
     return found + _language("model.", "lm_head", config, qkv_bias=True, tied=False)
 
 
+def _molmo(config: dict) -> list[Tensor]:
+    """ViT, pooling, projector and decoder; the numbers of the tower where config.json does not say them."""
+    vision = {**MOLMO_VISION, **config.get("vision_config", {})}
+    width, inner, backbone = vision["hidden_size"], vision["intermediate_size"], "model.vision_backbone."
+    patch, sides = vision["patch_size"], len(config.get("vit_layers", [-2, -9]))
+    vit, patches = f"{backbone}image_vit.", (vision["image_size"] // patch) ** 2
+    hidden, mlp, words = config["hidden_size"], config["intermediate_size"] // 2, config["embedding_size"]
+    fused = hidden // config["num_attention_heads"] * config["num_key_value_heads"] * 2 + hidden
+    found = [
+        Tensor(f"{vit}class_embedding", (width,), width**-0.5),
+        Tensor(f"{vit}positional_embedding", (patches + 1, width), width**-0.5),
+        Tensor(f"{vit}patch_embedding.weight", (width, 3 * patch**2), (3 * patch**2) ** -0.5),
+        *_norm(f"{vit}pre_ln", width, bias=True, outliers=False),
+    ]
+    for i in range(vision["num_hidden_layers"]):
+        block = f"{vit}transformer.resblocks.{i}."
+        found += _norm(f"{block}attention_norm", width, bias=True) + _norm(f"{block}ffn_norm", width, bias=True)
+        for part in "qkv":
+            found += _linear(f"{block}attention.w{part}", width, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}attention.wo", width, width, bias=True)
+        found += _linear(f"{block}feed_forward.w1", inner, width, bias=True, behind_norm=width)
+        found += _linear(f"{block}feed_forward.w2", width, inner, bias=True)
+    for part in "qkv":
+        found += _linear(f"{backbone}image_pooling_2d.w{part}", width, sides * width, bias=True)
+    found += _linear(f"{backbone}image_pooling_2d.wo", width, width, bias=True)
+    for part, outputs, inputs in (("w1", mlp, width), ("w2", hidden, mlp), ("w3", mlp, width)):
+        found += _linear(f"{backbone}image_projector.{part}", outputs, inputs, bias=False)
+    found += [
+        Tensor(f"{backbone}pad_embed", (2, sides * width), 0.1),
+        Tensor("model.transformer.wte.embedding", (words, hidden), hidden**-0.5),
+        Tensor("model.transformer.wte.new_embedding", (128, hidden), hidden**-0.5),
+    ]
+    for i in range(config["num_hidden_layers"]):
+        block = f"model.transformer.blocks.{i}."
+        found += _norm(f"{block}attn_norm", hidden, bias=False) + _norm(f"{block}ff_norm", hidden, bias=False)
+        found += _linear(f"{block}att_proj", fused, hidden, bias=True, behind_norm=hidden)
+        found += _linear(f"{block}attn_out", hidden, hidden, bias=False)
+        found += _linear(f"{block}ff_proj", 2 * mlp, hidden, bias=False, behind_norm=hidden)
+        found += _linear(f"{block}ff_out", hidden, mlp, bias=False)
+    found += _norm("model.transformer.ln_f", hidden, bias=False, outliers=False)
+    return found + _linear("model.transformer.ff_out", words, hidden, bias=False)
+
+
 def tensors(config: dict) -> list[Tensor]:
     """Every tensor of the checkpoint that `config` (a hub config.json, see hub_config.py) describes."""
     if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
@@ -431,6 +474,8 @@ def tensors(config: dict) -> list[Tensor]:
         return _glm_ocr(config)
     if config["model_type"] == "paddleocr_vl":
         return _paddleocr_vl(config)
+    if config["model_type"] == "molmo":
+        return _molmo(config)
     text, vision = {**LLAMA_DEFAULTS, **config["text_config"]}, config["vision_config"]
     seen = _siglip_vision if vision["model_type"] == "siglip_vision_model" else _clip_vision
     newline = [] if config["model_type"] == "llava" else [Tensor("image_newline", (text["hidden_size"],), 0.02)]

@@ -1,11 +1,14 @@
 import os
 import sys
+import tempfile
 from pathlib import Path
 from uuid import uuid4
 
 # The tests' own helpers (tiny.py) and the packages beside them, wherever pytest was started.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Where transformers copies code that a checkpoint brings.
+os.environ.setdefault("HF_MODULES_CACHE", str(Path(tempfile.gettempdir()) / f"w8a8-tests-{os.getuid()}" / "modules"))
 # The tensors are tiny: a second thread only waits, and for a hundred times as long when the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

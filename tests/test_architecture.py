@@ -99,6 +99,7 @@ def test_no_module_is_dead():
     ]
     ahead += [package / "commands" / f"{name.replace('-', '_')}.py" for name in COMMANDS]
     places = [choice.place for table in (METHODS, SCHEMES, ROUNDINGS) for choice in table.values() if choice.place]
+    places += [family.processing.own.place for family in FAMILIES.values() if family.processing.own]
     ahead += [package / (place.partition(":")[0].replace(".", "/") + ".py") for place in places]
     reached = set()
     while ahead:

@@ -25,9 +25,10 @@ from quant.export import reader
 from quant.export.formats import export
 from quant.export.plan import make_plan
 from quant.families import FAMILIES, family_of
+from quant.families.areas import STEEPEST, resize
 from quant.files.checkpoint import Checkpoint
 from quant.inputs.encoder import Encoder
-from quant.inputs.sizes import STEEPEST, Measure, resize
+from quant.inputs.sizes import Measure
 from quant.model.streamed import StreamedModel
 from quant.servers.rules import check
 from quant.servers.rules.repair import repair

@@ -64,6 +64,8 @@ class Row:
     """Of JOBS, those that are shown; fewer where another row's family has the same towers."""
     served: bool = True
     """Whether a server has it, and transformers a class that reads its names; else shown in tests of its own."""
+    own_code: bool = False
+    """Whether its class is code that the checkpoint brings."""
     words: frozenset[str] | set[str] = frozenset({"W8A8"})
     """Types of int8 linears where static ones are asked for."""
     errors: dict[str, set[str]] = field(default_factory=dict)
@@ -113,9 +115,18 @@ ROWS = (
     Row("llava_video", ("llava_video-7b",), jobs=("static",), served=False, errors={"all": {"served"}}),
     Row("glm_ocr", ("glm_ocr",), errors={"all": {"served"}}),
     Row("paddleocr_vl", ("paddleocr_vl",), other_vision="int8", errors={"all": {"served"}}),
+    Row(
+        "molmo",
+        ("molmo-7b",),
+        "*attn_out",
+        several=False,
+        other_vision="int8",
+        errors={"all": {"served"}},
+        own_code=True,
+    ),
 )
 ROWS = tuple(
-    row for row in ROWS if hasattr(transformers, FAMILIES[row.architecture].built_as)
+    row for row in ROWS if row.own_code or hasattr(transformers, FAMILIES[row.architecture].built_as)
 )  # 4.57 has not all of them
 JOBS: dict[str, dict] = {
     "static": dict(anti_method="m2"),
@@ -146,7 +157,8 @@ def made(tmp_path_factory):
                 "mixed": {"dynamic_names": (row.dynamic,)},
                 "other vision": {"vision": row.other_vision},
             }
-            return QuantConfig(dev_type="cpu", **JOBS[name], **own.get(name, {}))
+            choices = {**JOBS[name], **own.get(name, {})}
+            return QuantConfig(dev_type="cpu", trust_remote_code=row.own_code, **choices)
 
         def job(self, row: Row, name: str) -> Path:
             out = root / f"{row.tiny}-{name}"
@@ -179,8 +191,12 @@ def test_streamed_equals_whole(tmp_path, made, row, dtype):
     if row.tiny.startswith("llava") and family.processing.video:
         clip = replace(shown := encoder.blank_clip(3, 64, 96), frames=torch.randint_like(shown.frames, 256))
         samples.append(encoder(Image.effect_noise((64, 96), 90).convert("RGB"), "What happens?", clips=[clip]))
-    samples += [two_images(encoder)] * row.several + [encoder(None, "How are you?")]
-    model = StreamedModel(checkpoint, family, getattr(torch, dtype))
+    samples += [two_images(encoder)] if row.several else []
+    samples += [encoder(None, "How are you?")]
+    pixels = family.tower("vision").inputs[0]
+    sizes = {tuple(sample[pixels].shape) for sample in samples if pixels in sample}
+    assert len(sizes) > 1 or not family.processing.limits and not family.processing.tile
+    model = StreamedModel(checkpoint, family, getattr(torch, dtype), trust_remote_code=row.own_code)
     again = {"vision": 1, "language": 1} if dtype == "bfloat16" else None  # taken up inside each tower
     assert_equal_to_the_whole(model, source, model.dtype, samples, cut=again)
 
@@ -194,7 +210,8 @@ def copied(checkpoint: Checkpoint) -> set[str]:
 @rows
 def test_names_of_the_tiny_size(made, row):
     checkpoint = Checkpoint(made.source(row))
-    model = StreamedModel(checkpoint, family_of(checkpoint.config, checkpoint.dir), torch.bfloat16)
+    family = family_of(checkpoint.config, checkpoint.dir)
+    model = StreamedModel(checkpoint, family, torch.bfloat16, trust_remote_code=row.own_code)
     assert set(model.names) == checkpoint.tensors.keys() - copied(checkpoint)
     assert sorted(model.names.values()) == sorted(name for name, _ in model.model.named_parameters())
 
@@ -207,8 +224,11 @@ PARAMETERS = {
     "qwen3_5-27b": 27_781_427_952,
     "qwen3_5-35b-a3b": 35_951_822_704,
     "glm_ocr": 1_325_258_240,
+    "molmo-7b": 8_021_025_280,
 }
-"""Of the published checkpoints, drafter and all: half the total_size of their index. Of the others it was not found."""
+"""Of the published checkpoints, drafter and all: half the total_size of their index, of float32 a quarter. Of the
+others it was not found.
+"""
 PUBLISHED = [(row, size) for row in ROWS for size in row.published]
 
 
@@ -220,7 +240,9 @@ def test_every_linear_of_the_published_size_is_decided(tmp_path, row, size):
     assert sum(tensor.size for tensor in tensors) == PARAMETERS.get(size, sum(tensor.size for tensor in tensors))
     checkpoint = headers_only(tmp_path, config, tensors)
     family = family_of(config, tmp_path)
-    model = StreamedModel(checkpoint, family, torch.bfloat16)
+    if row.own_code:
+        hub_files.write(tmp_path, hub_config.SIZES[size])
+    model = StreamedModel(checkpoint, family, torch.bfloat16, trust_remote_code=row.own_code)
     ignored = copied(checkpoint)
     assert model.names.keys() == checkpoint.tensors.keys() - ignored
     tied = {f"{model.head}.weight"} if config["tie_word_embeddings"] else set()
@@ -272,7 +294,7 @@ def test_sizes_are_what_the_processor_makes(made, row):
     encoder, measure = Encoder(made.source(row)), Measure(made.source(row), "What is this?")
     for height, width in ((90, 64), (64, 200), (300, 300)):
         inputs, sizes = encoder(Image.new("RGB", (width, height)), "What is this?"), measure(height, width)
-        assert sizes.pixel_values == tuple(inputs["pixel_values"].shape)
+        assert sizes.pixel_values == tuple(inputs[encoder.family.tower("vision").inputs[0]].shape)
         assert sizes.visual == (inputs["input_ids"] == encoder.image_token_id).sum() <= measure.largest()[1]
         assert sizes.input == inputs["input_ids"].numel() and sizes.patches <= measure.largest()[0]
 
@@ -303,7 +325,7 @@ def test_a_job_is_right_and_the_servers_take_it(made, row, name):
     # One image and four tokens: what is asked is whether the tensors are right, tower by tower.
     # Of three images and a prompt so little is known that ranges are made wide (arithmetic/prior.py), which costs KL.
     limits = {"kl": 0.05}
-    config = QuantConfig(dev_type="cpu", num_samples=1)
+    config = QuantConfig(dev_type="cpu", num_samples=1, trust_remote_code=row.own_code)
     report = verify(out, source, config, str(made.images), tokens=0, thresholds=limits)
     assert report["findings"] == []
     # Of outlier channels that nothing was done about W8A8 alone may cost more than the thresholds allow.
@@ -317,8 +339,8 @@ def test_a_job_is_right_and_the_servers_take_it(made, row, name):
 @torch.inference_mode()
 def test_read_back_by_the_runtime(made, row):
     """The export as a model of its own answers nearly as the float model does, and writes an answer."""
-    model, encoder = runtime.load(made.job(row, "static"))
-    whole, _ = runtime.load_float(made.source(row))
+    model, encoder = runtime.load(made.job(row, "static"), trust_remote_code=row.own_code)
+    whole, _ = runtime.load_float(made.source(row), trust_remote_code=row.own_code)
     inputs = encoder(Image.open(sorted(made.images.iterdir())[0]).convert("RGB"), "What is this?")
     wanted, got = (each(**inputs).logits.float() for each in (whole, model))
     assert (got - wanted).norm() < 0.2 * wanted.norm()
@@ -385,7 +407,7 @@ def test_a_key_that_is_lost_is_found_before_the_server_finds_it(tmp_path, made, 
     kind = config["model_type"]
     lost = [
         f"{FAMILIES[row.architecture].head}.weight",
-        next(key for key in said if "merger" in key or "o_proj" in key),
+        next(key for key in said if "merger" in key or "o_proj" in key or "attn_out" in key),
     ]
     for key in (key for key in lost if key.endswith(".weight")):
         broken = copy(out, tmp_path / key)
@@ -471,7 +493,7 @@ def test_the_commands_take_it(tmp_path, made, row, capsys):
     question = {"image": image.name, "prompt": "What is this?", "answers": "no"}
     data.write_text(json.dumps(question) + "\n")
     words = ["--data", str(data), "--results", str(tmp_path / "answers.jsonl"), "--json", str(tmp_path / "e.json")]
-    words += ["--max_new_tokens", "2"]
+    words += ["--max_new_tokens", "2", "--trust_remote_code", str(row.own_code)]
     assert main(["evaluate", "--model_path", str(source), "--quantized", str(out), *words]) in (0, 1)
     assert (tmp_path / "e.json").stat().st_size
     assert (

@@ -61,7 +61,14 @@ def stream(model: StreamedModel, samples: list[dict], cut: dict[str, int] | None
 
 def whole_model(model: StreamedModel, source, dtype: torch.dtype, samples: list[dict], blocks):
     """The same by transformers alone: block name -> outputs in the order of the calls, and the logits."""
-    whole = getattr(transformers, model.family.architecture).from_pretrained(source, dtype=dtype).eval()
+    if model.family.own_code:
+        whole = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=True).eval()
+        samples = [
+            {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+            for inputs in samples
+        ]
+    else:
+        whole = getattr(transformers, model.family.architecture).from_pretrained(source, dtype=dtype).eval()
     for (
         parameter
     ) in whole.parameters():  # out of the mapped file, where it lies at any address: of few tokens a product

@@ -15,7 +15,7 @@ import torch
 import transformers
 from PIL import Image
 
-from quant.base import transformers_api
+from quant.base import transformers_api, transformers_processors
 from quant.base.errors import QuantError, UsageError
 from quant.commands.cli import main
 from quant.families import FAMILIES
@@ -201,7 +201,7 @@ def test_settings_that_cannot_be_used(tmp_path, content):
 @pytest.mark.parametrize("architecture", DIRECTORIES)
 def test_read_tokenizer(checkpoints, architecture):
     """Everything that the chat template's part asks of it."""
-    tokenizer = transformers_api.read_tokenizer(checkpoints[architecture], False)
+    tokenizer = transformers_processors.read_tokenizer(checkpoints[architecture], False)
     ids = tokenizer("describe this image", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "describe this image"
     assert (
@@ -219,7 +219,7 @@ def test_read_image_processor(checkpoints, architecture):
         json.dumps({**said, "image_processor_type": f"{said['image_processor_type'].removesuffix('Fast')}Fast"})
     )
     try:
-        processor = transformers_api.read_image_processor(directory, False, image_mean=[0.1, 0.2, 0.3])
+        processor = transformers_processors.read_image_processor(directory, False, image_mean=[0.1, 0.2, 0.3])
     finally:
         file.write_text(json.dumps(said))
     assert "Fast" not in type(processor).__name__ and list(processor.image_mean) == [0.1, 0.2, 0.3]
@@ -272,23 +272,23 @@ def test_routing_of_either_version():
 
 def parts(checkpoints, architecture):
     directory, processing = checkpoints[architecture], FAMILIES[architecture].processing
-    tokenizer = transformers_api.read_tokenizer(directory, False)
+    tokenizer = transformers_processors.read_tokenizer(directory, False)
     arguments = processing.from_config(json.loads((directory / "config.json").read_text()))
-    return transformers_api.read_image_processor(directory, False), tokenizer, processing, arguments
+    return transformers_processors.read_image_processor(directory, False), tokenizer, processing, arguments
 
 
 @pytest.mark.parametrize("architecture", DIRECTORIES)
 def test_make_processor(checkpoints, architecture):
     """The class asked for, without a video processor, and still particular about the parts that are there."""
     images, tokenizer, processing, arguments = parts(checkpoints, architecture)
-    processor = transformers_api.make_processor(processing.processor, images, tokenizer, **arguments)
+    processor = transformers_processors.make_processor(processing.processor, images, tokenizer, **arguments)
     assert isinstance(processor, getattr(transformers, processing.processor))
     assert processor.image_processor is images and processor.tokenizer is tokenizer
     assert getattr(processor, "video_processor", None) is None
     with pytest.raises(TypeError):
-        transformers_api.make_processor(processing.processor, "no image processor", tokenizer, **arguments)
+        transformers_processors.make_processor(processing.processor, "no image processor", tokenizer, **arguments)
     with pytest.raises(UsageError, match="has no TomorrowProcessor"):
-        transformers_api.make_processor("TomorrowProcessor", images, tokenizer)
+        transformers_processors.make_processor("TomorrowProcessor", images, tokenizer)
 
 
 @pytest.mark.parametrize("architecture", DIRECTORIES)
@@ -296,9 +296,9 @@ def test_make_processor(checkpoints, architecture):
 def test_process(checkpoints, architecture, count):
     """Any number of images, one placeholder each; a picture 3 pixels high is not taken for three channels."""
     images, tokenizer, processing, arguments = parts(checkpoints, architecture)
-    processor = transformers_api.make_processor(processing.processor, images, tokenizer, **arguments)
+    processor = transformers_processors.make_processor(processing.processor, images, tokenizer, **arguments)
     pictures = [Image.new("RGB", size, "red") for size in ((90, 3), (60, 60))[:count]]
-    inputs = transformers_api.process(processor, pictures, processing.chat_image * count + "hi", False)
+    inputs = transformers_processors.process(processor, pictures, processing.chat_image * count + "hi", False)
     assert {"input_ids", "attention_mask"} <= inputs.keys() and ("pixel_values" in inputs) == bool(count)
     assert all(isinstance(value, torch.Tensor) for value in inputs.values())
     token = tokenizer.convert_tokens_to_ids(processing.image_token)
@@ -314,7 +314,7 @@ def test_asks_for_remote_code(checkpoints, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text("class Own:\n    pass\n")
     with pytest.raises(Exception) as caught:
-        transformers_api.read_image_processor(tmp_path, False)
+        transformers_processors.read_image_processor(tmp_path, False)
     assert transformers_api.asks_for_remote_code(caught.value)
     assert not transformers_api.asks_for_remote_code(OSError("no such file"))
 

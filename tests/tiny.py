@@ -41,6 +41,7 @@ FAMILIES = {
     "llava_video": "llava_video-tiny",
     "glm_ocr": "glm_ocr-tiny",
     "paddleocr_vl": "paddleocr_vl-tiny",
+    "molmo": "molmo-tiny",
 }
 
 

@@ -29,6 +29,7 @@ PACKED = {
     "llava_onevision": QKV | GATE_UP,
     "glm_ocr": QKV | GATE_UP,
     "paddleocr_vl": QKV | GATE_UP,
+    "molmo": {"qkv_proj": ["qkv_proj"], "gate_up_proj": ["gate_up_proj"], "merged_linear": ["gate_proj", "up_proj"]},
 }
 """model_type -> what is packed into one: the plugin's table where it has the model, else the class's own."""
 
@@ -67,8 +68,30 @@ MAPPERS: dict[str, dict[str, str | None]] = {
         "model.visual.": "visual.",
     },
     "paddleocr_vl": {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
+    "molmo": {
+        "model.vision_backbone.": "vision_backbone.",
+        "model.transformer.blocks.": "model.layers.",
+        "model.transformer.ln_f.": "model.norm.",
+        "model.transformer.mlp.down_proj.": "lm_head.",
+    },
 }
 """model_type -> prefix in the checkpoint -> prefix of the module; None: the key is dropped."""
+WITHIN = {
+    "model.transformer.|model.vision_backbone.": {
+        "image_projector.w1.": "image_projector.gate_proj.",
+        "image_projector.w3.": "image_projector.up_proj.",
+        "image_projector.w2.": "image_projector.down_proj.",
+        "att_proj": "self_attn.qkv_proj",
+        "attn_out": "self_attn.o_proj",
+        "ff_proj": "mlp.gate_up_proj",
+        "ff_out": "mlp.down_proj",
+        "attn_norm": "input_layernorm",
+        "ff_norm": "post_attention_layernorm",
+    }
+}
+"""Prefixes of Molmo's keys, which no other model has -> what is replaced anywhere in them before prefixes are. (In
+vLLM f06ae651 of 2025 molmo.py gave its linears no prefix: there all of them are built float.)
+"""
 DRAFTER: dict[str, dict[str, str | None]] = {"model.language_model.": "model.", "mtp.": "mtp."}
 """The same of the drafter, a model of its own (qwen3_5_mtp.py) that reads the mtp tensors of the same directory."""
 
@@ -77,6 +100,10 @@ def renamed(description: dict[str, str], mapper: dict[str, str | None]) -> dict[
     """The description under the modules' names: the first prefix that fits is replaced."""
     found = {}
     for key, word in description.items():
+        for prefixes, parts in WITHIN.items():
+            if key.startswith(tuple(prefixes.split("|"))):
+                for part, new_part in parts.items():
+                    key = key.replace(part, new_part, 1)
         old = next((old for old in mapper if key.startswith(old)), None)
         new = mapper[old] if old is not None else None
         if old is None:
@@ -161,6 +188,11 @@ def built(config: dict) -> Iterator[tuple[str, dict[str, list[str]]]]:
 def asked(config: dict) -> Iterator[str]:
     """The modules that a model of this config.json asks for; those of fused experts end in ".experts"."""
     yield from _vision(config)
+    if config["model_type"] == "molmo":
+        yield "lm_head"  # the embedding has no prefix, and is float like all that has none
+        parts = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+        yield from (f"model.layers.{index}.{part}" for index in range(config["num_hidden_layers"]) for part in parts)
+        return
     text, model = config.get("text_config", config), "language_model.model."
     yield f"{model}embed_tokens"
     yield "language_model.lm_head"
@@ -211,6 +243,12 @@ def _vision(config: dict) -> Iterator[str]:
                 f"{block}{name}" for name in ("attn.qkv_proj", "attn.proj", "mlp.gate_up_proj", "mlp.down_proj")
             )
         yield from (f"visual.merger.{name}" for name in ("proj", "gate_up_proj", "down_proj"))
+    elif kind == "molmo":
+        parts = *(f"attention.w{part}" for part in "qkvo"), "feed_forward.w1", "feed_forward.w2"
+        vit = "vision_backbone.image_vit.transformer.resblocks"
+        yield from (f"{vit}.{index}.{part}" for index in range(vision["num_hidden_layers"]) for part in parts)
+        yield from (f"vision_backbone.image_pooling_2d.w{part}" for part in "qkvo")
+        yield from (f"vision_backbone.image_projector.{part}" for part in ("merged_linear", "down_proj"))
     elif kind.startswith("llava"):
         for index in range(vision["num_hidden_layers"] + config["vision_feature_layer"] + 1):
             block = f"vision_tower.vision_model.encoder.layers.{index}."

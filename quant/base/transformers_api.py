@@ -4,11 +4,10 @@ An upgrade that changes one of these breaks it in this module alone, and the tes
 tests/test_transformers_api.py says which. What is documented and the same in all versions (AutoConfig, generate,
 get_input_embeddings) is called where it is needed.
 
-transformers is imported inside the functions: it takes seconds, and --help does without. The functions for tokenizer
-and processors work with 4.46, too, which the vendor's library needs.
+transformers is imported inside the functions: it takes seconds, and --help does without. Tokenizers and processors are
+in transformers_processors.py.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import QuantError, UsageError, one_line
+from .own_code import own_class
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel
 
@@ -69,7 +68,12 @@ def _number(version: str | None) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _class(name: str) -> Any:
+def version() -> tuple[int, int]:
+    """The first two numbers of the installed transformers' version."""
+    return _number(_installed("transformers"))
+
+
+def named_class(name: str) -> Any:
     """A class that a family names. Raises UsageError when the installed transformers does not have it yet."""
     import transformers
 
@@ -82,15 +86,20 @@ def _class(name: str) -> Any:
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
-def build_model(architecture: str, config, dtype: "torch.dtype") -> "PreTrainedModel":
+def build_model(architecture: str, config, dtype: "torch.dtype", own_code: Path | None = None) -> "PreTrainedModel":
     """The class `architecture` with freshly made parameters, on the device that torch makes tensors on.
 
-    config: transformers' own, of AutoConfig. dtype: of the parameters; 4.57 makes those of a part of the model with a
+    config: transformers' own, of AutoConfig. own_code: the checkpoint, where code that it brings may be run: it has the
+    classes that transformers has not. dtype: of the parameters; 4.57 makes those of a part of the model with a
     configuration of its own in the dtype that is written there, so what is put in their place must bring its dtype.
     The documented AutoModel...from_config chooses the class itself. Raises UsageError when there is no such class, and
     whatever transformers does about the config.
     """
-    return _class(architecture)._from_config(config, dtype=dtype)
+    import transformers
+
+    if own_code is not None and not hasattr(transformers, architecture):
+        return own_class(architecture, config, own_code)._from_config(config, dtype=dtype)
+    return named_class(architecture)._from_config(config, dtype=dtype)
 
 
 def head_name(model: "PreTrainedModel") -> str:
@@ -185,114 +194,30 @@ def routing(module, args: tuple, kwargs: dict) -> "tuple[Tensor, Tensor, Tensor]
     return hidden, given["top_k_index"], given["top_k_weights"]
 
 
-# -- tokenizer and processors ------------------------------------------------------------------------------------------
-
-
-def read_tokenizer(directory: Path, trust_remote_code: bool):
-    """The tokenizer in `directory`. Raises whatever transformers does, of damaged files what is no Exception, too."""
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(
-        str(directory), local_files_only=True, trust_remote_code=trust_remote_code
-    )
-
-
-def read_image_processor(directory: Path, trust_remote_code: bool, **settings):
-    """The image processor in `directory`, the one that computes with Pillow and numpy: the torchvision one's pixels
-    differ. settings: take precedence over its file. Raises whatever transformers does.
-    """
-    # Under its short name, transformers.AutoImageProcessor, it could not be had without torchvision until 5.17.
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    backend = {"backend": "pil"} if _number(_installed("transformers")) >= (5, 0) else {"use_fast": False}
-    return AutoImageProcessor.from_pretrained(
-        str(directory), local_files_only=True, trust_remote_code=trust_remote_code, **backend, **settings
-    )
-
-
-def make_processor(name: str, image_processor, tokenizer, **arguments):
-    """A processor of class `name` for images and text, without a video processor, which would want torchvision: the
-    class's own check of its parts lets an absent one pass.
-
-    Raises UsageError when there is no such class, and whatever transformers does about the arguments.
-    """
-    whole = _class(name)
-
-    class ImagesOnly(whole):  # type: ignore[misc, valid-type]
-        def check_argument_for_proper_class(self, argument_name, argument):
-            if argument is not None:
-                return super().check_argument_for_proper_class(argument_name, argument)
-
-    return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, **arguments)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a processor asks of a video beside its pixels: of `total` frames at `rate` a second the numbers `taken`."""
-
-    total: int
-    rate: float
-    taken: tuple[int, ...]
-
-
-def process(
-    processor,
-    images: "list[Image.Image]",
-    text: str,
-    add_special_tokens: bool,
-    videos: "tuple[dict[str, Tensor], list[Sampled]] | None" = None,
-    frame_features: int | None = None,
-    **numbers: int,
-) -> "dict[str, Tensor]":
-    """RGB images (none: [] will do) and the text with their placeholders -> the model's inputs, batch 1. videos: what a
-    video processor would make of them, for the placeholders of videos; frame_features: of a frame, where the processor
-    counts otherwise; numbers: its merge_size and temporal_patch_size, by which features are counted.
-
-    Raises UsageError for videos with a transformers that does not know them; whatever the processor does.
-    """
-    # Without its layout 4.x takes an image that is 1 or 3 pixels high for one with the channels first.
-    given: dict[str, Any] = {"images": images, "input_data_format": "channels_last"} if images else {}
-    # LLaVA-OneVision's takes images that are listed side by side for prompts of one image each.
-    if images and "batch_num_images" in getattr(processor.image_processor, "model_input_names", ()):
-        given["images"] = [images]
-    if videos:
-        processor = _with_videos(processor, *videos, given, numbers)
-        if frame_features:
-            token, each = processor.video_token, [frame_features * len(clip.taken) for clip in videos[1]]
-            processor.replace_video_token = lambda inputs, video_idx=0, **_: token * each[video_idx]
-    return dict(processor(text=[text], return_tensors="pt", add_special_tokens=add_special_tokens, **given))
-
-
-def _with_videos(processor, made: "dict[str, Tensor]", sampled: list[Sampled], given: dict, numbers: dict):
-    """The processor with a video processor that hands over what is made already; adds to `given` what it is called
-    with.
+def end_rows_in_newline(model: "PreTrainedModel") -> None:
+    """Let LLaVA-OneVision's class do with the frames of a video, pooled features [frames, side * side, width], as
+    LLaVA-Video does: image_newline ends every row of every frame, and none stands behind the last. (LLaVA-NeXT df17966,
+    llava.model.llava_arch: add_token_per_grid, mm_newline_position "grid".)
     """
     import torch
 
-    version = _number(_installed("transformers"))
-    if version < FIRST:
-        raise UsageError(f"videos need transformers {FIRST[0]}.{FIRST[1]} or a later one")
-    from transformers.video_utils import VideoMetadata
+    inner = model.model
+    whole: Any = type(inner)
 
-    metadata = [
-        VideoMetadata(each.total, fps=each.rate, duration=each.total / each.rate, frames_indices=list(each.taken))
-        for each in sampled
-    ]
+    class EndedRows(whole):
+        def apply_pooling(self, features):
+            pooled = super().apply_pooling(features)
+            side = round(pooled.shape[1] ** 0.5)
+            rows = pooled.unflatten(1, (side, side))
+            newline = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
+            return torch.cat([rows, newline], 2).flatten(1, 2)
 
-    class Made:
-        model_input_names = list(made)
+        def get_video_features(self, *args, **kwargs):
+            found = super().get_video_features(*args, **kwargs)
+            found.pooler_output = found.pooler_output[:, :-1]
+            return found
 
-        def __call__(self, videos=None, **kwargs):
-            return {**made, "video_metadata": metadata}
-
-    whole, video_processor = copy.copy(processor), Made()
-    for name, number in numbers.items():
-        setattr(video_processor, name, number)
-    whole.video_processor = video_processor
-    given["videos"] = [torch.zeros(len(each.taken), 3, 1, 1) for each in sampled]  # they are counted, no more
-    if version < (5, 0):
-        given["videos_kwargs"] = {"fps": [each.rate * len(each.taken) / each.total for each in sampled]}
-    return whole
+    inner.__class__ = EndedRows
 
 
 def asks_for_remote_code(error: BaseException) -> bool:

@@ -74,7 +74,7 @@ def _block_bytes(calibrator: Calibrator) -> dict[str, int]:
     for tower in family.towers:
         sizes[tower.name] = max((size for (name, _), size in blocks.items() if name == tower.name), default=0)
     for name, info in calibrator.checkpoint.tensors.items():
-        if family.block_of(name) is None and name not in (f"{family.head}.weight", f"{family.embedding}.weight"):
+        if family.block_of(name) is None and name not in (f"{family.head}.weight", family.embedding_tensor):
             sizes["outside"] += prod(info.shape) * itemsize
     return sizes
 

@@ -61,7 +61,7 @@ class Writer:
         ANSWER times for each. Raises QuantError for a model whose logits are not finite, and as the inputs do.
         """
         written: dict[str, tuple[int, ...]] = {}
-        for keys in batched(inputs, self._at_once):
+        for keys in batched(inputs, 1 if self._encoder.family.processing.alone else self._at_once):
             made = {key: value for key in keys if (value := inputs[key]())}
             names, steps = [f"answer {key}" for key in made], len(keys) * ANSWER
             if made:

@@ -40,7 +40,7 @@ from ..model.paused import Kept, Key
 class State:
     """identity: name -> value of all that the bytes depend on; done: tower -> blocks committed; outside: whether what
     stands outside the blocks is written, too; blocks: their entries of the run's log; seconds: computed so far;
-    answers_tuple: tower -> whether its blocks return tuples (StreamedModel.answers_tuple).
+    answers_tuple: tower -> how long a tuple its blocks return (StreamedModel.answers_tuple).
     """
 
     identity: dict[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class State:
     outside: bool = False
     blocks: list[dict] = field(default_factory=list)
     seconds: float = 0.0
-    answers_tuple: dict[str, bool] = field(default_factory=dict)
+    answers_tuple: dict[str, int] = field(default_factory=dict)
 
 
 class Work:
@@ -116,7 +116,7 @@ class Work:
                 _save(self._hidden / f"{tower}-{index}.{rank}.tap.safetensors", taps)
 
     def commit_block(
-        self, tower: str, index: int, entry: dict, seconds: float, answers_tuple: dict[str, bool], writes: bool = True
+        self, tower: str, index: int, entry: dict, seconds: float, answers_tuple: dict[str, int], writes: bool = True
     ) -> None:
         """Call when the block's tensors and every rank's hidden states are on the disk. writes: the other ranks only
         remember it.

@@ -107,7 +107,7 @@ class LocalModel:
 
         assert self.loaded is not None
         model, encoder = self.loaded
-        if len(inputs) < 2:
+        if len(inputs) < 2 or encoder.family.processing.alone:
             return [generation.greedy(model, one, self.max_new_tokens) for one in inputs]
         try:
             return generation.greedy_batch(model, inputs, self.max_new_tokens, encoder.padding_id)

@@ -100,7 +100,8 @@ def symmetric_scale(export: Export, linear: str) -> Tensor:
 
 def _config(export: Export, family: Family, act: str) -> dict:
     config = {key: value for key, value in export.config.items() if key not in ("quantize", "quantization_config")}
-    config["vision_config"] = {key: value for key, value in config["vision_config"].items() if key != "quantize"}
+    if "vision_config" in config:
+        config["vision_config"] = {key: value for key, value in config["vision_config"].items() if key != "quantize"}
     activations = {**INT8, "strategy": "token" if act == "dynamic" else "tensor", "dynamic": act == "dynamic"}
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",

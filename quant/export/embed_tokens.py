@@ -36,7 +36,7 @@ def embedding(checkpoint: Checkpoint) -> tuple[str, TensorInfo]:
 
     Raises UsageError for an unknown architecture, QuantError when the checkpoint has no such matrix.
     """
-    name = f"{family_of(checkpoint.config, checkpoint.dir).embedding}.weight"
+    name = family_of(checkpoint.config, checkpoint.dir).embedding_tensor
     if name not in checkpoint.tensors:
         raise QuantError(f"{checkpoint.dir}: tensor {name} is missing; fetch the model again")
     info = checkpoint.tensors[name]

@@ -179,7 +179,7 @@ def _write_weights(export: Export, kept: dict[str, TensorInfo], directory: Path,
 def _config(export: Export, save_type: str, act: str, word: str) -> dict:
     config = {key: value for key, value in export.config.items() if key != "quantization_config"}
     config["quantize"] = MINDIE_NAMES[word]
-    if act == "dynamic":  # MindIE's vision tower knows static int8 or float
+    if act == "dynamic" and "vision_config" in config:  # MindIE's vision tower knows static int8 or float
         config["vision_config"] = {key: value for key, value in config["vision_config"].items() if key != "quantize"}
     if save_type == "mindie":
         config["quantization_config"] = _settings(export)

@@ -175,7 +175,8 @@ def _linears(checkpoint: Checkpoint, family: Family) -> Iterator[tuple[str, Towe
                 yield name, tower, index
     for tensor, info in checkpoint.tensors.items():
         name = tensor.removesuffix(".weight")
-        if name != tensor and len(info.shape) == 2 and name not in in_blocks and "embed" not in name:
+        listed = "embed" not in name or match(family.must_float, name)
+        if name != tensor and len(info.shape) == 2 and name not in in_blocks and listed:
             yield name, None, None
 
 

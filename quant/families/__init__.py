@@ -11,6 +11,7 @@ from .llava_next import LLAVA_NEXT
 from .llava_next_video import LLAVA_NEXT_VIDEO
 from .llava_onevision import LLAVA_ONEVISION
 from .llava_video import LLAVA_VIDEO
+from .molmo import MOLMO
 from .paddleocr_vl import PADDLEOCR_VL
 from .qwen2_5vl import QWEN2_5_VL
 from .qwen2vl import QWEN2_VL
@@ -23,7 +24,7 @@ FAMILIES: dict[str, Family] = {
     family.architecture: family
     for family in (
         *(QWEN2_VL, QWEN2_5_VL, LLAVA, QWEN3_VL, INTERNVL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE),
-        *(LLAVA_ONEVISION, LLAVA_NEXT, LLAVA_NEXT_VIDEO, LLAVA_VIDEO, GLM_OCR, PADDLEOCR_VL),
+        *(LLAVA_ONEVISION, LLAVA_NEXT, LLAVA_NEXT_VIDEO, LLAVA_VIDEO, GLM_OCR, PADDLEOCR_VL, MOLMO),
     )
 }
 """config.json's "architectures" -> Family."""

@@ -143,7 +143,7 @@ class Family:
     towers: tuple[Tower, ...]
     """In the order in which data flows."""
     embedding: str
-    """Hub name of the token embedding."""
+    """Hub name of the token embedding's module."""
     final_norm: str
     """Hub name of the norm between the last language block and the head."""
     head: str
@@ -210,6 +210,10 @@ class Family:
     """config.json -> why this size is not among those that MindIE documents in W8A8; None where it is."""
     mindie_vision_follows: bool = False
     """Whether MindIE builds the vision tower by the language model's `quantize`: of a W8A8 model it must be int8."""
+    embedding_leaf: str = "weight"
+    """What the embedding's table is called in that module, where words beside the vocabulary have one of their own."""
+    own_code: bool = False
+    """Whether the model's class is code that the checkpoint brings, which transformers has no class for."""
     mindie_experts: bool = False
     """Whether MindIE calls the model W8A8_DYNAMIC, for its experts, and builds attention and vision for W8A8."""
     may_hold: Callable[[dict], Shapes] = lambda config: {}
@@ -221,6 +225,11 @@ class Family:
     """Pattern of linears -> last parts of further names under which vLLM-Ascend looks their types up: of one that it
     packs of several, or takes for several. The description has an entry under each. Read in sources, not run.
     """
+
+    @property
+    def embedding_tensor(self) -> str:
+        """Hub name of the embedding's table [vocabulary, hidden]."""
+        return f"{self.embedding}.{self.embedding_leaf}"
 
     def tower(self, name: str) -> Tower:
         """The tower of that name."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..base.choices import Choice
 from .video import Video
 
 AGREES = {
@@ -18,7 +19,7 @@ class Processing:
     """How images and a prompt become the model's inputs."""
 
     processor: str
-    """Class in transformers."""
+    """Class in transformers, or of the checkpoint's own code."""
     image_processors: tuple[str, ...]
     """Classes in transformers that preprocessor_config.json may name, without the "Fast" of some."""
     image_token: str
@@ -45,6 +46,14 @@ class Processing:
     """config.json -> the processor's arguments that must agree with it."""
     tiles: Callable[[dict, dict], int] | None = None
     """config.json, the image processor's settings -> into how many tiles an image is cut at most; None: into none."""
+    tile: Callable[[dict], int] | None = None
+    """config.json -> pixels a side of a tile, where the tower gets [1, tiles, patches, numbers]; None: its shape says
+    it.
+    """
+    own: Choice | None = None
+    """The class here that stands in for the processor, where the checkpoint's is code of its own (inputs/crops.py)."""
+    alone: bool = False
+    """Whether the inputs of several samples make no batch: answers are written one at a time."""
     most_features: Callable[[dict], int] | None = None
     """config.json -> image features that no image exceeds, where tiles do not all give as many; None: they do."""
     image_settings: Callable[[dict], dict] | None = None

@@ -209,7 +209,7 @@ class Encoder:
         described: dict = {
             "processor": self.family.processing.processor,
             "image_processor": self._processor.image_processor,
-            "image_backend": "pil",
+            "image_backend": "own" if self.family.processing.own else "pil",
             "chat_template": self._chat.source,
             "filled_from_config": self._processor.filled,
         }

@@ -10,7 +10,7 @@ The files are a stranger's: their numbers are checked before they are used (proc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base import transformers_api, transformers_parts
+from ..base import transformers_api, transformers_processors
 from ..base.errors import QuantError, UsageError, one_line
 from ..families.processing import Processing
 from . import processor_files
@@ -96,13 +96,13 @@ class Processor:
                 )
         videos, numbers = None, {}
         if clips and self.video:
-            sampled = [transformers_api.Sampled(clip.total, clip.rate, clip.taken) for clip in clips]
+            sampled = [transformers_processors.Sampled(clip.total, clip.rate, clip.taken) for clip in clips]
             videos = self.video.features(clips), sampled
             numbers = {"merge_size": self.video.merge, "temporal_patch_size": self.video.frames}
             if count := self.video.frame_features:
                 numbers["frame_features"] = count
         try:
-            return transformers_api.process(self._processor, images, text, add_special_tokens, videos, **numbers)
+            return transformers_processors.process(self._processor, images, text, add_special_tokens, videos, **numbers)
         except QuantError:
             raise
         except Exception as error:
@@ -163,17 +163,22 @@ class Processor:
             low, high = self._edges
             settings = {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
         try:
-            self.tokenizer = transformers_api.read_tokenizer(self._directory, trust_remote_code)
+            self.tokenizer = transformers_processors.read_tokenizer(self._directory, trust_remote_code)
             added = [token for token in self._processing.added_tokens if token not in self.tokenizer.get_vocab()]
             self.tokenizer.add_tokens(added, special_tokens=True)
-            if self._file.name == "config.json":
-                kind = self._processing.image_processors[0]
-                images = transformers_parts.make_image_processor(kind, self._settings)
+            if self._processing.own:
+                self._processor = images = self._processing.own.load()(self._file, self._settings, self.tokenizer)
             else:
-                images = transformers_api.read_image_processor(self._directory, trust_remote_code, **settings)
-            self._processor = transformers_api.make_processor(
-                self._processing.processor, images, self.tokenizer, **arguments
-            )
+                if self._file.name == "config.json":
+                    kind = self._processing.image_processors[0]
+                    images = transformers_processors.make_image_processor(kind, self._settings)
+                else:
+                    images = transformers_processors.read_image_processor(
+                        self._directory, trust_remote_code, **settings
+                    )
+                self._processor = transformers_processors.make_processor(
+                    self._processing.processor, images, self.tokenizer, **arguments
+                )
         except (KeyboardInterrupt, SystemExit, QuantError):
             raise
         # OSError, ValueError, KeyError and more, by file and version; of the tokenizer's Rust, what is no Exception.

@@ -71,8 +71,10 @@ class Measure:
         self._encode = lambda height, width: encoder(Image.new("RGB", (width, height)), prompt)
         self._image_token, self._tiles = encoder.image_token_id, encoder.tiles
         self._most = processing.most_features(config) if processing.most_features else None
+        self._side = processing.tile(config) if processing.tile else None
         blank = self._encode(self._patch * self._merge, self._patch * self._merge)
-        self._blank_pixels = tuple(blank["pixel_values"].shape)
+        self._pixels = encoder.family.tower("vision").inputs[0]
+        self._blank_pixels = tuple(blank[self._pixels].shape)
         self._blank_visual = int((blank["input_ids"] == encoder.image_token_id).sum())
         self.text = blank["input_ids"].numel() - self._blank_visual
 
@@ -80,9 +82,11 @@ class Measure:
         """Raises QuantError for an image that the processor would refuse."""
         if self._tiles:  # which grid of tiles suits an image best is the processor's to say
             inputs = self._encode(height, width)
-            pixels, visual = tuple(inputs["pixel_values"].shape), int((inputs["input_ids"] == self._image_token).sum())
-            patches = math.prod(pixels[:-3]) * (pixels[-2] // self._patch) * (pixels[-1] // self._patch)
-            return Sizes((height, width), (pixels[-2], pixels[-1]), patches, pixels, visual, self.text)
+            pixels, visual = tuple(inputs[self._pixels].shape), int((inputs["input_ids"] == self._image_token).sum())
+            rows, columns = (self._side, self._side) if self._side else pixels[-2:]
+            patches = self._tiles_of(pixels) * (rows // self._patch) * (columns // self._patch)
+            text = inputs["input_ids"].numel() - visual  # tokens that set off rows and tiles are more in some images
+            return Sizes((height, width), (rows, columns), patches, pixels, visual, text)
         if self.limits is None:
             rows, columns = self._blank_pixels[-2:]
         else:
@@ -110,10 +114,16 @@ class Measure:
         text = inputs["input_ids"].numel() - visual
         return Sizes((height, width), (rows, columns), patches, pixels, visual, text)
 
+    def _tiles_of(self, pixels: tuple[int, ...]) -> int:
+        """How many tiles are in the tower's input of this shape."""
+        return pixels[1] if self._side else math.prod(pixels[:-3])
+
     def largest(self) -> tuple[int, int]:
         """(patches, visual tokens) that no image exceeds."""
         if self.limits is None:
             one = self(self._patch, self._patch)
             tile = one.resized[0] // self._patch * (one.resized[1] // self._patch)
-            return tile * (self._tiles or 1), self._most or one.visual * (self._tiles or 1)
+            tiles = self._tiles or 1
+            visual = one.visual * -(-tiles // self._tiles_of(one.pixel_values))
+            return tile * tiles, self._most or visual
         return self.limits[1] // self._patch**2, self.limits[1] // (self._patch * self._merge) ** 2

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..base import transformers_api, transformers_parts
+from ..base import transformers_api
 from ..base.errors import QuantError, UsageError, one_line
 from ..families.family import Family
 from ..files.checkpoint import Source
@@ -45,7 +45,8 @@ def empty_model(
     checkpoint holds them.
 
     Raises UsageError for a transformers that is too old, too new or without that class, QuantError for a config.json
-    that it cannot build a model from, or that describes far more than the weights hold.
+    that it cannot build a model from, or that describes far more than the weights hold, and for a class that is the
+    checkpoint's own code, unless that may be run.
     """
     transformers_api.check_version()
     import transformers
@@ -58,20 +59,24 @@ def empty_model(
             config = transformers.AutoConfig.from_pretrained(
                 checkpoint.dir, local_files_only=True, trust_remote_code=trust_remote_code
             )
+        trusted = checkpoint.dir if trust_remote_code else None
         with torch.device("meta"):
-            _refuse_absurd(transformers_api.build_model(family.built_as, config, dtype), checkpoint)
+            _refuse_absurd(transformers_api.build_model(family.built_as, config, dtype, trusted), checkpoint)
         with _LargeOnMeta(), init_empty_weights(include_buffers=False):
-            model = transformers_api.build_model(family.built_as, config, dtype)
+            model = transformers_api.build_model(family.built_as, config, dtype, trusted)
     except (QuantError, UsageError):
         raise
     except Exception as err:  # of any kind: transformers reads an untrusted file
+        if not trust_remote_code and transformers_api.asks_for_remote_code(err):
+            way_out = "its model is code of its own: read it, then pass --trust_remote_code True"
+            raise QuantError(f"{checkpoint.dir}: {way_out}") from None
         raise QuantError(
             f"{checkpoint.dir / 'config.json'}: transformers {transformers.__version__} cannot build the model from it"
             f" ({one_line(err)})"
         ) from None
     unfuse(model)
     if (video := family.processing.video) and video.newline_rows(checkpoint.config):
-        transformers_parts.end_rows_in_newline(model)
+        transformers_api.end_rows_in_newline(model)
     return model.eval()
 
 

@@ -69,6 +69,11 @@ def first(output) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def _things(output) -> int:
+    """How long a tuple a block's output is, which the model may take apart; 0 for a tensor."""
+    return len(output) if isinstance(output, tuple) else 0
+
+
 @dataclass
 class Passed:
     """What one pass through a tower leaves: the last used block's output, and the outputs of its taps by block."""
@@ -147,7 +152,7 @@ class Walk:
             # Another pass is let through before any block has run: find out in what form blocks answer.
             call = next(iter(self.calls.values()))
             output = call.on(call.hidden.clone())(self.model.block(self.tower, self.start))
-            self.model.answers_tuple[self.tower.name] = isinstance(output, tuple)
+            self.model.answers_tuple[self.tower.name] = _things(output)
         forward = Forward(self.model, self.earlier, self, key)
         self._forwards[key] = greenlet(forward.run)
         call = self._stands(key, self._forwards[key].switch(self._samples[key[0]]))
@@ -177,7 +182,7 @@ class Walk:
         read, would keep every one of them in memory.
         """
         for key, output in outputs.items():
-            self.model.answers_tuple[self.tower.name] = isinstance(output, tuple)
+            self.model.answers_tuple[self.tower.name] = _things(output)
             if self.index in self.tapped:
                 # Cloned: what follows in the model may write into what it is given.
                 self._taps.setdefault(key, {})[self.index] = first(output).clone()
@@ -263,7 +268,8 @@ class Forward:
         return self._in_form(tower, passed.taps[index].clone() if index in passed.taps else call.hidden)
 
     def _in_form(self, tower: Tower, hidden: Tensor):
-        return (hidden,) if self.model.answers_tuple[tower.name] else hidden
+        things = self.model.answers_tuple[tower.name]
+        return (hidden, *[None] * (things - 1)) if things else hidden
 
 
 def logits_at(

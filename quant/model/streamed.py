@@ -47,8 +47,8 @@ class StreamedModel:
         self._blocks: dict[str, nn.Module] = {}
         self._outside: list[str] = []
         self._users = 0  # of what stands outside the blocks
-        self.answers_tuple: dict[str, bool] = {}
-        """Tower name -> whether its blocks return a tuple, or a tensor; known once one of them has run."""
+        self.answers_tuple: dict[str, int] = {}
+        """Tower name -> how long a tuple its blocks return, 0 for a tensor; known once one of them has run."""
 
     def _map_names(self) -> dict[str, str]:
         """Hub tensor name -> module name, one to one, of every tensor that the installed transformers' model has a
@@ -168,7 +168,7 @@ class StreamedModel:
             if owner is skipped:
                 continue
             self._outside.append(tensor)
-            if ids is not None and owner is embedding:
+            if ids is not None and owner is embedding and tensor == self.family.embedding_tensor:
                 self.set(tensor, read_rows(self.checkpoint.tensors[tensor], ids))
             else:
                 self.set(tensor, self.checkpoint.load(tensor))

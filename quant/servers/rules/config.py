@@ -39,7 +39,7 @@ def model_type(directory: Directory, target: Target) -> Iterator[Finding]:
 
 def tied_head(directory: Directory, target: Target) -> Iterator[Finding]:
     """A head of its own, or tie_word_embeddings; both only where they are the same."""
-    head, embedding = f"{directory.head}.weight", f"{directory.family.embedding}.weight"
+    head, embedding = f"{directory.head}.weight", directory.family.embedding_tensor
     if head not in directory.tensors and not directory.tied:
         yield Finding(
             head,

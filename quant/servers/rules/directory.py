@@ -108,7 +108,7 @@ class Directory:
         """What must be there: what the family's blocks hold; and what any block of a tower has, each of them. That is
         all that is known of a family that does not say, and else the shift of a norm.
         """
-        names = {f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight", *self.shapes}
+        names = {self.family.embedding_tensor, f"{self.family.final_norm}.weight", *self.shapes}
         names -= self.family.may_hold(self.config).keys()
         for tower in self.family.towers:
             inside = (

@@ -126,7 +126,7 @@ def config_numbers(directory: Directory, target: Target) -> Iterator[Finding]:
 def _key_of(directory: Directory, tower: str | None, number, tensor: str) -> str:
     """Which key of config.json a dimension comes from, as far as its value tells."""
     config, family = directory.config, directory.family
-    if tensor in (f"{family.embedding}.weight", f"{family.head}.weight") and number == family.vocab_size(config):
+    if tensor in (family.embedding_tensor, f"{family.head}.weight") and number == family.vocab_size(config):
         return "'s vocab_size"
     place: Tower = family.tower(tower or "language")
     heads, shared = place.heads(config)
