@@ -194,6 +194,12 @@ class StreamedModel:
         finally:
             self.clear_outside()
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., width] behind the last language block -> [..., vocabulary]; what comes after the blocks takes every
+        position alone. Call inside outside().
+        """
+        return self.model.get_output_embeddings()(self._owner(f"{self.family.final_norm}.weight")(hidden))
+
     def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A sample's inputs, [1, ...], where the model computes."""
         return {key: value.to(self.device) for key, value in inputs.items()}

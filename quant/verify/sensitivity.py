@@ -28,12 +28,14 @@ from torch import Tensor
 from ..export.reader import Export
 from ..families.family import Family, Group, Tower
 from ..files.checkpoint import Checkpoint
-from ..model.paused import Call, Key, Passed, Walk, first, logits_at
+from ..model.paused import Call, Key, Passed, Walk, first
 from .roundings import Roundings
 from .verify import compared_positions
 
 FLOAT, INT8 = -1, -2  # the models that the others branch off
 KINDS = ("static", "dynamic", "company")
+TOKENS = 1024  # of branches that a block takes at once
+AT_ONCE = 256  # positions whose logits are in memory together
 
 
 @dataclass
@@ -141,12 +143,10 @@ class Analysis:
                     for key, parent, output in self._branch(tower, index, block, walk.calls, rounded, dynamic)
                 }
                 for key, hidden in born.items():
-                    call = walk.calls[parents[key]]
-                    if not torch.equal(before[parents[key]], call.hidden):  # the model adds something between blocks
-                        hidden = hidden + (call.hidden - before[parents[key]])
-                    members = list(rounded.values()) if parents[key][0] >= len(self.inputs) else []
-                    with self.model.replaced(members):
-                        born[key] = first(call.on(hidden.clone())(block))
+                    now, then = walk.calls[parents[key]].hidden, before[parents[key]]
+                    if not torch.equal(then, now):  # the model adds something between blocks
+                        born[key] = hidden + (now - then)
+                self._carry(block, tower, born, parents, walk.calls, rounded)
                 for key, (parent, hidden) in fresh.items():
                     parents[key], born[key] = parent, hidden
                     taps[key] |= {tap: value.clone() for tap, value in walk.taps(parent).items()}
@@ -159,6 +159,25 @@ class Analysis:
                 on_block()
         self.passed[tower.name] = walk.passed | {key: Passed(hidden, taps[key]) for key, hidden in born.items()}
         self._inherit(tower, parents)
+
+    def _carry(
+        self, block, tower: Tower, born: dict[Key, Tensor], parents: dict[Key, Key], calls: dict[Key, Call], int8: dict
+    ) -> None:
+        """Every branch through a block in which it is as its parent is. Those of one parent go together, where what
+        blocks take has a batch.
+        """
+        of_parent: dict[Key, list[Key]] = defaultdict(list)
+        for key in born:
+            of_parent[parents[key]].append(key)
+        for parent, keys in of_parent.items():
+            call = calls[parent]
+            batched = tower.name == "language" and call.hidden.ndim == 3
+            at_once = max(1, TOKENS // call.hidden.shape[1]) if batched else 1
+            with self.model.replaced(list(int8.values()) if parent[0] >= len(self.inputs) else []):
+                for start in range(0, len(keys), at_once):
+                    part = keys[start : start + at_once]
+                    output = first(call.on(torch.cat([born[key] for key in part]))(block))
+                    born.update(zip(part, output.split(len(output) // len(part))))
 
     def _int8_after(self, name: tuple[int, str, int]) -> bool:
         """Whether what entered the tower so is all int8 from there on."""
@@ -211,25 +230,35 @@ class Analysis:
 
     def _compare(self) -> None:
         """KL of every model against the float one."""
-        config, samples = self.checkpoint.config, range(len(self.inputs))
+        config = self.checkpoint.config
         positions = [compared_positions(inputs, self.family, config) for inputs in self.inputs]
         self.found.positions = sum(len(keep) for keep in positions)
         sums: dict[Member, float] = defaultdict(float)
-
-        def log_probabilities(number: int, sample: int) -> Tensor:
-            inputs, keep = self.inputs[sample], positions[sample]
-            return logits_at(self.model, number, inputs, self.passed, keep)[0].float().log_softmax(-1)
-
+        of_sample: dict[int, list[tuple[Member, int]]] = defaultdict(list)
+        for (group, kind, sample), number in self.branches.numbers.items():
+            of_sample[sample].append(((group, kind), number))
         with self.model.outside():
-            wanted = [log_probabilities(self.branches.number(FLOAT, "", sample), sample) for sample in samples]
-            for (group, kind, sample), number in self.branches.numbers.items():
-                if group != FLOAT:
-                    sums[group, kind] += divergence(wanted[sample], log_probabilities(number, sample))
+            for sample, keep in enumerate(positions):
+                said = self._said(sample, keep, [number for _, number in of_sample[sample]])
+                wanted = next(said)  # FLOAT has the first number
+                for (member, _), got in zip(of_sample[sample][1:], said):
+                    sums[member] += divergence(wanted, got)
         means = {member: total / max(self.found.positions, 1) for member, total in sums.items()}
         self.found.kl = means[INT8, ""]
         for number, cost in enumerate(self.found.groups):
             cost.static, cost.dynamic = (means.get((number, kind), math.nan) for kind in ("static", "dynamic"))
             cost.company = self.found.kl - means.get((number, "company"), math.nan)
+
+    def _said(self, sample: int, keep: Tensor, numbers: list[int]) -> Iterator[Tensor]:
+        """float32 [P, vocabulary] of each number: log-probabilities at the positions `keep`, int64 [P].
+
+        Those of many numbers go through the head together.
+        """
+        *_, last = self.family.towers
+        at_once = max(1, AT_ONCE // len(keep))
+        for start in range(0, len(numbers), at_once):
+            hidden = [self.passed[last.name][number, 0].output[0, keep] for number in numbers[start : start + at_once]]
+            yield from self.model.logits(torch.cat(hidden)).float().log_softmax(-1).split(len(keep))
 
 
 def divergence(wanted: Tensor, got: Tensor) -> float:
