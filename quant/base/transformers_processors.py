@@ -89,7 +89,8 @@ def process(
     # Without its layout 4.x takes an image that is 1 or 3 pixels high for one with the channels first.
     given: dict[str, Any] = {"images": images, "input_data_format": "channels_last"} if images else {}
     # LLaVA-OneVision's takes images that are listed side by side for prompts of one image each.
-    if images and "batch_num_images" in getattr(processor.image_processor, "model_input_names", ()):
+    part = getattr(processor, "image_processor", None)
+    if images and "batch_num_images" in getattr(part, "model_input_names", ()):
         given["images"] = [images]
     if videos:
         processor = _with_videos(processor, *videos, given, numbers)
