@@ -11,13 +11,14 @@ table.
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -28,6 +29,7 @@ from bench.accuracy import checkpoint, packages  # noqa: E402
 from bench.accuracy.measure import Passage, Reference, Score, compare, score  # noqa: E402
 from bench.accuracy.passages import KINDS, passages  # noqa: E402
 from quant import QuantConfig  # noqa: E402
+from quant.base.choices import ROUNDINGS  # noqa: E402
 from quant.base.config import CALIB_IMAGES  # noqa: E402
 from quant.calibrate.calibrator import Calibrator  # noqa: E402
 from quant.verify import runtime  # noqa: E402
@@ -40,6 +42,12 @@ CALIBRATIONS = {  # name -> what it is
     "like": "16 passages like the evaluation's",
 }
 METHODS = ("none", "m2", "m4", "auto")
+SCHEMES: dict[str, dict[str, str]] = {  # name -> QuantConfig's choices
+    "static": {},  # down_proj float
+    "dynamic": {"scheme": "W8A8_DYNAMIC"},  # likewise
+    "vllm-ascend": {"profile": "vllm-ascend"},  # down_proj W8A8_DYNAMIC, the rest static
+    "all dynamic": {"profile": "vllm-ascend", "scheme": "W8A8_DYNAMIC"},
+}
 VENDOR = ("vendor m2", "vendor m4")
 LIKE = 4, 400  # passages of each kind, tokens of each
 BOUNDS = {"kl": 0.012, "gain": 4.0}  # of the short form: KL by default, and how much less it is than plain rounding's
@@ -57,13 +65,23 @@ def calibration(name: str, tokenizer, texts: Path) -> tuple[object, dict]:
     return CALIB_IMAGES, {"calib_text": "none", "num_samples": 2 if name == "two" else None}
 
 
-def export(source: Path, target: Path, name: str, method: str, tokenizer, texts: Path, device: str | None) -> float:
-    """Quantize into `target`; the seconds it took."""
-    data, choices = calibration(name, tokenizer, texts)
-    if method in VENDOR:
-        return vendor_export(source, target, data, choices, method)
+class Row(NamedTuple):
+    """A row of the table: one of CALIBRATIONS, METHODS or VENDOR, SCHEMES, ROUNDINGS."""
+
+    calibration: str
+    method: str
+    scheme: str
+    rounding: str
+
+
+def export(source: Path, target: Path, row: Row, seed: int, tokenizer, texts: Path, device: str | None) -> float:
+    """Quantize into `target`; the seconds it took. seed: of the rows that scales are judged on."""
+    data, choices = calibration(row.calibration, tokenizer, texts)
+    if row.method in VENDOR:
+        return vendor_export(source, target, data, choices, row.method)
     start = time.perf_counter()
-    config = QuantConfig(anti_method=method, dev_type=device, vision="float", **choices)
+    choices |= {"anti_method": row.method, "w_method": row.rounding, "seed": seed, **SCHEMES[row.scheme]}
+    config = QuantConfig(dev_type=device, vision="float", **choices)
     calibrator = Calibrator(source, config, data).run(target.parent)
     calibrator.save(target)
     calibrator.close()
@@ -109,6 +127,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "accuracy", help="packages, checkpoint and table")
     parser.add_argument("--calibrations", nargs="+", choices=CALIBRATIONS, default=list(CALIBRATIONS))
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, *VENDOR), default=list(METHODS))
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=["static"])
+    parser.add_argument("--roundings", nargs="+", choices=ROUNDINGS, default=["nearest"])
+    parser.add_argument("--seeds", type=int, default=1, help="exports of each row, each on passages of its own")
     parser.add_argument("--passages", type=int, default=8, help="of each kind of text")
     parser.add_argument("--tokens", type=int, default=400, help="of each passage")
     parser.add_argument(
@@ -125,49 +146,62 @@ def main() -> int:
     scores = table(chosen, source, texts)
     if not chosen.short:
         return 0
-    none, m2 = (scores["shipped", method].kl[0] for method in ("none", "m2"))
+    none, m2 = (scores[Row("shipped", method, "static", "nearest")].kl[0] for method in ("none", "m2"))
     met = m2 <= BOUNDS["kl"] and m2 * BOUNDS["gain"] <= none
     bounds = f"at most {BOUNDS['kl']} and {none:.4f} / {BOUNDS['gain']:g}"
     print(f"KL by default {m2:.4f}, {bounds}: {'met' if met else 'MISSED'}")
     return 0 if met else 1
 
 
-def table(chosen: argparse.Namespace, source: Path, texts: Path) -> dict[tuple[str, str], Score]:
+def rows(chosen: argparse.Namespace) -> list[Row]:
+    """Those that were asked for; the vendor's library gets what its users give it, photographs, and rounds its way."""
+    every = map(Row._make, product(chosen.calibrations, chosen.methods, chosen.schemes, chosen.roundings))
+    ours = "self", "like"
+    return [
+        row
+        for row in every
+        if row.method not in VENDOR or row.calibration not in ours and row[2:] == ("static", "nearest")
+    ]
+
+
+def table(chosen: argparse.Namespace, source: Path, texts: Path) -> dict[Row, Score]:
     """Measure and print row after row; kept in OUT/accuracy.json, too."""
     device = chosen.device_type or "cpu"
     float_model, encoder = runtime.load_float(source, device)
     said = tempfile.TemporaryDirectory(dir=chosen.out)
     reference = Reference(float_model, Path(said.name))
+    count, tokens = chosen.passages, chosen.tokens
     sets = {
-        kind: passages(encoder.tokenizer, texts, kind, chosen.passages, chosen.tokens, calibration=False)
+        kind: passages(encoder.tokenizer, texts, kind, count * chosen.seeds, tokens, calibration=False)
         for kind in KINDS
     }
-    kinds_ = ", ".join(KINDS)
-    print(f"{'calibration':<12} {'method':<10} {'perplexity':>17} {'KL':>15} {'same':>6} | KL by kind: {kinds_}")
+    print(f"{'calibration, method, scheme, rounding':<38} {'perplexity':>14} {'KL':>15} {'same':>6}", end=" ")
+    print("| KL by kind:", ", ".join(KINDS), flush=True)
     scores, kept = {}, []
-    for name in chosen.calibrations:
-        for method in chosen.methods:
-            if method in VENDOR and name in ("self", "like"):
-                continue  # the library gets what its users give it: photographs
+    for row in rows(chosen):
+        found: dict[str, list[Passage]] = {kind: [] for kind in KINDS}
+        seconds, by_seed = [], []
+        for seed in range(chosen.seeds):
             with tempfile.TemporaryDirectory(dir=chosen.out) as folder:
-                seconds = export(
-                    source, Path(folder) / "export", name, method, encoder.tokenizer, texts, chosen.device_type
-                )
-                model, _ = runtime.load(Path(folder) / "export", device)
-                rows: dict[str, list[Passage]] = {kind: compare(reference, model, each) for kind, each in sets.items()}
-                shutil.rmtree(Path(folder) / "export")
-            whole = scores[name, method] = score([row for each in rows.values() for row in each])
-            kinds = {kind: score(each) for kind, each in rows.items()}
-            by_kind = "  ".join(f"{kinds[kind].kl[0]:.4f}" for kind in KINDS)
-            print(
-                f"{name:<12} {method:<10} {whole.change[0]:>+8.2%} ± {whole.change[1]:<6.2%} {whole.kl[0]:>7.4f} ±"
-                f" {whole.kl[1]:<6.4f} {whole.same[0]:>5.1%} | {by_kind}"
-                f"   {seconds:.0f} s",
-                flush=True,
-            )
-            kept.append({"calibration": name, "method": method, "seconds": seconds, "all": asdict(whole)})
-            kept[-1] |= {"kinds": {kind: asdict(each) for kind, each in kinds.items()}}
-            (chosen.out / "accuracy.json").write_text(json.dumps(kept, indent=1) + "\n")
+                out = Path(folder) / "export"
+                seconds.append(export(source, out, row, seed, encoder.tokenizer, texts, chosen.device_type))
+                model, _ = runtime.load(out, device)
+                mine = {kind: compare(reference, model, each[seed :: chosen.seeds]) for kind, each in sets.items()}
+            by_seed.append(score([passage for each in mine.values() for passage in each]))
+            for kind, each in mine.items():
+                found[kind] += each
+        whole = scores[row] = score([passage for each in found.values() for passage in each])
+        kinds = {kind: score(each) for kind, each in found.items()}
+        by_kind = "  ".join(f"{kinds[kind].kl[0]:.4f}" for kind in KINDS)
+        print(
+            f"{' '.join(row):<36} {whole.change[0]:>+7.2%} ± {whole.change[1]:<6.2%} {whole.kl[0]:>7.4f} ±"
+            f" {whole.kl[1]:<6.4f} {whole.same[0]:>5.1%} | {by_kind}   {sum(seconds) / len(seconds):.0f} s",
+            flush=True,
+        )
+        kept.append({**row._asdict(), "seconds": seconds, "all": asdict(whole)})
+        kept[-1]["kinds"] = {kind: asdict(each) for kind, each in kinds.items()}
+        kept[-1]["seeds"] = [asdict(each) for each in by_seed]
+        (chosen.out / "accuracy.json").write_text(json.dumps(kept, indent=1) + "\n")
     said.cleanup()
     return scores
 

@@ -96,16 +96,17 @@ T95 = {
 }
 
 
+def mean(values: list[float]) -> tuple[float, float]:
+    """The mean of independent values with the half-width of its 95 % interval; of one value, not a number."""
+    count, middle = len(values), sum(values) / len(values)
+    if count < 2:
+        return middle, math.nan
+    spread = math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)
+    return middle, T95[max(known for known in T95 if known <= count)] * spread
+
+
 def score(rows: list[Passage]) -> Score:
     """Means over the tokens of all passages, which are of equal length."""
-
-    def mean(values: list[float]) -> tuple[float, float]:
-        count, middle = len(values), sum(values) / len(values)
-        if count < 2:
-            return middle, math.nan
-        spread = math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)
-        return middle, T95[max(known for known in T95 if known <= count)] * spread
-
     change, half = mean([(row.nll - row.nll_float) / row.tokens for row in rows])
     perplexity = math.exp(sum(row.nll_float for row in rows) / sum(row.tokens for row in rows))
     return Score(
