@@ -227,9 +227,17 @@ def llava_onevision(
     }
 
 
-def llava_video(*, text: dict, tower: str, side: int, special: int = QWEN_SPECIAL, most: int = 6) -> dict:
+def llava_video(
+    *,
+    text: dict,
+    tower: str,
+    side: int,
+    described: dict | None = None,
+    special: int = QWEN_SPECIAL,
+    most: int = 6,
+) -> dict:
     """LLaVA-Video under its original names: a Qwen2's config.json and what LLaVA adds. tower: the name of its vision
-    tower, whose tiles have `side` pixels.
+    tower, whose tiles have `side` pixels; described: its numbers, where it is not a published one.
     """
     sides = range(1, most + 1)
     return {
@@ -267,6 +275,7 @@ def llava_video(*, text: dict, tower: str, side: int, special: int = QWEN_SPECIA
         "transformers_version": "4.40.0.dev0",
         "use_mm_proj": True,
         "use_sliding_window": False,
+        **({"mm_vision_config": described} if described else {}),
         **text,
     }
 
@@ -687,9 +696,9 @@ _QWEN3_5_TINY = dict(
 
 TOWERS = {
     "google/siglip-so400m-patch14-384": {**_SIGLIP, "patch_size": 14},
-    "tiny": {**_SIGLIP_TINY, "image_size": 70, "patch_size": 14},
 }
 """Of the vision towers that a config.json names and does not describe."""
+_SIGLIP_TINIER = {**_SIGLIP_TINY, "image_size": 70, "patch_size": 14}
 
 SIZES = {
     "qwen2vl-2b": Size(
@@ -783,7 +792,10 @@ SIZES = {
         None,
     ),
     "llava_video-tiny": Size(
-        llava_video(text=_text(256, 320, 2, 2, 1, 576), tower="tiny", side=70, special=512, most=3), None
+        llava_video(
+            text=_text(256, 320, 2, 2, 1, 576), tower="tiny", described=_SIGLIP_TINIER, side=70, special=512, most=3
+        ),
+        None,
     ),
     "llava_next-tiny": Size(
         llava_next(

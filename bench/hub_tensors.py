@@ -404,7 +404,8 @@ def _internvl(config: dict) -> list[Tensor]:
 
 def _llava_video(config: dict) -> list[Tensor]:
     """LLaVA-Video's original names: everything under `model.`, the projector by the numbers of its layers."""
-    vision, width = TOWERS[config["mm_vision_tower"]], config["hidden_size"]
+    width = config["hidden_size"]
+    vision = config.get("mm_vision_config") or TOWERS[config["mm_vision_tower"]]
     found = [Tensor("model.image_newline", (width,), 0.02)]
     found += _siglip_vision("model.vision_tower.vision_tower.vision_model.", vision)
     found += _linear("model.mm_projector.0", width, vision["hidden_size"], bias=True)

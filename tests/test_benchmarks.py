@@ -145,7 +145,7 @@ def test_vlmevalkits_textvqa_and_docvqa(tmp_path):
     data = load_questions(tmp_path / "TextVQA_VAL.tsv")
     assert (data.rule, data.ocrbench, len(data.questions)) == ("vqa", False, 2)
     assert data.questions[0].prompt == "what brand?\nAnswer the question using a single word or phrase."
-    assert data.questions[0].answers == tuple(TEN) and data.questions[1].data() == png()
+    assert data.questions[0].answers == tuple(TEN) and data.questions[1].data() == [png()]
     (tmp_path / "DocVQA_VAL.tsv").write_text(f"index\timage\tquestion\tanswer\n0\t{image}\ttotal?\t['0.28', '.28']\n")
     data = load_questions(tmp_path / "DocVQA_VAL.tsv")
     assert data.rule == "anls" and data.questions[0].answers == ("0.28", ".28")
@@ -198,7 +198,7 @@ def test_parquet_of_the_hub(tmp_path):
     }
     write("ocr.parquet", [{**row, "answer": ["x + y"], "image": image}] * 2)
     data = load_questions(tmp_path / "ocr.parquet")
-    assert data.ocrbench and data.rule == "contains" and data.questions[0].math and data.questions[0].data() == png()
+    assert data.ocrbench and data.rule == "contains" and data.questions[0].math and data.questions[0].data() == [png()]
     assert data.questions[1].where.endswith("ocr.parquet:2")
     rows = [{"question": "brand?", "answers": TEN, "image": image, "image_id": "a", "image_classes": ["x"]}]
     write("validation-00000-of-00003.parquet", rows)

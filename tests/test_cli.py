@@ -282,7 +282,7 @@ def test_pickles_and_unknown_architectures(world, capsys, tmp_path):
     refused(
         world,
         capsys,
-        r"MllamaForConditionalGeneration is not supported; supported are Qwen2-VL .*LLaVA-1\.5",
+        r"MllamaForConditionalGeneration is not supported; supported are Qwen2-VL, .*LLaVA-1\.5",
         2,
         **{"--model_path": other},
     )

@@ -163,6 +163,8 @@ def test_what_is_not_supported_is_named(tmp_path, source):
     for key, value in (("mm_vision_tower", "openai/clip"), ("add_faster_video", True), ("mm_spatial_pool_mode", "max")):
         broken = tmp_path / key
         shutil.copytree(source, broken)
-        edit_json(broken / "config.json", lambda config, key=key, value=value: config.update({key: value}))
+        edit_json(broken / "config.json", lambda config: config.pop("mm_vision_config"))
+        name = {"mm_vision_tower": next(iter(llava_video.TOWERS)), key: value}
+        edit_json(broken / "config.json", lambda config, said=name: config.update(said))
         with pytest.raises(UsageError, match=f"{key} is {value!r}; supported is"):
             Encoder(broken)

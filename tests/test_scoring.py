@@ -231,7 +231,7 @@ def test_json(folder):
 def test_json_images_elsewhere(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     file = write_json(elsewhere, ocrbench_row())
-    assert load_questions(file, folder).questions[0].data() == png("red")
+    assert load_questions(file, folder).questions[0].data() == [png("red")]
     with pytest.raises(UsageError, match=r"data.json:2: .*a.png: no such file"):
         load_questions(file)
 
@@ -248,7 +248,7 @@ def test_tsv(folder):
     )
     first, second, third = data.questions
     assert first.answers == ("a", "b's") and third.answers == ("plain",)
-    assert second.data() == first.data() == png() and second.math and not first.math
+    assert second.data() == first.data() == [png()] and second.math and not first.math
     assert [question.where.rpartition(":")[2] for question in data.questions] == [
         "2",
         "3",
@@ -287,7 +287,7 @@ def test_jsonl_and_what_the_digest_depends_on(folder):
         ({"image": "a.png", "prompt": "p", "answers": ["x", " "]}, r"an answer is empty"),
         ({"image": "a.png", "prompt": "", "answers": "x"}, r"the question must be text"),
         ({"image": "a.png", "prompt": 5, "answers": "x"}, r"the question must be text"),
-        ({"image": 5, "prompt": "p", "answers": "x"}, r'"image" must be text'),
+        ({"image": 5, "prompt": "p", "answers": "x"}, r'"image" must be the path of an image, found 5'),
         ({"image": "a.png", "prompt": "p", "answers": "x", "split": 1}, r'unknown key "split"'),
         ({"image": "c.png", "prompt": "p", "answers": "x"}, r"c.png: no such file"),
         ({"image": "../c.png", "prompt": "p", "answers": "x"}, r"leaves the folder"),

@@ -20,11 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import make_checkpoint  # noqa: E402
 from bench.hub_config import SIZES, cut  # noqa: E402
 from quant import families as described  # noqa: E402
-from quant.families import llava_video  # noqa: E402
-
-llava_video.TOWERS["tiny"] = dict(
-    hidden_size=128, image_size=70, intermediate_size=208, num_attention_heads=2, num_hidden_layers=2, patch_size=14
-)
 
 FAMILIES = {
     "qwen2_vl": "qwen2vl-tiny",
@@ -45,11 +40,16 @@ FAMILIES = {
 }
 
 
+def family(name: str):
+    """The description of one of FAMILIES."""
+    return described.FAMILIES[SIZES[FAMILIES[name]].config["architectures"][0]]
+
+
 def known() -> list[str]:
     """Those of FAMILIES whose class the installed transformers has."""
     import transformers
 
-    families = {name: described.FAMILIES[SIZES[size].config["architectures"][0]] for name, size in FAMILIES.items()}
+    families = {name: family(name) for name in FAMILIES}
     return [name for name, family in families.items() if hasattr(transformers, family.built_as)]
 
 

@@ -8,6 +8,7 @@ transformers is imported inside the functions: it takes seconds, and --help does
 in transformers_processors.py.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -212,6 +213,7 @@ def end_rows_in_newline(model: "PreTrainedModel") -> None:
             newline = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
             return torch.cat([rows, newline], 2).flatten(1, 2)
 
+        @functools.wraps(whole.get_video_features)  # generate() looks at its parameters
         def get_video_features(self, *args, **kwargs):
             found = super().get_video_features(*args, **kwargs)
             found.pooler_output = found.pooler_output[:, :-1]

@@ -42,7 +42,7 @@ def family_of(config: dict, where) -> Family:
         types = {family.model_type: family.architecture for family in FAMILIES.values()}
         architecture = types.get(str(config.get("model_type")), architecture)
     if architecture not in FAMILIES:
-        supported = ", ".join(f"{family.name} ({name})" for name, family in FAMILIES.items())
+        supported = ", ".join(family.name for family in FAMILIES.values())
         raise UsageError(f"{where}: architecture {architecture} is not supported; supported are {supported}")
     return FAMILIES[architecture]
 

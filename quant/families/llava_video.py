@@ -26,7 +26,7 @@ TOWERS = {
         patch_size=14,
     )
 }
-"""mm_vision_tower -> its numbers, its last block left out."""
+"""mm_vision_tower -> its numbers, its last block left out. Of another SigLIP, mm_vision_config has them."""
 SUPPORTED = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_patch_merge_type": ("spatial_unpad",),
@@ -58,13 +58,18 @@ def nested(config: dict) -> dict:
     for key, known in SUPPORTED.items():
         if (said := config.get(key, DEFAULTS.get(key, known[0]))) not in known:
             raise UsageError(f"config.json: {key} is {said!r:.40}; supported is {' or '.join(map(repr, known))}")
-    if (tower := config.get("mm_vision_tower")) not in TOWERS:
-        raise UsageError(f"config.json: mm_vision_tower is {tower!r:.60}; supported is {', '.join(TOWERS)}")
+    tower = config.get("mm_vision_tower")
+    described = config.get("mm_vision_config") or TOWERS.get(str(tower))
+    if described is None:
+        raise UsageError(
+            f"config.json: mm_vision_tower is {tower!r:.60}; supported is {', '.join(TOWERS)}, or one that"
+            " mm_vision_config describes"
+        )
     image = config.get("image_token_index", 151646)
     return {
         "model_type": "llava_onevision",
         "text_config": _text(config),
-        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **TOWERS[tower]},
+        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **described},
         "image_token_index": image,
         "video_token_index": image + 1,
         "image_grid_pinpoints": config.get("image_grid_pinpoints") or [list(sides) for sides in SIDES],
