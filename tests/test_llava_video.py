@@ -99,7 +99,11 @@ def test_frames_are_pooled_and_ended_by_the_published_formulas(source, whole, vi
     inputs = encoder(None, "What happens?", clips=[encoder.clip(video)])
     assert (inputs["input_ids"] == encoder.video_token_id).sum() == 4 * 3 * (3 + 1)
     model = runtime.load_float(source)[0]
-    found = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True).pooler_output
+    if transformers.__version__ < "5":  # its forward adds the last newline
+        found = model.model.get_video_features(inputs["pixel_values_videos"])
+        found = torch.cat([found, whole.model.image_newline.expand(1, 1, -1)], 1)
+    else:
+        found = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True).pooler_output
     seen = whole.model.vision_tower(inputs["pixel_values_videos"][0], output_hidden_states=True).hidden_states[-1]
     wanted = by_formula(whole.model.multi_modal_projector(seen), whole.model.image_newline)
     assert found.shape == (1, *wanted.shape)

@@ -216,6 +216,8 @@ def end_rows_in_newline(model: "PreTrainedModel") -> None:
         @functools.wraps(whole.get_video_features)  # generate() looks at its parameters
         def get_video_features(self, *args, **kwargs):
             found = super().get_video_features(*args, **kwargs)
+            if isinstance(found, torch.Tensor):  # 4.x adds its one afterwards, in the place of the last row's
+                return found[:, :-1]
             found.pooler_output = found.pooler_output[:, :-1]
             return found
 

@@ -97,6 +97,10 @@ def process(
         if frame_features:
             token, each = processor.video_token, [frame_features * len(clip.taken) for clip in videos[1]]
             processor.replace_video_token = lambda inputs, video_idx=0, **_: token * each[video_idx]
+            if version() < (5, 0):  # it repeats a token that it finds; here it finds none
+                before, *after = text.split(token)
+                text = before + "".join(token * count + part for count, part in zip(each, after, strict=True))
+                processor.video_token = "\0"
     return dict(processor(text=[text], return_tensors="pt", add_special_tokens=add_special_tokens, **given))
 
 
@@ -118,8 +122,10 @@ def _with_videos(processor, made: "dict[str, Tensor]", sampled: list[Sampled], g
     class Made:
         model_input_names = list(made)
 
-        def __call__(self, videos=None, **kwargs):
-            return {**made, "video_metadata": metadata}
+        def __call__(self, videos=None, return_metadata=False, **kwargs):
+            # 4.x's own answers with it where it is asked to, and most processors hand on what it answers.
+            wanted = return_metadata or version() >= (5, 0)
+            return {**made, "video_metadata": metadata} if wanted else dict(made)
 
     whole, video_processor = copy.copy(processor), Made()
     for name, number in numbers.items():
