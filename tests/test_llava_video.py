@@ -100,7 +100,7 @@ def test_frames_are_pooled_and_ended_by_the_published_formulas(source, whole, vi
     assert (inputs["input_ids"] == encoder.video_token_id).sum() == 4 * 3 * (3 + 1)
     model = runtime.load_float(source)[0]
     if transformers.__version__ < "5":  # its forward adds the last newline
-        found = model.model.get_video_features(inputs["pixel_values_videos"])
+        found = model.model.get_video_features(inputs["pixel_values_videos"], -1, "full")
         found = torch.cat([found, whole.model.image_newline.expand(1, 1, -1)], 1)
     else:
         found = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True).pooler_output
