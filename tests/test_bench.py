@@ -3,6 +3,7 @@ writes.
 """
 
 import json
+import resource
 import sys
 
 import pytest
@@ -49,7 +50,9 @@ def test_the_bound_is_the_slowest_of_three_and_the_imports():
 
 def test_a_process_is_measured(tmp_path):
     took = measure([sys.executable, "-c", "import time; x = bytearray(200_000_000); time.sleep(0.3)"], tmp_path / "log")
-    assert 0.3 < took.seconds < 20 and 200e6 < took.peak < 2e9 and 0 < took.cpu < 20
+    # Linux counts the peak of the process that starts another as the other's, too; and here that has run other tests.
+    most = max(2e9, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert 0.3 < took.seconds < 20 and 200e6 < took.peak <= most and 0 < took.cpu < 20
     with pytest.raises(SystemExit, match="exit 3 of .*\nno such thing"):
         measure([sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"], tmp_path / "log")
 
