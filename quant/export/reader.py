@@ -38,7 +38,10 @@ class Export:
     def aliases(self) -> dict[str, str]:
         """Name that only the description has -> the linear that it is another name of, for a server."""
         linears = [name.removesuffix(".weight") for name in self.tensors if name.endswith(".weight")]
-        return family_of(self.config, self.dir / "config.json").aliases(linears)
+        try:
+            return family_of(self.config, self.dir / "config.json").aliases(linears)
+        except UsageError:  # another tool's export, whose config.json does not say of which model it is
+            return {}
 
     @property
     def linear_names(self) -> list[str]:
