@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from exports import DESCRIPTION, WEIGHTS, Exports, copy
+from exports import DESCRIPTION, WEIGHTS, Exports, copy, edit_json
 from safetensors.torch import load_file, save_file
 
 from quant.arithmetic.schemes import QuantizedLinear
@@ -247,6 +247,14 @@ def test_a_directory_of_other_modes_is_copied_not_changed(exports, tmp_path):
     out = formats.export(static, tmp_path / "out", act="mix")
     assert oct(next(out.glob("*.safetensors")).stat().st_mode)[-3:] == "640"
     assert oct((static / WEIGHTS).stat().st_mode)[-3:] == "400"
+
+
+def test_an_export_that_does_not_say_of_which_model_it_is_is_read(exports, tmp_path):
+    """As the vendor's library writes config.json in some versions."""
+    static = exports(FAMILIES[0], "bfloat16")
+    other = copy(static, tmp_path / "other")
+    edit_json(other / "config.json", lambda config: (config.pop("architectures"), config.update(model_type="")))
+    assert reader.read(other).words == reader.read(static).words != {}
 
 
 def test_refusals(exports, tmp_path):
