@@ -19,6 +19,11 @@ def ranking(layers: Sequence[Layer], damage: Mapping[str, float], costs: Mapping
     return sorted(layers, key=lambda layer: -damage[layer.name] / max(1, costs[layer.name]))
 
 
+def matters(layer: Layer, damage: Mapping[str, float], count: int) -> bool:
+    """Whether one of `count` layers does more than its share of ENOUGH."""
+    return damage[layer.name] * count > ENOUGH
+
+
 def first_choice(order: Sequence[Layer], damage: Mapping[str, float], costs: Mapping[str, int]) -> list[Layer]:
     """The layers that become float before anything is scored. costs: of every node, those without a weight too, which
     are float in any case.
@@ -30,7 +35,7 @@ def first_choice(order: Sequence[Layer], damage: Mapping[str, float], costs: Map
     for layer in order:
         if left <= ENOUGH:
             break
-        if damage[layer.name] * len(order) > ENOUGH and used + costs[layer.name] <= BUDGET * total:
+        if matters(layer, damage, len(order)) and used + costs[layer.name] <= BUDGET * total:
             chosen.append(layer)
             used += costs[layer.name]
             left -= damage[layer.name]

@@ -143,13 +143,17 @@ class Work:
         return max(self.options.max_drop, 100 / len(self.held_out) if counted else 0)
 
     def _equalize(self) -> None:
-        """Every layer's damage, and equalized channels for the layers whose damage that brings down."""
+        """Every layer's damage, and equalized channels for the layers whose damage matters and comes down by it."""
         layers = self.layers
         tried = exponents(self.float, layers, self.stats)
         self.damages = self._damages(self.float, self.stats, layers)
         other = equalized(self.float, layers, tried)
         outputs = output_exponents(other, layers)
-        changed = [layer for layer in layers if layer.input in tried or layer.name in outputs]
+        changed = [
+            layer
+            for layer in layers
+            if (layer.input in tried or layer.name in outputs) and choose.matters(layer, self.damages, len(layers))
+        ]
         found = self._damages(evened(other, layers, outputs), divided(self.stats, tried), changed)
         better = {name: value for name, value in found.items() if value < PAYS * self.damages[name]}
         inputs = {layer.input for layer in layers if layer.name in better}

@@ -10,7 +10,7 @@ from graphs import classifier, looped, model, normal, transposed, value
 from onnx import helper, numpy_helper
 
 from quant.base.errors import QuantError
-from quant.onnx import calibrate, choose, equalize, graph, measure, qdq, verify
+from quant.onnx import calibrate, choose, equalize, graph, job, measure, qdq, verify
 from quant.onnx.sessions import Session
 
 
@@ -309,6 +309,26 @@ def test_what_was_equalized_gets_biases_of_its_own():
         most = step / 2 * (mean if layer.groups > 1 else mean.sum())
         gap = np.abs(constant(fixed, layer.name, 2) - constant(other, layer.name, 2))
         assert (gap <= most + 1e-6).all()
+
+
+def test_equalized_are_layers_whose_damage_matters(monkeypatch):
+    made, layers, stats, ranges, feeds = prepared(hard_swish, (1, 3, 8, 8))
+    full = qdq.quantized(calibrate.corrected(made, layers, ranges, stats), layers, ranges)
+    trials = measure.Trials(made, feeds)
+    damages = {layer.name: trials.damage(full, layer) for layer in layers}
+    monkeypatch.setattr(job, "PAYS", 1e9)  # every layer that is tried is taken
+
+    def inputs(enough):
+        monkeypatch.setattr(choose, "ENOUGH", enough)
+        work = job.Work.__new__(job.Work)
+        work.float, work.layers, work.stats, work.tried = made, layers, stats, feeds
+        work._equalize()
+        return {layer.name for layer in layers if layer.input in work.exponents}
+
+    assert inputs(0) == {"by_channel", "dense"}
+    less, more = sorted(["by_channel", "dense"], key=damages.get)
+    assert inputs(len(layers) * (damages[less] + damages[more]) / 2) == {more}
+    assert inputs(len(layers) * damages[more] * 1.01) == set()
 
 
 def test_what_was_equalized_is_not_damaged():
