@@ -66,7 +66,8 @@ def test_quantize_takes_the_bound_itself(analysed, tmp_path, capsys):
     assert main([*quantize, *bound, "--save_directory", str(place)]) == 0
     said = capsys.readouterr().out
     moved, floats, loss = re.search(
-        r"bound +([\d.]+)% of the multiply-adds leave static int8: (\d+) float, 0 dynamic\n"
+        r"bound +([\d.]+)% of the multiply-adds leave static int8:\n"
+        r" +\1% to float \((\d+) linears\), 0.0% to W8A8_DYNAMIC \(0\)\n"
         r" +KL ([\d.]+) on samples not chosen by, at most 0\.0010",
         said,
     ).groups()

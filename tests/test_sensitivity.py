@@ -134,7 +134,7 @@ ROWS = (0.010, 0.001, 0.1), (0.008, 0.007, 0.5), (0.001, 0.002, 0.1), (0.006, 0.
 def test_the_most_cost_for_each_multiply_add_leaves_first(bound, dynamic, float_, moved):
     chosen = select(costs(*ROWS), SimpleNamespace(vision_int8_whole=()), bound, dynamic)
     assert (chosen.floats, chosen.dynamics, chosen.reached) == (float_, [], True)
-    assert chosen.moved == pytest.approx(moved) and chosen.expected <= bound
+    assert chosen.moved == chosen.floating == pytest.approx(moved) and chosen.expected <= bound
 
 
 def test_dynamic_comes_before_float():
@@ -143,6 +143,7 @@ def test_dynamic_comes_before_float():
     assert (chosen.floats, chosen.dynamics) == ([], ["0", "3"]) and chosen.expected == pytest.approx(0.02)
     chosen = select(costs(*ROWS), family, 0.005, True)
     assert (chosen.floats, chosen.dynamics) == (["1"], ["0", "3"]), "2 would be worse dynamic than it is"
+    assert (chosen.moved, chosen.floating) == (pytest.approx(0.9), pytest.approx(0.5))
 
 
 def test_the_factor_is_what_was_measured():

@@ -42,7 +42,7 @@ CALIBRATIONS = {  # name -> what it is
     "like": "16 passages like the evaluation's",
 }
 METHODS = ("none", "m2", "m4", "auto")
-SCHEMES: dict[str, dict[str, str]] = {  # name -> QuantConfig's choices
+SCHEMES: dict[str, dict] = {  # name -> QuantConfig's choices
     "static": {},  # down_proj float
     "dynamic": {"scheme": "W8A8_DYNAMIC"},  # likewise
     "vllm-ascend": {"profile": "vllm-ascend"},  # down_proj W8A8_DYNAMIC, the rest static
@@ -127,7 +127,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "accuracy", help="packages, checkpoint and table")
     parser.add_argument("--calibrations", nargs="+", choices=CALIBRATIONS, default=list(CALIBRATIONS))
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, *VENDOR), default=list(METHODS))
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=["static"])
+    parser.add_argument("--schemes", nargs="+", choices=(*SCHEMES, "chosen"), default=["static"])
+    parser.add_argument("--analysis", type=Path, metavar="DIR", help="of quant analyze --max_drop: the scheme `chosen`")
     parser.add_argument("--roundings", nargs="+", choices=ROUNDINGS, default=["nearest"])
     parser.add_argument("--seeds", type=int, default=1, help="exports of each row, each on passages of its own")
     parser.add_argument("--passages", type=int, default=8, help="of each kind of text")
@@ -138,6 +139,13 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.short:
         chosen.calibrations, chosen.methods, chosen.passages, chosen.tokens = ["shipped"], ["none", "m2"], 3, 200
+    if ("chosen" in chosen.schemes) != bool(chosen.analysis):
+        parser.error("--schemes chosen and --analysis DIR go together")
+    if chosen.analysis:
+        moved = json.loads((chosen.analysis / "analysis.json").read_text())["chosen"]
+        profile = "vllm-ascend" if moved["dynamics"] else "both"
+        lists = {"disable_names_only": tuple(moved["floats"]), "dynamic_names": tuple(moved["dynamics"])}
+        SCHEMES["chosen"] = {"profile": profile, **lists}
     texts = packages.download(chosen.out / "packages")
     source = chosen.model_path or chosen.out / chosen.shape
     if not source.is_dir():

@@ -164,8 +164,9 @@ def outcome(chosen: "Selection", bound: float) -> list[str]:
     """What was chosen for the bound, a share, and what it costs on the samples that it was not chosen by."""
     limit = f"at most {log1p(bound):.4f}" if chosen.reached else f"{log1p(bound):.4f} is NOT reached"
     return [
-        f"bound    {chosen.moved:.1%} of the multiply-adds leave static int8:"
-        f" {len(chosen.floats)} float, {len(chosen.dynamics)} dynamic",
+        f"bound    {chosen.moved:.1%} of the multiply-adds leave static int8:",
+        f"         {chosen.floating:.1%} to float ({len(chosen.floats)} linears),"
+        f" {chosen.moved - chosen.floating:.1%} to W8A8_DYNAMIC ({len(chosen.dynamics)})",
         f"         KL {chosen.measured:.4f} on samples not chosen by, {limit}",
     ]
 

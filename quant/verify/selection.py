@@ -23,14 +23,15 @@ LEAST = 1.1  # by which a factor grows at least, so that every try moves somethi
 @dataclass
 class Selection:
     """floats, dynamics: names of linears, hub names; expected: KL, nats, by the formula above; measured: KL on samples
-    that nothing was chosen by, NaN before; moved: share of the multiply-adds that left static int8; reached: whether
-    the bound is.
+    that nothing was chosen by, NaN before; moved: share of the multiply-adds that left static int8; floating: of them,
+    to float; reached: whether the bound is.
     """
 
     floats: list[str] = field(default_factory=list)
     dynamics: list[str] = field(default_factory=list)
     expected: float = 0.0
     moved: float = 0.0
+    floating: float = 0.0
     reached: bool = True
     measured: float = math.nan
 
@@ -77,6 +78,7 @@ def select(found: Sensitivity, family: Family, bound: float, dynamic: bool, fact
         [name for item in together if state.get(item) == "dynamic" for name in item.names],
         expected=expected,
         moved=sum(item.share for item in state),
+        floating=sum(item.share for item, to in state.items() if to == "float"),
         reached=expected <= bound,
     )
 
