@@ -3,7 +3,8 @@ and quantized, for structure, coverage and speed. Their scores would mean nothin
 
     python examples/ocr/architectures.py [names]
 
-Left out: PP-FormulaNet's decoder, which is a language model; its vision encoder is here.
+Left out: PP-FormulaNet's decoder, which is a language model; its vision encoder is here. And PP-DocLayoutV2's reading
+order, which is computed from the boxes; the boxes are here.
 """
 
 import argparse
@@ -36,6 +37,14 @@ class Outputs(nn.Module):
         return tuple(getattr(answer, name) for name in self.pick)
 
 
+class Last(Outputs):
+    """Of outputs [1, decoder layers, queries, ...] the last layer's."""
+
+    def forward(self, pixels: torch.Tensor):
+        """[1, 3, H, W] -> the outputs."""
+        return tuple(each[:, -1] for each in super().forward(pixels))
+
+
 def strip_convolutions() -> dict[str, list]:
     """Kernel, stride and padding in the detection neck's blocks as PaddleOCR's LKPAN has them; the hub's class brings
     no defaults.
@@ -63,8 +72,8 @@ def build(name: str) -> tuple[nn.Module, tuple[int, int], str]:
         model = hub.PPOCRV5ServerRecForTextRecognition(hub.PPOCRV5ServerRecConfig())
         return Outputs(model, ("last_hidden_state",)), (48, 320), "rec"
     if name == "doclayout":
-        model = hub.PPDocLayoutV2ForObjectDetection(hub.PPDocLayoutV2Config())
-        return Outputs(model, ("logits", "pred_boxes")), (320, 320), "layout"
+        model = hub.PPDocLayoutV2ForObjectDetection(hub.PPDocLayoutV2Config()).model
+        return Last(model, ("intermediate_logits", "intermediate_reference_points")), (320, 320), "layout"
     if name == "formulanet":
         config = hub.PPFormulaNetConfig()
         config.vision_config.image_size = 384
