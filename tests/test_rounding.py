@@ -1,20 +1,26 @@
-"""Roundings of weights: GPTQ against the slow form of its own paper, and the second moments that it needs."""
+"""Roundings of weights: GPTQ against the slow form of its own paper, and the second moments that it needs; the mean
+error of rounding, taken up.
+"""
 
 import json
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from quant.arithmetic.int8 import quantize_weight, weight_scale
-from quant.arithmetic.rounding import Gptq, Nearest
-from quant.arithmetic.schemes import StaticLinear
+from quant.arithmetic.rounding import Gptq, Nearest, mean_error, round_weight
+from quant.arithmetic.schemes import DynamicLinear, StaticLinear
 from quant.arithmetic.stats import COARSE, FINE, MOST, Observer
 from quant.base.config import QuantConfig
 from quant.base.errors import QuantError, SourceError
 from quant.calibrate.calibrator import Calibrator
 from quant.commands.cli import main
 from quant.export import reader
+from quant.families import family_of
+from quant.files.checkpoint import Checkpoint
+from quant.verify.verify import check_values
 
 
 def correlated(tokens: int, channels: int, seed: int = 0) -> torch.Tensor:
@@ -201,3 +207,67 @@ def test_a_block_rounded_by_gptq_is_nearer(tmp_path):
         blocks = Calibrator(source, config, str(images)).run(tmp_path).blocks
         decibels[w_method] = sum(block["snr_db"] for block in blocks) / len(blocks)
     assert decibels["gptq"] > decibels["nearest"]
+
+
+# -- the mean error, taken up ------------------------------------------------------------------------------------------
+
+
+def test_the_mean_error_is_that_of_the_outputs():
+    """Against the outputs themselves, row after row, in float64."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(400, 24) + 2, torch.randn(10, 24)
+    codes, scale = round_weight("l", weight, Nearest())
+    errors = x.double() @ (codes.double() * scale - weight.double()).T
+    found = mean_error([weight[:3], weight[3:]], codes, scale, x.mean(0))
+    torch.testing.assert_close(found.double(), errors.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_static_linear_takes_the_mean_error_up_and_a_dynamic_one_stays():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(4000, 24) + 2, torch.randn(10, 24), torch.randn(10)
+    wanted = (x @ weight.T + bias).mean(0)
+    for scheme in (StaticLinear, DynamicLinear):
+        linear = scheme.quantize("l", weight, bias, (x.min(), x.max()), torch.float32)
+        before, stored = (linear(x).mean(0) - wanted).abs(), {k: v.clone() for k, v in linear.tensors().items()}
+        linear.take_up(mean_error([weight], linear.weight, linear.weight_scale, x.mean(0)))
+        after = (linear(x).mean(0) - wanted).abs()
+        changed = {name for name, tensor in linear.tensors().items() if not torch.equal(tensor, stored[name])}
+        if scheme is DynamicLinear:
+            assert not changed
+        else:
+            assert changed == {"l.quant_bias"} and after.mean() < before.mean() / 4
+
+
+@pytest.mark.parametrize("family, method", [("qwen2_vl", "m2"), ("llava", "none")])
+def test_a_job_that_corrects_biases(tmp_path, family, method, capsys):
+    """Of the export quant_bias alone is another; verify lets pass what the rounding explains, and nothing beyond."""
+    source, images = tiny.make(tmp_path / "src", family), tiny.make_images(tmp_path / "images", 4)
+    words = ["--model_path", source, "--calib_images", images, "--quiet", "--device_type", "cpu"]
+    exports = {}
+    for name, flags in (("plain", []), ("corrected", ["--bias_correction"])):
+        target = tmp_path / name
+        made = ["quantize", *map(str, words), "--save_directory", str(target), "--anti_method", method, *flags]
+        assert main(made) == 0
+        exports[name] = reader.read(target)
+    parts = {
+        name.rpartition(".")[2]
+        for name in exports["plain"].tensors
+        if not torch.equal(exports["plain"].load(name), exports["corrected"].load(name))
+    }
+    assert parts == {"quant_bias"}
+    recipe = tmp_path / "corrected" / "quant_recipe.json"
+    assert json.loads(recipe.read_text())["config"]["bias_correction"] is True
+    checkpoint, found = Checkpoint(source), family_of(Checkpoint(source).config, source)
+    assert check_values(checkpoint, exports["corrected"], found, set()) == []
+    recipe.rename(tmp_path / "recipe.json")  # without it, the same tensors are damaged
+    damaged = check_values(checkpoint, exports["corrected"], found, set())
+    assert damaged and {each.tensor.rpartition(".")[2] for each in damaged} == {"quant_bias"}
+    (tmp_path / "recipe.json").rename(recipe)
+    name = exports["corrected"].linear_names[0] + ".quant_bias"
+    file = exports["corrected"].tensors[name].file
+    tensors = load_file(file)
+    tensors[name][3] += 1_000_000
+    save_file(tensors, file)
+    assert [each.tensor for each in check_values(checkpoint, reader.read(tmp_path / "corrected"), found, set())] == [
+        name
+    ]

@@ -29,7 +29,7 @@ from bench.accuracy import checkpoint, packages  # noqa: E402
 from bench.accuracy.measure import Passage, Reference, Score, compare, score  # noqa: E402
 from bench.accuracy.passages import KINDS, passages  # noqa: E402
 from quant import QuantConfig  # noqa: E402
-from quant.base.choices import ROUNDINGS  # noqa: E402
+from quant.base.choices import ROUNDINGS as W_METHODS  # noqa: E402
 from quant.base.config import CALIB_IMAGES  # noqa: E402
 from quant.calibrate.calibrator import Calibrator  # noqa: E402
 from quant.verify import runtime  # noqa: E402
@@ -48,6 +48,7 @@ SCHEMES: dict[str, dict] = {  # name -> QuantConfig's choices
     "vllm-ascend": {"profile": "vllm-ascend"},  # down_proj W8A8_DYNAMIC, the rest static
     "all dynamic": {"profile": "vllm-ascend", "scheme": "W8A8_DYNAMIC"},
 }
+ROUNDINGS: dict[str, dict] = {name: {"w_method": name} for name in W_METHODS} | {"corrected": {"bias_correction": True}}
 VENDOR = ("vendor m2", "vendor m4")
 LIKE = 4, 400  # passages of each kind, tokens of each
 BOUNDS = {"kl": 0.012, "gain": 4.0}  # of the short form: KL by default, and how much less it is than plain rounding's
@@ -80,7 +81,7 @@ def export(source: Path, target: Path, row: Row, seed: int, tokenizer, texts: Pa
     if row.method in VENDOR:
         return vendor_export(source, target, data, choices, row.method)
     start = time.perf_counter()
-    choices |= {"anti_method": row.method, "w_method": row.rounding, "seed": seed, **SCHEMES[row.scheme]}
+    choices |= {"anti_method": row.method, "seed": seed, **ROUNDINGS[row.rounding], **SCHEMES[row.scheme]}
     config = QuantConfig(dev_type=device, vision="float", **choices)
     calibrator = Calibrator(source, config, data).run(target.parent)
     calibrator.save(target)

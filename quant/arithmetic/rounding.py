@@ -90,6 +90,14 @@ def round_weight(
     return torch.cat(codes), torch.cat(scales)
 
 
+def mean_error(weight: Iterable[Tensor], codes: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
+    """E[(W' - W) x], float32 [O], what rounding a weight adds to the mean output (Nagel et al., arXiv 1906.04721,
+    section 4.2). weight: W as parts [O', I] that follow each other; W' = codes [O, I] * scale [O, 1]; mean: E[x], [I].
+    """
+    exact = torch.cat([part @ mean for part in weight])
+    return codes.float() @ mean * scale.reshape(-1) - exact
+
+
 def _factor(name: str, moments: Tensor) -> Tensor:
     """U of the formula above, float32 [I, I] on the device of `moments`.
 

@@ -156,6 +156,9 @@ class QuantizedLinear(nn.Module, ABC):
         buffers = {part: _as_run(part, found[f"{name}.{part}"]) for part in cls.parts if part != "weight_offset"}
         return cls(name, dtype, **buffers, bias=found.get(f"{name}.bias"))
 
+    def take_up(self, error: Tensor) -> None:
+        """Subtract `error`, float32 [O], from every output; nothing where a server reads no bias that says it."""
+
     # -- run --
 
     def forward(self, x: Tensor) -> Tensor:
@@ -223,6 +226,10 @@ class StaticLinear(QuantizedLinear):
             deq_scale=deq_scale,
             bias=None if bias is None else bias.to(dtype),
         )
+
+    def take_up(self, error: Tensor) -> None:
+        """In quant_bias, to half a step."""
+        self.quant_bias -= torch.round(error / self.deq_scale).to(torch.int32)
 
     def _run(self, x: Tensor) -> Tensor:
         sums = int8_matmul(quantize_input(x, self.input_scale, self.input_offset), self.weight)

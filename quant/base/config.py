@@ -80,6 +80,8 @@ class QuantConfig(BaseModel):
     """
     w_method: str = "nearest"
     """How weights become codes: one of choices.ROUNDINGS."""
+    bias_correction: bool = False
+    """Static linears take up the mean error of rounding their weights, in quant_bias."""
     vision: Literal["int8", "float"] | None = None
     """The vision tower's linears. None takes what the family's servers support."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None

@@ -20,6 +20,7 @@ from ..arithmetic.fold import FoldedLinear, FoldedNorm, power_of_two, share_head
 from ..arithmetic.int8 import signal_to_noise
 from ..arithmetic.prior import Prior
 from ..arithmetic.ranges import activation_range
+from ..arithmetic.rounding import mean_error
 from ..arithmetic.schemes import NEAREST, SCHEMES, QuantizedLinear
 from ..arithmetic.smoothing import Problem, Smoothing, some_outputs
 from ..arithmetic.stats import Observer, Stats
@@ -252,6 +253,9 @@ class BlockQuantizer:
                 rounding = self.rounding(members[0].name, moments and moments.matrix()) if seen else NEAREST
                 for member in members:
                     linear = scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
+                    if self.config.bias_correction and seen:
+                        error = mean_error(member.parts(), linear.weight, linear.weight_scale, seen.rows.mean(0))
+                        linear.take_up(error)
                     rounded.append(linear)
             if self.ranks.size == 1:
                 return rounded

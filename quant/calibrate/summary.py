@@ -153,6 +153,7 @@ def _name(dtype) -> str:
 def _method(calibrator: Calibrator) -> str:
     config = calibrator.config
     rounding = "" if config.w_method == "nearest" else f", {config.w_method}"
+    rounding += ", biases corrected" if config.bias_correction else ""
     if config.anti_method == "none":
         return f"plain rounding, no outlier suppression{rounding}"
     if config.engine != "native":

@@ -70,6 +70,8 @@ def check(config: QuantConfig, device: str) -> None:
         raise UsageError(f"--engine msmodelslim: runs on {' or '.join(DEVICES)}, not {device}; add --device_type cpu")
     if config.w_method != "nearest":
         raise UsageError(f"--w_method {config.w_method}: msmodelslim rounds weights its own way; leave it out")
+    if config.bias_correction:
+        raise UsageError("--bias_correction: msmodelslim rounds weights its own way; leave it out")
     if config.scheme != "W8A8" or config.dynamic_names:
         flag = f"--scheme {config.scheme}" if config.scheme != "W8A8" else "--dynamic_names"
         raise UsageError(f"{flag}: with --engine msmodelslim linears are static W8A8; leave it out")

@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"rounding of the weights; {lines(ROUNDINGS)} (default: {default('w_method')})",
     )
     method.add_argument(
+        "--bias_correction",
+        action="store_true",
+        default=None,
+        help="static linears take up the mean error of rounding their weights",
+    )
+    method.add_argument(
         "--scheme", choices=SCHEMES, help=f"of int8 linears; {lines(SCHEMES)} (default: {default('scheme')})"
     )
     method.add_argument(

@@ -62,7 +62,8 @@ def _made(recipe: dict, run: dict) -> str:
         else None,
         "outlier suppression": method,
         "activations": {1: "min-max", 2: "histogram", 3: "the better of min-max and histogram"}[config["act_method"]],
-        "rounding of weights": config.get("w_method", "nearest"),
+        "rounding of weights": config.get("w_method", "nearest")
+        + (", its mean error taken up in quant_bias" if config.get("bias_correction") else ""),
         "kept float": f"{len(recipe['float'])} linears",
         "calibrated with": f"{len(recipe['samples'])} samples"
         + "".join(f", {count} tokens of {kind}s" for kind, count in tokens.items()),

@@ -79,6 +79,12 @@ def profile_of(directory: Path) -> str | None:
     return read_json(file).get("config", {}).get("profile") if file.is_file() else None
 
 
+def biases_corrected(directory: Path) -> bool:
+    """Whether an export was made with bias_correction."""
+    file = Path(directory) / RECIPE
+    return file.is_file() and bool(read_json(file).get("config", {}).get("bias_correction"))
+
+
 def _version(package: str) -> str:
     from importlib.metadata import version
 

@@ -1,10 +1,10 @@
 """One block of an export and the same block of the source: is every tensor what folding and rounding make of the
 source's?
 
-Nothing of the run that made the export is used, nor its recipe. What folding did is read off the tensors: a norm ->
-linears group was scaled by s = norm.weight / norm'.weight and shifted by z = norm.bias - s norm'.bias; for value -> o
-and up -> down, s is what the producer's rows were divided by, which a fit shows (fit.py). Then, with E = codes *
-weight_scale and S the source's weight:
+Nothing of the run that made the export is used, nor its recipe (but for `corrected`). What folding did is read off the
+tensors: a norm -> linears group was scaled by s = norm.weight / norm'.weight and shifted by z = norm.bias - s
+norm'.bias; for value -> o and up -> down, s is what the producer's rows were divided by, which a fit shows (fit.py).
+Then, with E = codes * weight_scale and S the source's weight:
 
     weight            E ~ diag(row) S diag(s), row = 1 unless a fold divides it; what is left over is rounding
     source of a group no channel in which all linears that read it miss s by one factor
@@ -29,19 +29,21 @@ from .tensors import Damage, difference, where
 RMS_STEPS = 1.0  # rounding leaves 0.29, in bfloat16 0.5
 WORST_STEPS = 4.0  # rounding leaves 0.5, in bfloat16 1
 NOT_DIVIDED = (None, slice(0, 0))
+Tensors = dict[str, Tensor]
 LOST = 0.25  # share of rows that are not the source's, above which the weight is called another one
 
 
 def check_block(
-    config: dict, tower: Tower, index: int, source: dict[str, Tensor], exported: dict[str, Tensor], int8: set[str]
+    config: dict, tower: Tower, index: int, source: Tensors, exported: Tensors, int8: set[str], corrected: bool = False
 ) -> "BlockCheck":
     """Block `index` of a tower, checked.
 
     config: the source's config.json; source, exported: hub tensor name -> tensor of the block, all that it has, such as
     a weight [O, I] and its weight_scale [O, 1], in the shapes and dtypes that tensors.check_format asks for, on one
-    device; int8: the linears described as W8A8.
+    device; int8: the linears described as W8A8; corrected: whether quant_bias also takes up the error of rounding.
     """
-    check = BlockCheck(tower.block(index), tower.groups_of(config, index), tower.heads(config), source, exported, int8)
+    of_tower = tower.block(index), tower.groups_of(config, index), tower.heads(config)
+    check = BlockCheck(*of_tower, source, exported, int8, corrected)
     check.run()
     return check
 
@@ -59,6 +61,7 @@ class BlockCheck:
     source: dict[str, Tensor]
     exported: dict[str, Tensor]
     int8: set[str]
+    corrected: bool = False
     damage: list[Damage] = field(default_factory=list)
     relations: dict[str, Relation] = field(default_factory=dict)
     folds: dict[str, tuple[str, slice]] = field(default_factory=dict)
@@ -82,7 +85,10 @@ class BlockCheck:
             if not relation.lost:
                 consumer_of, rows = self.folds.get(name, NOT_DIVIDED)
                 mates = self._mates(name)
-                self.damage += LinearCheck(name, relation, self.source, self.exported, consumer_of, rows, mates).run()
+                check = LinearCheck(
+                    name, relation, self.source, self.exported, consumer_of, rows, mates, self.corrected
+                )
+                self.damage += check.run()
         folded = {f"{self.prefix}{group.source}" for group in groups if group.kind == "norm"} | set(self.relations)
         folded |= {self.prefix + reader for group in groups if group.source for reader in group.readers}
         for name, tensor in self.source.items():

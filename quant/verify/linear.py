@@ -69,7 +69,7 @@ class LinearCheck:
 
     name: of the linear; source, exported: hub tensor name -> tensor of its block; consumer, divided: the linear
     that absorbed what these of its rows were divided by, or None and none of them; mates: the other int8 linears that
-    read the same tensor.
+    read the same tensor; corrected: whether quant_bias takes up the mean error of rounding the weight, too.
     """
 
     name: str
@@ -79,6 +79,7 @@ class LinearCheck:
     consumer: str | None
     divided: slice
     mates: list[str]
+    corrected: bool = False
     damage: list[Damage] = field(default_factory=list)
 
     def run(self) -> list[Damage]:
@@ -227,6 +228,8 @@ class LinearCheck:
         expected = bias - offset * codes
         # The bias was rounded to its dtype; sums in float32.
         tolerance = 2 + BIAS * bias.abs() + self._least() / deq + 1e-5 * (offset * codes).abs()
+        if self.corrected:
+            tolerance = tolerance + self._most_correction(offset)
         bad = ((stored - expected).abs() > tolerance) & ~(self.wrong_rows | self.relation.unlike)
         if not bad.any():
             return
@@ -242,6 +245,14 @@ class LinearCheck:
             f"does not follow from bias, scales and offset in {where(bad)}: [{first}] is {stored[first]:.0f}, they give"
             f" {expected[first]:.0f}",
         )
+
+    def _most_correction(self, offset: float) -> Tensor:
+        """What a correction E[(W' - W) x] can be at most, in units of deq_scale, float64 [O]: no input is further from
+        zero than its codes reach.
+        """
+        relation, scale = self.relation, self.part("weight_scale").float()
+        exact = self.source[f"{self.name}.weight"].float() * relation.row[:, None] * relation.column / scale
+        return (self.part("weight").float() - exact).abs().sum(1).double() * max(127 - offset, 128 + offset)
 
 
 def check_readers(

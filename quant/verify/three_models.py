@@ -23,6 +23,7 @@ from torch import Tensor
 from ..arithmetic.schemes import QuantizedLinear
 from ..arithmetic.stats import ROWS
 from ..export.reader import Export
+from ..export.recipe import biases_corrected
 from ..families.family import Family, Tower
 from ..files.checkpoint import Checkpoint
 from ..model.device import compute_dtype
@@ -56,7 +57,7 @@ class ThreeModels:
         trust_remote_code: bool = False,
     ):
         self.checkpoint, self.export, self.family, self.inputs = checkpoint, export, family, inputs
-        self.int8 = set(export.linear_names)
+        self.int8, self.corrected = set(export.linear_names), biases_corrected(export.dir)
         refuse_outside(export, family)
         self.float = StreamedModel(
             checkpoint, family, compute_dtype(checkpoint.dtype, device), device, trust_remote_code
@@ -81,7 +82,7 @@ class ThreeModels:
                 source, exported = coming.result()
                 if index + 1 < used:
                     coming = reader.submit(self._load, tower, index + 1)
-                checked = check_block(self.checkpoint.config, tower, index, source, exported, self.int8)
+                checked = check_block(self.checkpoint.config, tower, index, source, exported, self.int8, self.corrected)
                 self.damage += checked.damage
                 integer = self._set(source, exported)
                 with self.integer.replaced(list(integer.values())):

@@ -13,7 +13,7 @@ distribution
 and whether both models rank the same token first, at these positions (teacher-forced) and in answers that each model
 writes itself (free-running, where both fit in memory).
 
-Nothing of what made the export is used: not the calibrator, not the recipe.
+Nothing of what made the export is used: not the calibrator, and of the recipe one word, whether biases were corrected.
 """
 
 import math
@@ -29,7 +29,7 @@ from ..base.console import SILENT, Reporter
 from ..base.errors import UsageError
 from ..export import reader
 from ..export.reader import Export
-from ..export.recipe import VERSION, identities, source_of
+from ..export.recipe import VERSION, biases_corrected, identities, source_of
 from ..families import family_of
 from ..families.family import Family
 from ..files.checkpoint import Checkpoint
@@ -153,7 +153,7 @@ def check_values(checkpoint: Checkpoint, export: Export, family: Family, known: 
     """Damaged values where the format is right. known: tensors whose format is damaged; blocks that hold one of them
     are left out.
     """
-    int8 = set(export.linear_names)
+    int8, corrected = set(export.linear_names), biases_corrected(export.dir)
     damage: list[Damage] = []
     for tower in family.towers:
         for index in range(tower.used(checkpoint.config)):
@@ -162,7 +162,7 @@ def check_values(checkpoint: Checkpoint, export: Export, family: Family, known: 
             if not any(name.startswith(prefix) for name in known):
                 source = {name: checkpoint.load(name) for name in names}
                 exported = {part: export.load(part) for name in names for part in export.parts(name)}
-                damage += check_block(checkpoint.config, tower, index, source, exported, int8).damage
+                damage += check_block(checkpoint.config, tower, index, source, exported, int8, corrected).damage
     return damage + check_outside(checkpoint, export, family, known)
 
 
