@@ -253,7 +253,7 @@ class BlockQuantizer:
                 rounding = self.rounding(members[0].name, moments and moments.matrix()) if seen else NEAREST
                 for member in members:
                     linear = scheme.quantize(member.name, member.parts(), member.bias, range_, self.dtype, rounding)
-                    if self.config.bias_correction and seen:
+                    if self.config.bias_correction and seen and len(seen.rows):
                         error = mean_error(member.parts(), linear.weight, linear.weight_scale, seen.rows.mean(0))
                         linear.take_up(error)
                     rounded.append(linear)

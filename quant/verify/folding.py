@@ -58,8 +58,8 @@ class BlockCheck:
     prefix: str
     groups: tuple[Group, ...]
     heads: tuple[int, int]
-    source: dict[str, Tensor]
-    exported: dict[str, Tensor]
+    source: Tensors
+    exported: Tensors
     int8: set[str]
     corrected: bool = False
     damage: list[Damage] = field(default_factory=list)
